@@ -1,0 +1,21 @@
+//! Slots: the RAM that holds streamed weights.
+//!
+//! This layer knows blocks by number and slots by number; it does not know files or tensors. A *block* is a stretch of
+//! weights that is read and used as a whole (a dense tensor, or one expert of an expert tensor). A *slot* is room for
+//! one block. Slots of one size form a [`Pool`]; blocks of another size live in another pool, so no room is lost to
+//! fragmentation.
+//!
+//! Invariants, all guarded by the one lock that the owner keeps the pools behind:
+//! 1. A slot is Empty, Loading or Ready. Only a Ready slot's bytes are ever handed out.
+//! 2. `users` counts the fetches that hold or await a slot. A slot with users, or Loading, is never given away.
+//! 3. A Ready slot without users is in exactly one of the two lists: `used` (least recently used first) or `guessed`
+//!    (read ahead, not asked for yet). All other slots are in neither, unless Empty: then in `empty`.
+//! 4. A speculative read takes an empty or a used slot, never another guess; a demand read takes those first, and then
+//!    the guess made last, so a ring full of guesses can never starve a demand.
+
+mod arena;
+mod list;
+mod pool;
+
+pub use arena::Arena;
+pub use pool::{Pool, SlotState};

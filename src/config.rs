@@ -1,0 +1,417 @@
+//! The `HYPURA*` environment variables.
+//!
+//! They are the same for every host. A value that cannot be understood and a name that is not known are errors, because
+//! a setting that is silently ignored costs more time than one that is refused.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorCode, Result};
+
+/// When to stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModeSetting {
+    /// Stream when the model does not fit.
+    #[default]
+    Auto,
+    /// Never stream.
+    Off,
+    /// Stream even when the model would fit.
+    Stream,
+}
+
+/// Which I/O engine to read with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoSetting {
+    /// Whichever works best here.
+    #[default]
+    Auto,
+    /// io_uring only.
+    Uring,
+    /// The thread pool only.
+    Threads,
+}
+
+/// Whether to read past the page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DirectSetting {
+    /// Whichever is measured to be faster.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Whether to read ahead of need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrefetchSetting {
+    /// While it pays.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// How much to log; a level includes those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Failures.
+    Error,
+    /// What is likely to disappoint.
+    Warn,
+    /// What was decided.
+    #[default]
+    Info,
+    /// Why it was decided.
+    Debug,
+    /// Every step.
+    Trace,
+}
+
+/// All settings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// `HYPURA`: when to stream.
+    pub mode: ModeSetting,
+    /// `HYPURA_RAM`: bytes of host memory that may be held for weights; `None` leaves it to the machine's limits.
+    pub ram_bytes: Option<u64>,
+    /// `HYPURA_IO`: which I/O engine to use.
+    pub io: IoSetting,
+    /// `HYPURA_DIRECT`: whether to read past the page cache.
+    pub direct: DirectSetting,
+    /// `HYPURA_PREFETCH`: whether to read ahead of need.
+    pub prefetch: PrefetchSetting,
+    /// `HYPURA_STATS`: where to write statistics as JSON.
+    pub stats: Option<PathBuf>,
+    /// `HYPURA_TRACE`: where to record routing for replay.
+    pub trace: Option<PathBuf>,
+    /// `HYPURA_VERIFY`: whether to compare every acquired range with the file.
+    pub verify: bool,
+    /// `HYPURA_LOG`: how much to log.
+    pub log: LogLevel,
+}
+
+/// The variables that are settings.
+const KNOWN: [&str; 9] = [
+    "HYPURA",
+    "HYPURA_RAM",
+    "HYPURA_IO",
+    "HYPURA_DIRECT",
+    "HYPURA_PREFETCH",
+    "HYPURA_STATS",
+    "HYPURA_TRACE",
+    "HYPURA_VERIFY",
+    "HYPURA_LOG",
+];
+
+/// Names that look like settings but belong to the build (`HYPURA_DIR`) and to tests.
+const BUILD_DIRECTORY: &str = "HYPURA_DIR";
+const TEST_PREFIX: &str = "HYPURA_TEST_";
+
+impl Config {
+    /// The settings of this process's environment.
+    ///
+    /// # Errors
+    ///
+    /// `Config`, with a message that names the variable and what it may be.
+    pub fn from_environment() -> Result<Config> {
+        let mut variables = Vec::new();
+        // Not `vars`, which panics when any variable of the process, ours or not, is not Unicode.
+        for (name, value) in std::env::vars_os() {
+            let Some(name) = name.to_str().filter(|name| is_ours(name)) else { continue };
+            let Some(value) = value.to_str() else {
+                return Err(refused(format!("{name}={} is not Unicode text", value.to_string_lossy())));
+            };
+            variables.push((name.to_owned(), value.to_owned()));
+        }
+        Self::from_variables(variables)
+    }
+
+    /// The settings in a list of names and values, in which names of other programs are ignored and an empty value
+    /// counts as unset.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::from_environment`].
+    pub fn from_variables<I: IntoIterator<Item = (String, String)>>(variables: I) -> Result<Config> {
+        let mut config = Config::default();
+        for (name, value) in variables {
+            if value.is_empty() || !is_ours(&name) {
+                continue;
+            }
+            let (name, value) = (name.as_str(), value.as_str());
+            match name {
+                "HYPURA" => config.mode = choice(name, value, &MODES)?,
+                "HYPURA_RAM" => config.ram_bytes = Some(size(name, value)?),
+                "HYPURA_IO" => config.io = choice(name, value, &ENGINES)?,
+                "HYPURA_DIRECT" => config.direct = choice(name, value, &DIRECT)?,
+                "HYPURA_PREFETCH" => config.prefetch = choice(name, value, &PREFETCH)?,
+                "HYPURA_STATS" => config.stats = Some(output_file(name, value)?),
+                "HYPURA_TRACE" => config.trace = Some(output_file(name, value)?),
+                "HYPURA_VERIFY" => config.verify = choice(name, value, &SWITCH)?,
+                "HYPURA_LOG" => config.log = choice(name, value, &LEVELS)?,
+                unknown => return Err(refused(unknown_message(unknown))),
+            }
+        }
+        Ok(config)
+    }
+
+    /// The names that look like settings but are not, in their order: what [`Config::from_variables`] would refuse.
+    pub fn unknown_variables<'a, I: IntoIterator<Item = &'a str>>(names: I) -> Vec<&'a str> {
+        names.into_iter().filter(|name| is_ours(name) && !KNOWN.contains(name)).collect()
+    }
+}
+
+const MODES: [(&str, ModeSetting); 3] =
+    [("auto", ModeSetting::Auto), ("off", ModeSetting::Off), ("stream", ModeSetting::Stream)];
+const ENGINES: [(&str, IoSetting); 3] =
+    [("auto", IoSetting::Auto), ("uring", IoSetting::Uring), ("threads", IoSetting::Threads)];
+const DIRECT: [(&str, DirectSetting); 3] =
+    [("auto", DirectSetting::Auto), ("on", DirectSetting::On), ("off", DirectSetting::Off)];
+const PREFETCH: [(&str, PrefetchSetting); 2] = [("auto", PrefetchSetting::Auto), ("off", PrefetchSetting::Off)];
+const SWITCH: [(&str, bool); 2] = [("0", false), ("1", true)];
+const LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+
+fn is_ours(name: &str) -> bool {
+    let looks_ours = name == "HYPURA" || name.starts_with("HYPURA_");
+    looks_ours && name != BUILD_DIRECTORY && !name.starts_with(TEST_PREFIX)
+}
+
+fn refused(message: String) -> Error {
+    Error::new(ErrorCode::Config, message)
+}
+
+fn choice<T: Copy>(name: &str, value: &str, allowed: &[(&str, T)]) -> Result<T> {
+    if let Some((_, setting)) = allowed.iter().find(|(text, _)| text.eq_ignore_ascii_case(value.trim())) {
+        return Ok(*setting);
+    }
+    let texts: Vec<&str> = allowed.iter().map(|(text, _)| *text).collect();
+    Err(refused(format!("{name}={value} is not a setting; write one of {}", texts.join(", "))))
+}
+
+fn size(name: &str, value: &str) -> Result<u64> {
+    match parse_size(value) {
+        Ok(bytes) => Ok(bytes),
+        Err(SizeProblem::Malformed) => {
+            Err(refused(format!("{name}={value} is not a size; write a number with K, M, G or T, such as 6G")))
+        }
+        Err(SizeProblem::TooLarge) => {
+            Err(refused(format!("{name}={value} is more memory than can be addressed; write a size such as 6G")))
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum SizeProblem {
+    Malformed,
+    TooLarge,
+}
+
+/// Bytes from `123456`, `800M`, `1.5GiB`: units are powers of 1024, in any case; a fraction is rounded down.
+fn parse_size(text: &str) -> std::result::Result<u64, SizeProblem> {
+    let text = text.trim().to_ascii_lowercase();
+    let number_length = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_length);
+    let unit_bytes: u128 = match unit.trim_start() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        "t" | "tb" | "tib" => 1 << 40,
+        _ => return Err(SizeProblem::Malformed),
+    };
+    let (whole, fraction) = match number.split_once('.') {
+        // A fraction of a byte is a mistake, most likely a forgotten unit.
+        Some((_, fraction)) if unit_bytes == 1 || fraction.is_empty() => return Err(SizeProblem::Malformed),
+        Some(parts) => parts,
+        None => (number, ""),
+    };
+    if whole.is_empty() || fraction.contains('.') {
+        return Err(SizeProblem::Malformed);
+    }
+    // Only digits are left, so the one way for the number to be refused is its size.
+    let whole: u64 = whole.parse().map_err(|_| SizeProblem::TooLarge)?;
+    // Digits beyond these are less than a byte of any unit.
+    let fraction = &fraction[..fraction.len().min(15)];
+    let scale = 10_u128.pow(fraction.len() as u32);
+    let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| SizeProblem::Malformed)? };
+    let bytes = u128::from(whole) * unit_bytes + fraction * unit_bytes / scale;
+    u64::try_from(bytes).map_err(|_| SizeProblem::TooLarge)
+}
+
+/// Checks now what would otherwise fail at exit, when the figures are lost.
+fn output_file(name: &str, value: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(value);
+    if path.is_dir() || value.ends_with(std::path::is_separator) {
+        return Err(refused(format!("{name}={value} is a directory; write the name of a file")));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        return Err(refused(format!("{name}={value} cannot be written: {} is not a directory", parent.display())));
+    }
+    Ok(path)
+}
+
+fn unknown_message(name: &str) -> String {
+    /// Mistakes that a typing error makes; further apart the suggestion would be noise.
+    const DISTANCE_MAX: usize = 3;
+    let closest = KNOWN.iter().map(|known| (edit_distance(name, known), *known)).min();
+    match closest {
+        Some((distance, known)) if distance <= DISTANCE_MAX => {
+            format!("{name} is not a variable of this version; did you mean {known}?")
+        }
+        _ => format!("{name} is not a variable of this version; known are {}", KNOWN.join(", ")),
+    }
+}
+
+/// Insertions, deletions and replacements of one character that turn one text into the other.
+fn edit_distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    // `row[j]` is the distance from what is consumed of `from` to the first `j` characters of `to`.
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for character in from.chars() {
+        let mut diagonal = row[0];
+        row[0] += 1;
+        for (index, other) in to.iter().enumerate() {
+            let replaced = diagonal + usize::from(character != *other);
+            diagonal = row[index + 1];
+            row[index + 1] = replaced.min(diagonal + 1).min(row[index] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::test_directory::TestDirectory;
+
+    fn config(pairs: &[(&str, &str)]) -> Result<Config> {
+        Config::from_variables(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    #[track_caller]
+    fn assert_refused(name: &str, value: &str, words: &[&str]) {
+        let error = config(&[(name, value)]).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Config);
+        for word in words {
+            assert!(error.message().contains(word), "'{word}' is missing in: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_set_and_empty_values_are_the_defaults() {
+        assert_eq!(config(&[]).unwrap(), Config::default());
+        assert_eq!(config(&[("HYPURA", ""), ("HYPURA_RAM", ""), ("HYPURA_ODD", "")]).unwrap(), Config::default());
+        assert_eq!(config(&[("PATH", "/bin"), ("HYPURAMA", "x"), ("hypura_ram", "x")]).unwrap(), Config::default());
+        assert_eq!(Config::default().log, LogLevel::Info);
+    }
+
+    #[test]
+    fn everything_set() {
+        let directory = TestDirectory::new();
+        let stats = directory.path().join("stats.json");
+        let config = config(&[
+            ("HYPURA", "stream"),
+            ("HYPURA_RAM", "6G"),
+            ("HYPURA_IO", "Threads"),
+            ("HYPURA_DIRECT", "on"),
+            ("HYPURA_PREFETCH", "off"),
+            ("HYPURA_STATS", stats.to_str().unwrap()),
+            ("HYPURA_TRACE", "trace.bin"),
+            ("HYPURA_VERIFY", "1"),
+            ("HYPURA_LOG", "DEBUG"),
+        ]);
+        let expected = Config {
+            mode: ModeSetting::Stream,
+            ram_bytes: Some(6 << 30),
+            io: IoSetting::Threads,
+            direct: DirectSetting::On,
+            prefetch: PrefetchSetting::Off,
+            stats: Some(stats),
+            trace: Some(PathBuf::from("trace.bin")),
+            verify: true,
+            log: LogLevel::Debug,
+        };
+        assert_eq!(config.unwrap(), expected);
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("123456", 123_456),
+            ("17b", 17),
+            ("800M", 800 << 20),
+            ("6g", 6 << 30),
+            ("6 GB", 6 << 30),
+            ("1.5GiB", 3 << 29),
+            ("0.1k", 102),
+            ("2tib", 2 << 40),
+            ("1.00000000000000000000000000001T", 1 << 40),
+            ("16777215T", 16_777_215 << 40),
+            ("18446744073709551615", u64::MAX),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in
+            ["6X", "G", "-1G", "+1G", "1.5", "1.G", ".5G", "1.2.3G", ".", "1e9", "0x10", "6iB", "6GG", "6,5G", "NaN"]
+        {
+            assert_eq!(parse_size(text), Err(SizeProblem::Malformed), "{text}");
+        }
+        for text in ["18446744073709551616", "16777216T", "99999999999999999999999999999999999999999K"] {
+            assert_eq!(parse_size(text), Err(SizeProblem::TooLarge), "{text}");
+        }
+    }
+
+    #[test]
+    fn messages_say_what_to_write() {
+        let error = config(&[("HYPURA_RAM", "6X")]).unwrap_err();
+        let expected = "HYPURA_RAM=6X is not a size; write a number with K, M, G or T, such as 6G";
+        assert_eq!(error.message(), expected);
+        assert_refused("HYPURA_RAM", "99999999T", &["HYPURA_RAM=99999999T", "more memory"]);
+        assert_refused("HYPURA", "on", &["HYPURA=on", "auto, off, stream"]);
+        assert_refused("HYPURA_IO", "aio", &["auto, uring, threads"]);
+        assert_refused("HYPURA_DIRECT", "1", &["auto, on, off"]);
+        assert_refused("HYPURA_PREFETCH", "on", &["auto, off"]);
+        assert_refused("HYPURA_VERIFY", "yes", &["0, 1"]);
+        assert_refused("HYPURA_LOG", "all", &["error, warn, info, debug, trace"]);
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_the_closest_known_one() {
+        assert_refused("HYPURA_RMA", "6G", &["HYPURA_RMA", "did you mean HYPURA_RAM?"]);
+        assert_refused("HYPURA_PREFECH", "off", &["did you mean HYPURA_PREFETCH?"]);
+        assert_refused("HYPURA_DIRECTORY", "off", &["did you mean HYPURA_DIRECT?"]);
+        assert_refused("HYPURA_SOMETHING", "1", &["known are HYPURA, HYPURA_RAM"]);
+        assert!(config(&[("HYPURA_TEST_MODEL", "x"), ("HYPURA_DIR", "/opt")]).is_ok());
+
+        let names = ["HOME", "HYPURA_RAM", "HYPURA_ODD", "HYPURA_TEST_X", "HYPURA_DIR"];
+        assert_eq!(Config::unknown_variables(names), ["HYPURA_ODD"]);
+    }
+
+    #[test]
+    fn output_files_are_checked_before_the_run() {
+        let directory = TestDirectory::new();
+        let path = directory.path().to_str().unwrap();
+        for name in ["HYPURA_STATS", "HYPURA_TRACE"] {
+            assert_refused(name, path, &[name, "is a directory"]);
+            assert_refused(name, "none/", &[name, "is a directory"]);
+            assert_refused(name, &format!("{path}/none/stats.json"), &[name, "none is not a directory"]);
+        }
+    }
+
+    #[test]
+    fn distances() {
+        for (from, to, distance) in [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3)] {
+            assert_eq!(edit_distance(from, to), distance, "{from} {to}");
+        }
+    }
+}

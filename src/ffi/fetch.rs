@@ -1,0 +1,157 @@
+//! A fetch: weights on their way to a multiplication.
+
+use std::ffi::{c_char, c_void};
+
+use super::boundary::{guard, guard_infallible};
+use super::model::HypuraModel;
+use super::pointers;
+use crate::stream::{Block, Fetch};
+
+/// A demand for weights, reusable. Opaque. One per thread that computes.
+pub struct HypuraFetch {
+    fetch: Fetch,
+    delivered: Vec<Block>,
+    /// The part of `delivered` that did not fit the host's array yet starts here.
+    position: usize,
+}
+
+/// Weights in RAM.
+#[repr(C)]
+pub struct HypuraBlock {
+    /// Which expert; 0 for a tensor without experts.
+    pub expert: u64,
+    /// Its first byte, aligned to 32 bytes if the file is.
+    pub data: *const c_void,
+}
+
+/// Makes a fetch for a model that is streamed.
+///
+/// Errors: INVALID_ARGUMENT when the model is not streamed.
+///
+/// # Safety
+/// `model` comes from hypura_model_open; `out` points to a pointer, which the host frees with hypura_fetch_free; `error` to
+/// `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_new(
+    model: *const HypuraModel,
+    out: *mut *mut HypuraFetch,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::shared(model, "model") }?;
+        let fetch = model.session()?.new_fetch();
+        // SAFETY: the contract of this function.
+        let out = unsafe { pointers::exclusive(out, "out") }?;
+        *out = Box::into_raw(Box::new(HypuraFetch { fetch, delivered: Vec::new(), position: 0 }));
+        Ok(())
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Demands a streamed tensor, and starts reading what is not in RAM.
+///
+/// For a tensor of experts, `ids` are the router's choices: the same number for each of `token_count` tokens, one token
+/// after the other; an expert may appear many times and is delivered once. For a tensor without experts `id_count` is 0.
+/// The first demand of a model sizes its memory.
+///
+/// Errors: INVALID_ARGUMENT; BUDGET and RESOURCE at the first demand; any read error of this model, from then on.
+///
+/// # Safety
+/// `fetch` comes from hypura_fetch_new and is used by no other thread during the call; `ids` points to `id_count`
+/// numbers; `error` to `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_begin(
+    fetch: *mut HypuraFetch,
+    tensor: usize,
+    ids: *const i32,
+    id_count: usize,
+    token_count: usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let this = unsafe { pointers::exclusive(fetch, "fetch") }?;
+        // SAFETY: the contract of this function.
+        let ids = unsafe { pointers::slice(ids, id_count, "ids") }?;
+        this.delivered.clear();
+        this.position = 0;
+        this.fetch.begin(tensor, ids, token_count)
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Delivers up to `capacity` blocks that are ready, what was in RAM first, and waits only when none is. `count` 0 means
+/// that all have been delivered, each exactly once. The blocks stay valid until the next call with this fetch.
+///
+/// Errors: any read error of this model, also of earlier demands: nothing is delivered then.
+///
+/// # Safety
+/// `fetch` comes from hypura_fetch_new and is used by no other thread during the call; `blocks` points to room for
+/// `capacity`; `count` to a size_t; `error` to `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_next(
+    fetch: *mut HypuraFetch,
+    blocks: *mut HypuraBlock,
+    capacity: usize,
+    count: *mut usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let this = unsafe { pointers::exclusive(fetch, "fetch") }?;
+        if blocks.is_null() || capacity == 0 {
+            return Err(pointers::invalid("blocks is NULL or capacity is 0"));
+        }
+        if this.position == this.delivered.len() {
+            this.position = 0;
+            this.fetch.next(&mut this.delivered)?;
+        }
+        let ready = &this.delivered[this.position..];
+        let ready = &ready[..ready.len().min(capacity)];
+        for (index, block) in ready.iter().enumerate() {
+            let block = HypuraBlock { expert: block.expert as u64, data: block.data.cast() };
+            // SAFETY: `index < capacity`, and the caller vouches for that much room.
+            unsafe { blocks.add(index).write(block) };
+        }
+        this.position += ready.len();
+        // SAFETY: the contract of this function.
+        unsafe { pointers::write(count, ready.len(), "count") }
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Gives back what the fetch holds, whether all was delivered or not. NULL is allowed.
+///
+/// # Safety
+/// `fetch` is NULL, or comes from hypura_fetch_new and is used by no other thread during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_end(fetch: *mut HypuraFetch) {
+    // SAFETY: the contract of this function.
+    if let Some(this) = unsafe { fetch.as_mut() } {
+        guard_infallible((), || {
+            this.delivered.clear();
+            this.position = 0;
+            this.fetch.end();
+        });
+    }
+}
+
+/// Frees a fetch; what it held is given back. NULL is allowed.
+///
+/// # Safety
+/// `fetch` comes from hypura_fetch_new, is not used any more, and is freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_free(fetch: *mut HypuraFetch) {
+    if !fetch.is_null() {
+        // SAFETY: the contract of this function.
+        let fetch = unsafe { Box::from_raw(fetch) };
+        guard_infallible((), || drop(fetch));
+    }
+}

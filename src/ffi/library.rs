@@ -1,0 +1,116 @@
+//! The library itself: versions, status codes, settings.
+
+use std::ffi::c_char;
+
+use super::boundary::guard;
+use super::pointers;
+use crate::config::{Config, ModeSetting};
+
+/// The version of this ABI. It changes when a function or struct changes its meaning; additions keep it.
+pub const HYPURA_ABI_VERSION: u32 = 1;
+
+/// What functions return: `HYPURA_STATUS_OK` or the kind of failure. Append-only.
+#[repr(i32)]
+pub enum HypuraStatus {
+    /// Success.
+    Ok = 0,
+    /// A NULL or out-of-range argument, or a call out of order: a bug in the host.
+    InvalidArgument = 1,
+    /// A HYPURA_* variable is malformed.
+    Config = 2,
+    /// A file does not exist or may not be opened.
+    Open = 3,
+    /// A file is not a GGUF that can be trusted.
+    Format = 4,
+    /// A file ends before the bytes that its header promises.
+    Truncated = 5,
+    /// The operating system reported an error while reading.
+    Io = 6,
+    /// A file was written to while it was in use.
+    Changed = 7,
+    /// The memory budget is below the working minimum; the message names the smallest that would do.
+    Budget = 8,
+    /// HYPURA_VERIFY=1 found wrong bytes in memory.
+    Verify = 9,
+    /// A panic inside the library: a bug in libhypura.
+    Panic = 10,
+    /// The host was built against another version of the ABI.
+    Version = 11,
+    /// The operating system refused memory or a thread.
+    Resource = 12,
+}
+
+/// The HYPURA variable: whether the library takes part.
+#[repr(i32)]
+pub enum HypuraSetting {
+    /// Stream what does not fit.
+    Auto = 0,
+    /// Never.
+    Off = 1,
+    /// Always.
+    Stream = 2,
+}
+
+/// The ABI version of the library that is loaded; compare with HYPURA_ABI_VERSION.
+#[unsafe(no_mangle)]
+pub extern "C" fn hypura_abi_version() -> u32 {
+    HYPURA_ABI_VERSION
+}
+
+/// The library's version, such as "0.1.0". Static; never freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn hypura_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+/// Checks the environment and tells its HYPURA setting, a value of hypura_setting.
+///
+/// Errors: CONFIG when any HYPURA_* variable is malformed.
+///
+/// # Safety
+/// `setting` points to an int32_t; `error` to `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_setting_from_environment(
+    setting: *mut i32,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        let config = Config::from_environment()?;
+        let value = match config.mode {
+            ModeSetting::Auto => HypuraSetting::Auto,
+            ModeSetting::Off => HypuraSetting::Off,
+            ModeSetting::Stream => HypuraSetting::Stream,
+        };
+        // SAFETY: the contract of this function.
+        unsafe { pointers::write(setting, value as i32, "setting") }
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorCode;
+
+    #[test]
+    fn the_codes_of_the_header_are_those_of_the_library() {
+        for (header, library) in [
+            (HypuraStatus::InvalidArgument as i32, ErrorCode::InvalidArgument),
+            (HypuraStatus::Config as i32, ErrorCode::Config),
+            (HypuraStatus::Open as i32, ErrorCode::Open),
+            (HypuraStatus::Format as i32, ErrorCode::Format),
+            (HypuraStatus::Truncated as i32, ErrorCode::Truncated),
+            (HypuraStatus::Io as i32, ErrorCode::Io),
+            (HypuraStatus::Changed as i32, ErrorCode::Changed),
+            (HypuraStatus::Budget as i32, ErrorCode::Budget),
+            (HypuraStatus::Verify as i32, ErrorCode::Verify),
+            (HypuraStatus::Panic as i32, ErrorCode::Panic),
+            (HypuraStatus::Version as i32, ErrorCode::Version),
+            (HypuraStatus::Resource as i32, ErrorCode::Resource),
+        ] {
+            assert_eq!(header, library as i32);
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The C ABI. One noun of the header is one file; the casts of pointers live in `pointers`, the panic boundary in
+//! `boundary`. No logic lives here: every function checks its arguments and calls the library.
+//!
+//! The contract that holds for all functions is written at the top of the header (`cbindgen.toml`).
+
+mod boundary;
+mod fetch;
+mod library;
+mod log;
+mod model;
+mod pointers;
+
+pub use fetch::*;
+pub use library::*;
+pub use log::*;
+pub use model::*;

@@ -1,0 +1,438 @@
+//! A model: its tensors, its plan, its statistics.
+
+use std::ffi::{CString, c_char};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::boundary::{guard, guard_infallible};
+use super::pointers::{self, invalid};
+use crate::config::Config;
+use crate::error::{Error, ErrorCode, Result};
+use crate::gguf::Gguf;
+use crate::plan::{Mode, Role, role_of};
+use crate::stream::Session;
+
+/// An opened model. Opaque.
+pub struct HypuraModel {
+    gguf: Arc<Gguf>,
+    config: Config,
+    names: Vec<CString>,
+    pub(super) session: Option<Arc<Session>>,
+}
+
+/// What a tensor is. Set `size` to sizeof(hypura_tensor_info) before the call.
+#[repr(C)]
+pub struct HypuraTensorInfo {
+    /// Bytes of this struct as the host knows it.
+    pub size: usize,
+    /// Its name; lives as long as the model.
+    pub name: *const c_char,
+    /// Elements per dimension, fastest first; 1 where there is no such dimension.
+    pub shape: [u64; 4],
+    /// The number of its ggml type.
+    pub ggml_type: u32,
+    /// Index of its file among the model's.
+    pub file: u32,
+    /// Its first byte in that file.
+    pub offset: u64,
+    /// Its bytes.
+    pub size_bytes: u64,
+    /// How many experts it holds; 0 for a tensor that holds none.
+    pub expert_count: u64,
+}
+
+/// How a model runs: `mode` of hypura_plan. Append-only.
+#[repr(i32)]
+pub enum HypuraMode {
+    /// Nothing is streamed.
+    FullResident = 0,
+    /// Experts are streamed.
+    ExpertStreaming = 1,
+    /// Feed-forward weights are streamed.
+    DenseStreaming = 2,
+}
+
+/// What was decided for a model. Set `size` to sizeof(hypura_plan) before the call.
+#[repr(C)]
+pub struct HypuraPlan {
+    /// Bytes of this struct as the host knows it.
+    pub size: usize,
+    /// A value of hypura_mode.
+    pub mode: i32,
+    /// How many tensors are streamed.
+    pub streamed_tensor_count: u64,
+    /// Their bytes.
+    pub streamed_bytes: u64,
+    /// The smallest budget for them that works, in bytes.
+    pub minimum_bytes: u64,
+}
+
+impl HypuraModel {
+    fn tensor(&self, index: usize) -> Result<&crate::gguf::TensorInfo> {
+        self.gguf
+            .tensors()
+            .get(index)
+            .ok_or_else(|| invalid(&format!("there is no tensor {index}: the model has {}", self.gguf.tensors().len())))
+    }
+
+    pub(super) fn session(&self) -> Result<&Arc<Session>> {
+        self.session
+            .as_ref()
+            .ok_or_else(|| invalid("the model is not streamed: hypura_model_plan decided so or was not called"))
+    }
+}
+
+/// A struct whose `size` differs from ours comes from another header.
+fn check_size(given: usize, ours: usize, name: &str) -> Result<()> {
+    if given == ours {
+        return Ok(());
+    }
+    let message = format!("{name} has {given} bytes in the host and {ours} in libhypura: build both from one version");
+    Err(Error::new(ErrorCode::Version, message))
+}
+
+/// Opens a GGUF: one path (the first file of a split finds the others), or all files of a split in order. Reads the
+/// headers only.
+///
+/// `settings` is NULL for the process's environment, or a NULL-terminated array of "HYPURA_RAM=6G" and the like, used
+/// instead of it.
+///
+/// Errors: OPEN, FORMAT, TRUNCATED, CONFIG.
+///
+/// # Safety
+/// `paths` points to `path_count` strings; `out` to a pointer, which the host frees with hypura_model_free; `error` to
+/// `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_open(
+    paths: *const *const c_char,
+    path_count: usize,
+    settings: *const *const c_char,
+    out: *mut *mut HypuraModel,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let paths = unsafe { pointers::slice(paths, path_count, "paths") }?;
+        let paths = paths
+            .iter()
+            // SAFETY: the contract of this function.
+            .map(|&path| Ok(PathBuf::from(unsafe { pointers::text(path, "a path") }?)))
+            .collect::<Result<Vec<_>>>()?;
+        if paths.is_empty() {
+            return Err(invalid("path_count is 0"));
+        }
+        // SAFETY: the contract of this function.
+        let config = unsafe { config_from(settings) }?;
+        let gguf = Arc::new(Gguf::open(&paths)?);
+        let names =
+            gguf.tensors().iter().map(|tensor| CString::new(tensor.name.as_str()).unwrap_or_default()).collect();
+        let model = Box::new(HypuraModel { gguf, config, names, session: None });
+        // SAFETY: the contract of this function.
+        let out = unsafe { pointers::exclusive(out, "out") }?;
+        *out = Box::into_raw(model);
+        Ok(())
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// # Safety
+/// `settings` is NULL or a NULL-terminated array of strings.
+unsafe fn config_from(settings: *const *const c_char) -> Result<Config> {
+    if settings.is_null() {
+        return Config::from_environment();
+    }
+    let mut variables = Vec::new();
+    for index in 0.. {
+        // SAFETY: the array goes on until its NULL, and no entry before `index` was it.
+        let entry = unsafe { *settings.add(index) };
+        if entry.is_null() {
+            break;
+        }
+        // SAFETY: an entry of the array is a string.
+        let entry = unsafe { pointers::text(entry, "a setting") }?;
+        let (name, value) = entry.split_once('=').ok_or_else(|| {
+            Error::new(ErrorCode::Config, format!("the setting {entry} is not of the form NAME=value"))
+        })?;
+        variables.push((name.to_owned(), value.to_owned()));
+    }
+    Config::from_variables(variables)
+}
+
+/// Frees a model. Its fetches keep what they need and may be freed later. NULL is allowed.
+///
+/// # Safety
+/// `model` comes from hypura_model_open, is not used any more, and is freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_free(model: *mut HypuraModel) {
+    if !model.is_null() {
+        // SAFETY: the contract of this function.
+        let model = unsafe { Box::from_raw(model) };
+        guard_infallible((), || drop(model));
+    }
+}
+
+/// How many tensors the model has, in all its files; 0 for NULL.
+///
+/// # Safety
+/// `model` is NULL or comes from hypura_model_open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_tensor_count(model: *const HypuraModel) -> usize {
+    // SAFETY: the contract of this function.
+    unsafe { model.as_ref() }.map_or(0, |model| model.gguf.tensors().len())
+}
+
+/// Describes a tensor.
+///
+/// Errors: INVALID_ARGUMENT, VERSION.
+///
+/// # Safety
+/// `model` comes from hypura_model_open; `info` points to a hypura_tensor_info with its `size` set; `error` to
+/// `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_tensor_info(
+    model: *const HypuraModel,
+    tensor: usize,
+    info: *mut HypuraTensorInfo,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::shared(model, "model") }?;
+        // SAFETY: the contract of this function.
+        let out = unsafe { pointers::exclusive(info, "info") }?;
+        check_size(out.size, size_of::<HypuraTensorInfo>(), "hypura_tensor_info")?;
+        let found = model.tensor(tensor)?;
+        *out = HypuraTensorInfo {
+            size: out.size,
+            name: model.names[tensor].as_ptr(),
+            shape: found.shape,
+            ggml_type: found.ggml_type.id(),
+            file: found.file as u32,
+            offset: found.offset,
+            size_bytes: found.size_bytes,
+            expert_count: if role_of(found) == Role::Expert { found.shape[2] } else { 0 },
+        };
+        Ok(())
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Finds a tensor by name.
+///
+/// Errors: INVALID_ARGUMENT when there is none.
+///
+/// # Safety
+/// `model` comes from hypura_model_open; `name` is a string; `tensor` points to a size_t; `error` to `error_size` bytes,
+/// or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_find_tensor(
+    model: *const HypuraModel,
+    name: *const c_char,
+    tensor: *mut usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::shared(model, "model") }?;
+        // SAFETY: the contract of this function.
+        let name = unsafe { pointers::text(name, "name") }?;
+        let found = model.gguf.find(name).ok_or_else(|| invalid(&format!("the model has no tensor {name}")))?;
+        // SAFETY: the contract of this function.
+        unsafe { pointers::write(tensor, found, "tensor") }
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Decides what is streamed, once per model.
+///
+/// `on_host` says for each of the model's tensors whether the host would keep it in RAM (not 0) or on a device (0); NULL:
+/// all in RAM. `plan` may be NULL.
+///
+/// Errors: BUDGET when HYPURA_RAM is below the working minimum, CONFIG, OPEN.
+///
+/// # Safety
+/// `model` comes from hypura_model_open and is used by no other thread during the call; `on_host` is NULL or points to
+/// `tensor_count` bytes; `plan` is NULL or points to a hypura_plan with its `size` set; `error` to `error_size` bytes, or
+/// is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_plan(
+    model: *mut HypuraModel,
+    on_host: *const u8,
+    tensor_count: usize,
+    plan: *mut HypuraPlan,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::exclusive(model, "model") }?;
+        let count = model.gguf.tensors().len();
+        // SAFETY: the contract of this function.
+        let on_host = match on_host.is_null() {
+            true => None,
+            // SAFETY: the contract of this function.
+            false => Some(unsafe { pointers::slice(on_host, tensor_count, "on_host") }?),
+        };
+        if on_host.is_some_and(|on_host| on_host.len() != count) {
+            return Err(invalid(&format!("tensor_count is {tensor_count}, but the model has {count} tensors")));
+        }
+        if !plan.is_null() {
+            // SAFETY: the contract of this function.
+            check_size(unsafe { pointers::shared(plan, "plan") }?.size, size_of::<HypuraPlan>(), "hypura_plan")?;
+        }
+        let session =
+            Session::plan(&model.gguf, &model.config, |tensor| on_host.is_none_or(|on_host| on_host[tensor] != 0))?;
+        if !plan.is_null() {
+            // SAFETY: the contract of this function.
+            unsafe { pointers::write(plan, summary(session.as_deref()), "plan") }?;
+        }
+        model.session = session;
+        Ok(())
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+fn summary(session: Option<&Session>) -> HypuraPlan {
+    let mut summary = HypuraPlan {
+        size: size_of::<HypuraPlan>(),
+        mode: HypuraMode::FullResident as i32,
+        streamed_tensor_count: 0,
+        streamed_bytes: 0,
+        minimum_bytes: 0,
+    };
+    if let Some(session) = session {
+        let plan = session.plan_summary();
+        summary.mode = match plan.mode {
+            Mode::Resident => HypuraMode::FullResident,
+            Mode::ExpertStreaming => HypuraMode::ExpertStreaming,
+            Mode::DenseStreaming => HypuraMode::DenseStreaming,
+        } as i32;
+        summary.streamed_tensor_count = plan.streamed.len() as u64;
+        summary.streamed_bytes = plan.streamed_bytes;
+        summary.minimum_bytes = session.minimum_bytes();
+    }
+    summary
+}
+
+/// Whether a tensor is streamed, that is, whether the host must fetch it instead of reading it. False for NULL.
+///
+/// # Safety
+/// `model` is NULL or comes from hypura_model_open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_streams(model: *const HypuraModel, tensor: usize) -> bool {
+    // SAFETY: the contract of this function.
+    let session = unsafe { model.as_ref() }.and_then(|model| model.session.as_ref());
+    session.is_some_and(|session| session.streams(tensor))
+}
+
+/// Checks that the host and the library agree on where a streamed tensor lies: called instead of reading it.
+///
+/// Errors: FORMAT when they do not, INVALID_ARGUMENT when the tensor is not streamed.
+///
+/// # Safety
+/// `model` comes from hypura_model_open; `error` points to `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_bind(
+    model: *const HypuraModel,
+    tensor: usize,
+    file: usize,
+    offset: u64,
+    size_bytes: u64,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::shared(model, "model") }?;
+        let found = model.tensor(tensor)?;
+        if !model.session()?.streams(tensor) {
+            return Err(invalid(&format!("{} is not streamed", found.name)));
+        }
+        if (found.file, found.offset, found.size_bytes) == (file, offset, size_bytes) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::Format,
+            format!(
+                "{}: the host has it in file {file} at byte {offset} ({size_bytes} bytes), libhypura in file {} at byte \
+                 {} ({} bytes)",
+                found.name, found.file, found.offset, found.size_bytes
+            ),
+        ))
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Copies a part of a tensor, streamed or not, from its file: for hosts that save or inspect weights.
+///
+/// Errors: INVALID_ARGUMENT when the part is not inside the tensor; OPEN, IO, TRUNCATED.
+///
+/// # Safety
+/// `model` comes from hypura_model_open; `destination` points to `size_bytes` bytes; `error` to `error_size` bytes, or is
+/// NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_read(
+    model: *const HypuraModel,
+    tensor: usize,
+    offset: u64,
+    size_bytes: usize,
+    destination: *mut u8,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::shared(model, "model") }?;
+        let found = model.tensor(tensor)?;
+        let inside = offset.checked_add(size_bytes as u64).is_some_and(|end| end <= found.size_bytes);
+        if !inside || destination.is_null() {
+            return Err(invalid(&format!("{} has no bytes {offset}+{size_bytes}, or destination is NULL", found.name)));
+        }
+        let file = crate::io::DirectFile::open(&model.gguf.files()[found.file].path, false)?;
+        // SAFETY: the contract of this function.
+        unsafe { file.read_at(found.offset + offset, destination, size_bytes, size_bytes) }
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Writes the statistics as JSON (the keys of HYPURA_STATS) to `buffer`, cut to fit and NUL-terminated, and the bytes that
+/// all of it needs, NUL included, to `needed` (may be NULL). `buffer` may be NULL to ask for the size only.
+///
+/// Errors: INVALID_ARGUMENT when the model is not streamed.
+///
+/// # Safety
+/// `model` comes from hypura_model_open; `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a
+/// size_t; `error` to `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_stats_json(
+    model: *const HypuraModel,
+    buffer: *mut c_char,
+    buffer_size: usize,
+    needed: *mut usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::shared(model, "model") }?;
+        let text = model.session()?.stats_json();
+        // SAFETY: the contract of this function.
+        unsafe { super::boundary::write_text(&text, buffer, buffer_size) };
+        if !needed.is_null() {
+            // SAFETY: the contract of this function.
+            unsafe { pointers::write(needed, text.len() + 1, "needed") }?;
+        }
+        Ok(())
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}

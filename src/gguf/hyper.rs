@@ -1,0 +1,48 @@
+//! The hyper-parameters that the planner needs, from the key-value section of a model's first file.
+
+use super::metadata::Metadata;
+use crate::error::Result;
+
+/// What the header says about the model's architecture.
+///
+/// A number is 0 where the key is absent; where a key holds one number per layer, it is the largest of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HyperParameters {
+    /// `general.architecture`, such as `qwen3moe`; empty when absent.
+    pub architecture: String,
+    /// `general.name`: what the author calls the model.
+    pub name: Option<String>,
+    /// Transformer layers.
+    pub block_count: u64,
+    /// Experts in a layer; 0 in dense models.
+    pub expert_count: u64,
+    /// Experts that a token uses in a layer; 0 in dense models.
+    pub expert_used_count: u64,
+    /// Elements of the hidden state.
+    pub embedding_length: u64,
+    /// Elements of the hidden state of a feed-forward network.
+    pub feed_forward_length: u64,
+    /// Tokens that the model was trained to attend to.
+    pub context_length: u64,
+}
+
+impl HyperParameters {
+    /// Picks the keys of the file's own architecture, which may come in any order.
+    pub(super) fn read(metadata: &Metadata<'_>) -> Result<Self> {
+        // An architecture that is not UTF-8 names no keys; the numbers are then 0, as for an unknown one.
+        let lossy = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
+        let architecture = metadata.text("general.architecture")?.map(lossy).unwrap_or_default();
+        let number =
+            |key: &str| -> Result<u64> { Ok(metadata.unsigned(&format!("{architecture}.{key}"))?.unwrap_or(0)) };
+        Ok(Self {
+            block_count: number("block_count")?,
+            expert_count: number("expert_count")?,
+            expert_used_count: number("expert_used_count")?,
+            embedding_length: number("embedding_length")?,
+            feed_forward_length: number("feed_forward_length")?,
+            context_length: number("context_length")?,
+            name: metadata.text("general.name")?.map(lossy),
+            architecture,
+        })
+    }
+}

@@ -1,0 +1,219 @@
+//! Reads the headers of GGUF files: which tensors a model has and which bytes of which file hold them.
+//!
+//! Only headers are read, never tensor data. A file is untrusted: every count, length, offset and alignment is
+//! compared with the file before it is used, nothing is allocated in proportion to an unchecked number, and what
+//! [`Gguf`] hands out holds for the files as they were when opened: extents lie within their file and do not overlap.
+//! Versions 2 and 3 of the format are read, little-endian only.
+//!
+//! The way through: `reader` bounds every access, `metadata` walks the key-value pairs, `hyper` and `split` pick their
+//! keys from them, `tensors` reads and checks the table with the sizes in `types`.
+
+mod hyper;
+mod metadata;
+mod reader;
+mod split;
+mod tensors;
+mod types;
+
+#[cfg(test)]
+pub(crate) mod test_directory;
+#[cfg(test)]
+pub(crate) mod test_writer;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+pub use hyper::HyperParameters;
+pub use tensors::TensorInfo;
+pub use types::GgmlType;
+
+use crate::error::{Error, ErrorCode, Result};
+use metadata::Metadata;
+use reader::{Reader, malformed, quoted, truncated};
+use split::Part;
+
+/// Where tensor data is aligned when the file does not say.
+const ALIGNMENT_DEFAULT: u64 = 32;
+
+/// Largest alignment that is believed, in bytes: beyond a huge page there is no use for one.
+const ALIGNMENT_MAX: u64 = 16 << 20;
+
+/// The headers of a model, which may be split over several files.
+#[derive(Clone, Debug)]
+pub struct Gguf {
+    files: Vec<GgufFile>,
+    tensors: Vec<TensorInfo>,
+    tensor_by_name: HashMap<String, usize>,
+    hyper_parameters: HyperParameters,
+    model_bytes: u64,
+}
+
+/// One file of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GgufFile {
+    /// As given, or derived from the first part's path.
+    pub path: PathBuf,
+    /// The size in bytes when it was opened.
+    pub size_bytes: u64,
+}
+
+impl Gguf {
+    /// Reads the headers of a model.
+    ///
+    /// One path: that file, and when it is the first of a split its siblings, found by name
+    /// (`PREFIX-00001-of-00003.gguf`). Several paths: exactly these, which must be all parts in order.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` when `paths` is empty, `Open` for a file that is missing or unreadable, `Truncated` for a file
+    /// that ends before the bytes that its header promises, `Format` for one that contradicts the format or itself.
+    pub fn open(paths: &[PathBuf]) -> Result<Gguf> {
+        let Some(first) = paths.first() else {
+            return Err(Error::new(ErrorCode::InvalidArgument, "no model file was named"));
+        };
+        let header = read_header(first, 0)?;
+        let count = if paths.len() == 1 { header.part.count } else { paths.len() as u64 };
+        header.part.expect(first, 0, count)?;
+
+        let expected_tensor_count = header.part.tensor_count;
+        let hyper_parameters = header.hyper_parameters;
+        let mut files = vec![header.file];
+        let mut tensors = header.tensors;
+        for number in 1..count {
+            let path = match paths.get(number as usize) {
+                Some(path) => path.clone(),
+                None => split::sibling(first, number, count)?,
+            };
+            let header = read_header(&path, files.len())?;
+            header.part.expect(&path, number, count)?;
+            files.push(header.file);
+            tensors.extend(header.tensors);
+        }
+
+        if let Some(expected) = expected_tensor_count.filter(|expected| *expected != tensors.len() as u64) {
+            return Err(malformed(
+                first,
+                format_args!("it promises {expected} tensors, but its parts hold {}", tensors.len()),
+            ));
+        }
+        let tensor_by_name = index_by_name(&files, &tensors)?;
+        // Extents are apart and within their files, so the sum is at most the sum of the sizes of the files.
+        let model_bytes = tensors.iter().map(|tensor| tensor.size_bytes).fold(0, u64::saturating_add);
+        Ok(Gguf { files, tensors, tensor_by_name, hyper_parameters, model_bytes })
+    }
+
+    /// The files, first part first.
+    pub fn files(&self) -> &[GgufFile] {
+        &self.files
+    }
+
+    /// The tensors of all files, in the order of the files and of their tables.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The tensor of a name, as an index into [`Gguf::tensors`].
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.tensor_by_name.get(name).copied()
+    }
+
+    /// What the first file says about the architecture.
+    pub fn hyper_parameters(&self) -> &HyperParameters {
+        &self.hyper_parameters
+    }
+
+    /// Bytes of all tensors together, without headers and padding.
+    pub fn model_bytes(&self) -> u64 {
+        self.model_bytes
+    }
+}
+
+/// What one file's header says.
+struct Header {
+    file: GgufFile,
+    part: Part,
+    hyper_parameters: HyperParameters,
+    tensors: Vec<TensorInfo>,
+}
+
+fn read_header(path: &Path, file_index: usize) -> Result<Header> {
+    let cannot_open = |reason: &dyn std::fmt::Display| {
+        Error::new(ErrorCode::Open, format!("cannot open {}: {reason}", path.display()))
+    };
+    // Asked before opening, because opening a named pipe would wait for a writer.
+    let status = std::fs::metadata(path).map_err(|error| cannot_open(&error))?;
+    if !status.is_file() {
+        return Err(cannot_open(&"it is not a regular file"));
+    }
+    let file = File::open(path).map_err(|error| cannot_open(&error))?;
+    let size_bytes = file.metadata().map_err(|error| cannot_open(&error))?.len();
+    if size_bytes == 0 {
+        // Nothing can be mapped.
+        return Err(truncated(path, 0, "the magic", 0, 4));
+    }
+    // SAFETY: `file` is open for reading, which is all that a read-only mapping asks of it. The other condition is that
+    // the bytes do not change while they are borrowed, which is until this function returns: everything in `Header` is a
+    // copy. Nothing in this process writes to a model's file; that no other process does is assumed, as it is by
+    // llama.cpp's own mapping of the same file. Should one do so, numbers and names are still copied before they are
+    // checked, so what was checked is what is used; only cutting the file short meanwhile would raise SIGBUS.
+    let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| cannot_open(&error))?;
+    parse(path, &mapping, file_index)
+}
+
+/// Parses the header at the start of a file's bytes.
+fn parse(path: &Path, bytes: &[u8], file_index: usize) -> Result<Header> {
+    let mut reader = Reader::new(path, bytes);
+    check_magic_and_version(&mut reader)?;
+    let tensor_count = reader.take_u64("the number of tensors")?;
+    let pair_count = reader.take_u64("the number of key-value pairs")?;
+    let metadata = Metadata::read(&mut reader, pair_count)?;
+    let alignment = metadata.unsigned("general.alignment")?.unwrap_or(ALIGNMENT_DEFAULT);
+    if !alignment.is_power_of_two() || alignment > ALIGNMENT_MAX {
+        return Err(reader
+            .malformed(format_args!("general.alignment is {alignment}, not a power of two up to {ALIGNMENT_MAX}")));
+    }
+    let mut tensors = tensors::read(&mut reader, tensor_count, file_index)?;
+    tensors::place(&reader, &mut tensors, alignment)?;
+    Ok(Header {
+        file: GgufFile { path: path.to_owned(), size_bytes: reader.size_bytes() },
+        part: Part::read(&metadata, path)?,
+        hyper_parameters: HyperParameters::read(&metadata)?,
+        tensors,
+    })
+}
+
+fn check_magic_and_version(reader: &mut Reader<'_>) -> Result<()> {
+    let magic = reader.take(4, "the magic")?;
+    if magic != b"GGUF" {
+        return Err(reader.malformed(format_args!("it starts with {} instead of 'GGUF'", quoted(magic))));
+    }
+    match reader.take_u32("the version")? {
+        2 | 3 => Ok(()),
+        1 => Err(reader.malformed("it has version 1 of the format, which is obsolete; convert the model again")),
+        // The version is a small number, so it fits the low half only when read in the file's own byte order.
+        version if version & 0xffff == 0 && version != 0 => {
+            Err(reader.malformed("it is big-endian; only little-endian files can be read"))
+        }
+        version => Err(reader.malformed(format_args!("it has version {version} of the format; 2 and 3 can be read"))),
+    }
+}
+
+fn index_by_name(files: &[GgufFile], tensors: &[TensorInfo]) -> Result<HashMap<String, usize>> {
+    let mut tensor_by_name = HashMap::with_capacity(tensors.len());
+    for (index, tensor) in tensors.iter().enumerate() {
+        if let Some(earlier) = tensor_by_name.insert(tensor.name.clone(), index) {
+            return Err(malformed(
+                &files[tensor.file].path,
+                format_args!(
+                    "tensor {} is also in {}",
+                    quoted(tensor.name.as_bytes()),
+                    files[tensors[earlier].file].path.display()
+                ),
+            ));
+        }
+    }
+    Ok(tensor_by_name)
+}

@@ -1,0 +1,16 @@
+//! Streams the weights of language models that are larger than memory: over RAM, and the drive that the model lies on.
+//!
+//! The C ABI in [`ffi`] (header `include/hypura.h`) is what hosts such as llama.cpp use; Rust programs use the modules
+//! directly. `docs/ARCHITECTURE.md` tells how the parts fit together.
+
+pub mod cache;
+pub mod config;
+pub mod error;
+pub mod ffi;
+pub mod gguf;
+pub mod hw;
+pub mod io;
+pub mod plan;
+pub mod predict;
+pub mod stats;
+pub mod stream;

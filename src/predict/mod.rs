@@ -1,0 +1,5 @@
+//! What will be needed next.
+
+mod order;
+
+pub use order::Order;

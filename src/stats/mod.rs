@@ -1,0 +1,100 @@
+//! Counters of a running model and their JSON form, whose keys other tools rely on.
+
+mod writer;
+
+pub use writer::StatsWriter;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to it.
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// Adds a time, kept in nanoseconds.
+    pub fn add_time(&self, time: Duration) {
+        self.add(time.as_nanos() as u64);
+    }
+
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn seconds(&self) -> f64 {
+        self.get() as f64 / 1e9
+    }
+}
+
+/// What a session counts. Times in nanoseconds, sizes in bytes.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Bytes read from the drive, widening included.
+    pub read_bytes: Counter,
+    /// Time with at least one read in flight.
+    pub read_time: Counter,
+    /// Time that a fetch waited for bytes.
+    pub stall_time: Counter,
+    /// Experts that were in RAM when asked for.
+    pub expert_hits: Counter,
+    /// Experts that had to be read for the request.
+    pub expert_misses: Counter,
+    /// Blocks read before they were asked for.
+    pub prefetch_issued: Counter,
+    /// Those that were asked for later, while still there.
+    pub prefetch_used: Counter,
+    /// Tokens computed, prompts included.
+    pub tokens: Counter,
+    /// Failed reads and failed verifications.
+    pub errors: Counter,
+}
+
+/// What the counters do not know.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The mode's name.
+    pub mode: &'static str,
+    /// All tensors of the model.
+    pub model_bytes: u64,
+    /// Streamed weights that are in RAM now.
+    pub resident_bytes: u64,
+    /// What streamed weights may occupy; 0 before the first compute.
+    pub budget_bytes: u64,
+    /// Whether reads bypass the page cache.
+    pub direct_io: bool,
+    /// The engine's name.
+    pub io_engine: &'static str,
+}
+
+impl Counters {
+    /// The snapshot that `HYPURA_STATS` writes.
+    pub fn to_json(&self, facts: &Facts) -> Value {
+        json!({
+            "mode": facts.mode,
+            "model_bytes": facts.model_bytes,
+            "resident_bytes": facts.resident_bytes,
+            "budget_bytes": facts.budget_bytes,
+            "read_bytes": self.read_bytes.get(),
+            "read_seconds": self.read_time.seconds(),
+            "stall_seconds": self.stall_time.seconds(),
+            "expert_hits": self.expert_hits.get(),
+            "expert_misses": self.expert_misses.get(),
+            "prefetch_issued": self.prefetch_issued.get(),
+            "prefetch_used": self.prefetch_used.get(),
+            "tokens": self.tokens.get(),
+            "direct_io": facts.direct_io,
+            "io_engine": facts.io_engine,
+            // Null until a planner predicts it.
+            "predicted_tokens_per_second": Value::Null,
+            "errors": self.errors.get(),
+        })
+    }
+}

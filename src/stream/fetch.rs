@@ -1,0 +1,333 @@
+//! One multiplication's demand: which blocks, and their delivery in waves as they become ready.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cache::SlotState;
+use crate::config::PrefetchSetting;
+use crate::error::{Error, ErrorCode, Result};
+use crate::io::Priority;
+
+use super::core::{Core, SlotId, State};
+use super::session::{Running, Session};
+use super::tensors::StreamedTensor;
+use super::trace::Routing;
+
+/// Weights that are ready, and stay so until the fetch goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The expert's id; 0 for a dense tensor.
+    pub expert: usize,
+    /// Its first byte.
+    pub data: *const u8,
+}
+
+/// A demand for a tensor, or for some experts of one.
+///
+/// [`Self::begin`] starts all reads that find room; [`Self::next`] delivers what is ready, what was in RAM first, and
+/// waits only when nothing is. What one call delivered is given back by the next, so a demand of any size passes through
+/// any number of slots, and every block is delivered exactly once.
+///
+/// A thread must hold at most one fetch that is not finished: two could each wait for slots that the other holds.
+pub struct Fetch {
+    session: Arc<Session>,
+    first_block: usize,
+    pool: usize,
+    /// Demanded, no slot yet; in reverse order.
+    missing: Vec<usize>,
+    /// Demanded, in a slot that is ours, not delivered.
+    awaited: Vec<SlotId>,
+    /// Delivered by the latest `next`.
+    held: Vec<SlotId>,
+    /// The distinct experts of the demand, in order of first use.
+    experts: Vec<usize>,
+    /// By expert: the number of the demand that last named it.
+    named_in: Vec<u64>,
+    demand: u64,
+}
+
+// SAFETY: slots are plain numbers, and the memory behind delivered pointers belongs to the session, which `self` keeps
+// alive; nothing is tied to a thread.
+unsafe impl Send for Fetch {}
+
+impl Fetch {
+    pub(super) fn new(session: Arc<Session>) -> Self {
+        Self {
+            session,
+            first_block: 0,
+            pool: 0,
+            missing: Vec::new(),
+            awaited: Vec::new(),
+            held: Vec::new(),
+            experts: Vec::new(),
+            named_in: Vec::new(),
+            demand: 0,
+        }
+    }
+
+    /// Demands a dense tensor (`routing` empty) or experts of a tensor (`routing`: ids, the same number for each of
+    /// `tokens` tokens, repetitions welcome). Ends an earlier demand that was not finished.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a tensor that is not streamed or an expert that does not exist, `Budget` and `Resource` when
+    /// the pools cannot be made, and the first error of an earlier read, which no fetch survives.
+    pub fn begin(&mut self, tensor: usize, routing: &[i32], tokens: usize) -> Result<()> {
+        self.end();
+        let session = Arc::clone(&self.session);
+        let running = session.running()?;
+        let index = session.streamed.find(tensor).ok_or_else(|| {
+            Error::new(ErrorCode::InvalidArgument, format!("tensor {tensor} is not one of the streamed tensors"))
+        })?;
+        let streamed = &session.streamed.tensors[index];
+        self.collect_experts(streamed, routing)?;
+        self.first_block = streamed.first_block;
+        self.pool = streamed.pool;
+
+        let core = &running.core;
+        let mut state = core.state.lock();
+        check(&state)?;
+        let previous = state.order.observe(index);
+        if state.order.is_first(index) {
+            core.counters.tokens.add(tokens as u64);
+        }
+        self.record_trace(running, &state, streamed, previous, routing, tokens);
+        for &expert in &self.experts {
+            let block = streamed.first_block + expert;
+            let hit = match state.location[block] {
+                Some(id) => {
+                    self.awaited.push(id);
+                    self.join(running, &mut state, id)
+                }
+                None => {
+                    self.missing.push(block);
+                    false
+                }
+            };
+            if streamed.is_expert {
+                let counter = if hit { &core.counters.expert_hits } else { &core.counters.expert_misses };
+                counter.add(1);
+            }
+        }
+        self.missing.reverse();
+        self.request_missing(running, &mut state);
+        if session.config.prefetch != PrefetchSetting::Off {
+            self.read_ahead(running, &mut state, index);
+        }
+        Ok(())
+    }
+
+    /// Gives back what the last call delivered and delivers what is ready now, waiting until something is. Nothing
+    /// delivered means that the demand is met.
+    ///
+    /// # Errors
+    /// The first error of any read of this model.
+    pub fn next(&mut self, deliver: &mut Vec<Block>) -> Result<()> {
+        deliver.clear();
+        let session = Arc::clone(&self.session);
+        let running = session.running()?;
+        let core = &running.core;
+        let mut state = core.state.lock();
+        self.release_held(core, &mut state);
+        let mut waiting_since: Option<Instant> = None;
+        loop {
+            check(&state)?;
+            self.request_missing(running, &mut state);
+            let Self { awaited, held, .. } = self;
+            awaited.retain(|&id| {
+                let ready = state.pools[id.pool].state(id.slot) == SlotState::Ready;
+                if ready {
+                    held.push(id);
+                }
+                !ready
+            });
+            if !self.held.is_empty() || (self.awaited.is_empty() && self.missing.is_empty()) {
+                break;
+            }
+            waiting_since.get_or_insert_with(Instant::now);
+            core.changed.wait(&mut state);
+        }
+        if let Some(since) = waiting_since {
+            core.counters.stall_time.add_time(since.elapsed());
+        }
+        deliver.extend(self.held.iter().map(|&SlotId { pool, slot }| {
+            let pool = &state.pools[pool];
+            Block { expert: pool.block(slot) - self.first_block, data: pool.data(slot) }
+        }));
+        drop(state);
+        self.verify(running, deliver)
+    }
+
+    /// Gives everything back, finished or not.
+    pub fn end(&mut self) {
+        if self.held.is_empty() && self.awaited.is_empty() && self.missing.is_empty() {
+            return;
+        }
+        let session = Arc::clone(&self.session);
+        if let Ok(running) = session.running() {
+            let mut state = running.core.state.lock();
+            self.held.append(&mut self.awaited);
+            self.release_held(&running.core, &mut state);
+        }
+        self.missing.clear();
+    }
+
+    fn collect_experts(&mut self, streamed: &StreamedTensor, routing: &[i32]) -> Result<()> {
+        self.experts.clear();
+        if !streamed.is_expert {
+            self.experts.push(0);
+            return Ok(());
+        }
+        self.demand += 1;
+        self.named_in.resize(self.named_in.len().max(streamed.block_count), 0);
+        for &id in routing {
+            let expert = usize::try_from(id).ok().filter(|&expert| expert < streamed.block_count).ok_or_else(|| {
+                Error::new(
+                    ErrorCode::InvalidArgument,
+                    format!("there is no expert {id}: the tensor has {}", streamed.block_count),
+                )
+            })?;
+            if std::mem::replace(&mut self.named_in[expert], self.demand) != self.demand {
+                self.experts.push(expert);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.
+    fn join(&self, running: &Running, state: &mut State, id: SlotId) -> bool {
+        let loading = state.pools[id.pool].state(id.slot) == SlotState::Loading;
+        let was_guess = state.pools[id.pool].join(id.slot);
+        if was_guess {
+            running.core.counters.prefetch_used.add(1);
+            if loading {
+                running.engine.promote(running.core.token(id));
+            }
+        }
+        !was_guess && !loading
+    }
+
+    /// Starts reads for what has no slot, as far as slots can be had.
+    fn request_missing(&mut self, running: &Running, state: &mut State) {
+        while let Some(&block) = self.missing.last() {
+            let id = match state.location[block] {
+                // Another fetch has asked for it since.
+                Some(id) => id,
+                None => {
+                    let read = running.core.read(
+                        state,
+                        &*running.engine,
+                        &self.session.files,
+                        self.pool,
+                        block,
+                        Priority::Demand,
+                    );
+                    let Some(id) = read else { return };
+                    id
+                }
+            };
+            self.missing.pop();
+            state.pools[id.pool].join(id.slot);
+            self.awaited.push(id);
+        }
+    }
+
+    /// Starts reading what comes after this tensor, into slots whose contents are no longer needed: for a dense tensor the
+    /// next ones in the order of use, for experts the same experts of the layer's other matrices.
+    fn read_ahead(&self, running: &Running, state: &mut State, index: usize) {
+        let streamed = &self.session.streamed;
+        let from = &streamed.tensors[index];
+        let State { order, .. } = state;
+        // The order is borrowed while slots change hands, so the few successors of interest are copied out first.
+        const REACH: usize = 32;
+        let mut following = [0usize; REACH];
+        let mut count = 0;
+        for next in order.after(index).take(REACH) {
+            let to = &streamed.tensors[next];
+            if from.is_expert && (!to.is_expert || to.layer != from.layer) {
+                break;
+            }
+            following[count] = next;
+            count += 1;
+        }
+        for &next in &following[..count] {
+            let to = &streamed.tensors[next];
+            if from.is_expert && self.experts.len() * 4 > state.pools[to.pool].slot_count() {
+                continue;
+            }
+            for &expert in &self.experts {
+                let block = to.first_block + if to.is_expert { expert } else { 0 };
+                if state.location[block].is_some() {
+                    continue;
+                }
+                let engine = &*running.engine;
+                let files = &self.session.files;
+                if running.core.read(state, engine, files, to.pool, block, Priority::Speculative).is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn release_held(&mut self, core: &Core, state: &mut State) {
+        if self.held.is_empty() {
+            return;
+        }
+        for id in self.held.drain(..) {
+            state.pools[id.pool].leave(id.slot);
+        }
+        core.changed.notify_all();
+    }
+
+    fn verify(&self, running: &Running, delivered: &[Block]) -> Result<()> {
+        let Some(verifier) = &running.verifier else { return Ok(()) };
+        for block in delivered {
+            let extent = running.core.streamed.blocks[self.first_block + block.expert];
+            // SAFETY: the block is in a Ready slot that this fetch holds, so all its bytes are written and stay put.
+            let memory = unsafe { std::slice::from_raw_parts(block.data, extent.size_bytes) };
+            if let Err(error) = verifier.check(extent, memory) {
+                running.core.fail(&mut running.core.state.lock(), error.clone());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn record_trace(
+        &self,
+        running: &Running,
+        state: &State,
+        streamed: &StreamedTensor,
+        previous: Option<usize>,
+        routing: &[i32],
+        tokens: usize,
+    ) {
+        let Some(trace) = &running.trace else { return };
+        let all = &self.session.streamed.tensors;
+        let same_layer = previous.is_some_and(|previous| all[previous].layer == streamed.layer);
+        if !streamed.is_expert || same_layer {
+            return;
+        }
+        let routing = Routing {
+            step: state.order.passes(),
+            layer: streamed.layer,
+            experts: routing,
+            used: routing.len() / tokens.max(1),
+            expert_bytes: all
+                .iter()
+                .filter(|tensor| tensor.is_expert && tensor.layer == streamed.layer)
+                .map(|tensor| self.session.streamed.blocks[tensor.first_block].size_bytes)
+                .sum(),
+        };
+        trace.record(&routing, |expert| state.location[streamed.first_block + expert as usize].is_some());
+    }
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn check(state: &State) -> Result<()> {
+    state.error.as_ref().map_or(Ok(()), |error| Err(error.clone()))
+}

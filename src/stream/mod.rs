@@ -1,0 +1,18 @@
+//! The running model: plans, then serves weights out of slots, reading what is missing.
+//!
+//! This is the only layer that knows all the others, and the only one that the C ABI talks to. A [`Session`] belongs to
+//! one loaded model; a [`Fetch`] is one multiplication's demand for a tensor, or for some experts of one, delivered
+//! as they become ready.
+//!
+//! The one rule above all: bytes are handed out only from a slot that is Ready, and a slot that someone holds is never
+//! reused. The first failed read latches: from then on every fetch fails, until the model is loaded again.
+
+mod core;
+mod fetch;
+mod session;
+mod tensors;
+mod trace;
+mod verify;
+
+pub use fetch::{Block, Fetch};
+pub use session::Session;

@@ -1,0 +1,219 @@
+//! A loaded model: what is planned for it, and the machinery that starts with its first use.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use crate::config::{Config, DirectSetting, IoSetting};
+use crate::error::{Error, ErrorCode, Result};
+use crate::gguf::Gguf;
+use crate::hw::{self, MemoryReport};
+use crate::io::{DirectFile, Engine, ThreadEngine};
+use crate::plan::{self, Plan, distribute, in_gigabytes, minimum_bytes};
+use crate::stats::{Counters, Facts, StatsWriter};
+
+use super::core::Core;
+use super::fetch::Fetch;
+use super::tensors::StreamedTensors;
+use super::trace::Trace;
+use super::verify::Verifier;
+
+/// A model whose weights are streamed.
+pub struct Session {
+    pub(super) gguf: Arc<Gguf>,
+    pub(super) config: Config,
+    plan: Plan,
+    pub(super) files: Arc<[DirectFile]>,
+    pub(super) streamed: Arc<StreamedTensors>,
+    running: OnceLock<Result<Running>>,
+}
+
+/// What exists from the first fetch on: by then the host has allocated everything else, and what is left is known.
+pub(super) struct Running {
+    // First, so that it is dropped first: afterwards nothing writes to the slots any more.
+    pub(super) engine: Box<dyn Engine>,
+    _stats: Option<StatsWriter>,
+    pub(super) core: Arc<Core>,
+    pub(super) verifier: Option<Verifier>,
+    pub(super) trace: Option<Trace>,
+}
+
+impl Session {
+    /// Plans a model. `None` when it runs best without streaming.
+    ///
+    /// # Errors
+    /// `Open` when a file cannot be read, `Config` when direct I/O is demanded and impossible, `Budget` when `HYPURA_RAM`
+    /// is below the working minimum.
+    pub fn plan(gguf: &Arc<Gguf>, config: &Config, on_host: impl Fn(usize) -> bool) -> Result<Option<Arc<Self>>> {
+        let plan = plan::decide(gguf, on_host, config, &hw::memory());
+        tracing::info!("{}: {}", plan.mode.name(), plan.reason);
+        if plan.streamed.is_empty() {
+            return Ok(None);
+        }
+        let files = gguf
+            .files()
+            .iter()
+            .map(|file| DirectFile::open(&file.path, config.direct != DirectSetting::Off))
+            .collect::<Result<Arc<[DirectFile]>>>()?;
+        let buffered = files.iter().find(|file| !file.is_direct());
+        if let (Some(file), DirectSetting::On) = (buffered, config.direct) {
+            let path = file.path().display();
+            return Err(Error::new(
+                ErrorCode::Config,
+                format!("HYPURA_DIRECT=on, but the file system of {path} has no direct I/O; use auto or off"),
+            ));
+        }
+        let streamed = Arc::new(StreamedTensors::new(gguf, &plan, &files));
+        if let Some(ram_bytes) = config.ram_bytes {
+            distribute(ram_bytes, &streamed.classes)?;
+        }
+        Ok(Some(Arc::new(Self {
+            gguf: Arc::clone(gguf),
+            config: config.clone(),
+            plan,
+            files,
+            streamed,
+            running: OnceLock::new(),
+        })))
+    }
+
+    /// Whether a tensor, by its index in the GGUF, is streamed.
+    pub fn streams(&self, tensor: usize) -> bool {
+        self.streamed.find(tensor).is_some()
+    }
+
+    /// The plan.
+    pub fn plan_summary(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The smallest budget that works, in bytes.
+    pub fn minimum_bytes(&self) -> u64 {
+        minimum_bytes(&self.streamed.classes)
+    }
+
+    /// A new, idle fetch, to be reused for as long as its owner likes.
+    pub fn new_fetch(self: &Arc<Self>) -> Fetch {
+        Fetch::new(Arc::clone(self))
+    }
+
+    /// The statistics as JSON, with the keys of `HYPURA_STATS`.
+    pub fn stats_json(&self) -> String {
+        match self.running.get() {
+            Some(Ok(running)) => snapshot(&running.core, &running.facts(self)),
+            _ => Counters::default().to_json(&self.idle_facts()).to_string(),
+        }
+    }
+
+    /// The machinery, started by the first call.
+    pub(super) fn running(&self) -> Result<&Running> {
+        self.running.get_or_init(|| self.start()).as_ref().map_err(Error::clone)
+    }
+
+    fn start(&self) -> Result<Running> {
+        let budget_bytes = match self.config.ram_bytes {
+            Some(ram_bytes) => ram_bytes,
+            None => self.automatic_budget(&hw::memory())?,
+        };
+        let slots = distribute(budget_bytes, &self.streamed.classes)?;
+        let core = Arc::new(Core::new(Arc::clone(&self.streamed), &slots)?);
+        if self.config.io == IoSetting::Uring {
+            tracing::warn!("HYPURA_IO=uring: this version has no io_uring engine; reading with threads");
+        }
+        let engine = ThreadEngine::start(Arc::clone(&self.files), slots.iter().sum(), core.clone())?;
+        let verifier = match self.config.verify {
+            true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
+            false => None,
+        };
+        let trace = match &self.config.trace {
+            Some(path) => Some(Trace::create(path, &self.name())?),
+            None => None,
+        };
+        let mut running = Running { engine: Box::new(engine), _stats: None, core, verifier, trace };
+        if let Some(path) = &self.config.stats {
+            let (core, facts) = (Arc::clone(&running.core), running.facts(self));
+            running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &facts))?);
+        }
+        let pool_bytes: u64 =
+            slots.iter().zip(&self.streamed.classes).map(|(&s, class)| s as u64 * class.slot_bytes).sum();
+        tracing::info!(
+            "{}: {} of {} streamed through {} of RAM ({} slots), {} reads, engine {}",
+            self.plan.mode.name(),
+            in_gigabytes(self.plan.streamed_bytes),
+            in_gigabytes(self.gguf.model_bytes()),
+            in_gigabytes(pool_bytes),
+            slots.iter().sum::<usize>(),
+            if self.is_direct() { "direct" } else { "buffered" },
+            running.engine.name(),
+        );
+        Ok(running)
+    }
+
+    /// What is available, but no more than the weights need.
+    fn automatic_budget(&self, memory: &MemoryReport) -> Result<u64> {
+        let budget_bytes = plan::automatic_budget(memory);
+        let minimum_bytes = self.minimum_bytes();
+        if budget_bytes < minimum_bytes {
+            return Err(Error::new(
+                ErrorCode::Budget,
+                format!(
+                    "{} is available ({}), which leaves too little to stream this model: it needs {} for weights; \
+                     free memory, use a smaller context, or take the risk with HYPURA_RAM={}K",
+                    in_gigabytes(memory.available_bytes),
+                    memory.limited_by,
+                    in_gigabytes(minimum_bytes),
+                    minimum_bytes.div_ceil(1 << 10)
+                ),
+            ));
+        }
+        Ok(budget_bytes)
+    }
+
+    fn name(&self) -> String {
+        let paths: Vec<PathBuf> = self.files.iter().map(|file| file.path().to_owned()).collect();
+        paths
+            .first()
+            .and_then(|path| path.file_name())
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
+    fn is_direct(&self) -> bool {
+        self.files.iter().all(DirectFile::is_direct)
+    }
+
+    fn idle_facts(&self) -> Facts {
+        Facts {
+            mode: self.plan.mode.name(),
+            model_bytes: self.gguf.model_bytes(),
+            resident_bytes: 0,
+            budget_bytes: 0,
+            direct_io: self.is_direct(),
+            io_engine: "none",
+        }
+    }
+}
+
+impl Running {
+    fn facts(&self, session: &Session) -> Facts {
+        let pools = &self.core.state.lock().pools;
+        let budget_bytes = pools
+            .iter()
+            .zip(&session.streamed.classes)
+            .map(|(pool, class)| pool.slot_count() as u64 * class.slot_bytes)
+            .sum();
+        Facts { budget_bytes, io_engine: self.engine.name(), ..session.idle_facts() }
+    }
+}
+
+fn snapshot(core: &Core, facts: &Facts) -> String {
+    let state = core.state.lock();
+    let resident_bytes = state
+        .location
+        .iter()
+        .zip(&core.streamed.blocks)
+        .filter(|(location, _)| location.is_some())
+        .map(|(_, extent)| extent.size_bytes as u64)
+        .sum();
+    drop(state);
+    core.counters.to_json(&Facts { resident_bytes, ..facts.clone() }).to_string()
+}
