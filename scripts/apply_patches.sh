@@ -1,0 +1,131 @@
+#!/bin/sh
+# Puts the series patches/*.patch and a link to ggml-hypura/ into a llama.cpp tree, or takes them out.
+#
+#   apply_patches.sh TREE              apply what is not applied yet
+#   apply_patches.sh --reverse TREE    take out what is applied
+#   apply_patches.sh --check TREE      change nothing; fail unless the series is applied or would apply
+#
+# The whole series is tried on copies of the files that it touches: TREE changes only when all of it succeeds.
+set -eu
+
+die() { echo "apply_patches.sh: $*" >&2; exit 1; }
+
+verb=apply
+case ${1:-} in
+    --reverse) verb=reverse; shift ;;
+    --check) verb=check; shift ;;
+esac
+[ $# -eq 1 ] || die 'usage: apply_patches.sh [--reverse|--check] TREE'
+[ -f "$1/ggml/src/CMakeLists.txt" ] || die "$1 is not a llama.cpp tree"
+
+repo=$(cd "$(dirname "$0")/.." && pwd -P)
+tree=$(cd "$1" && pwd -P)
+link=$tree/ggml/src/ggml-hypura
+scratch=$(mktemp -d)
+scratch=$(cd "$scratch" && pwd -P)
+trap 'rm -rf "$scratch"' EXIT
+work=$scratch/work
+log=$scratch/log
+
+LC_ALL=C
+export LC_ALL
+set -- "$repo"/patches/*.patch
+[ -e "$1" ] || shift
+count=$#
+
+tab=$(printf '\t')
+touched() {
+    cat /dev/null "$@" | sed -n -e '/^--- \/dev\/null/d' -e '/^+++ \/dev\/null/d' -e "s/$tab.*//" \
+        -e 's|^--- [^/]*/||p' -e 's|^+++ [^/]*/||p' | sort -u
+}
+touched "$@" >"$scratch/files"
+
+if command -v git >/dev/null 2>&1; then
+    # Inside a repository git apply would silently skip files: keep it from finding one.
+    patch_one() { (cd "$work" && GIT_CEILING_DIRECTORIES=$scratch git apply --whitespace=nowarn ${2:+-R} "$1"); }
+elif command -v patch >/dev/null 2>&1; then
+    patch_one() { (cd "$work" && patch -p1 -F0 -s -f ${2:+-R} -i "$1"); }
+else
+    die 'neither git nor patch is installed'
+fi
+
+stage() {
+    rm -rf "$work"
+    mkdir "$work"
+    while read -r file; do
+        if [ -e "$tree/$file" ]; then
+            mkdir -p "$work/$(dirname "$file")"
+            cp -p "$tree/$file" "$work/$file"
+        fi
+    done <"$scratch/files"
+}
+
+# apply_all PATCH...: in order; on failure $failed names the patch.
+apply_all() {
+    for failed; do
+        patch_one "$failed" >"$log" 2>&1 || return 1
+    done
+}
+
+# reverse_first N PATCH...: takes out the Nth patch, then the one before it, down to the first.
+reverse_first() {
+    remaining=$1
+    shift
+    while [ "$remaining" -gt 0 ]; do
+        eval "failed=\${$remaining}"
+        patch_one "$failed" reverse >"$log" 2>&1 || return 1
+        remaining=$((remaining - 1))
+    done
+}
+
+publish() {
+    while read -r file; do
+        if [ ! -e "$work/$file" ]; then
+            rm -f "$tree/$file"
+            (cd "$tree" && rmdir -p "$(dirname "$file")" 2>/dev/null) || true
+        elif ! cmp -s "$work/$file" "$tree/$file"; then
+            mkdir -p "$tree/$(dirname "$file")"
+            cp "$work/$file" "$tree/$file"
+        fi
+    done <"$scratch/files"
+}
+
+# How many patches of the series are in TREE? That many come out cleanly, and then all go in.
+applied=$count
+while :; do
+    stage
+    if reverse_first "$applied" "$@" && apply_all "$@"; then break; fi
+    if [ "$applied" -eq 0 ]; then
+        {
+            echo "apply_patches.sh: $(basename "$failed") does not apply to $tree:"
+            sed 's/^/    /' "$log"
+            echo "The series is made for the commit in patches/UPSTREAM. Is the tree that commit, without local changes?"
+            echo "To make the patch anew: put its changes into a copy of build/llama-pristine by hand, then"
+            echo "    diff -ruN --exclude=ggml-hypura llama-pristine COPY    (in build/)"
+            echo "and keep the description at the head of the patch."
+        } >&2
+        exit 1
+    fi
+    applied=$((applied - 1))
+done
+
+if [ -e "$link" ] && [ ! -L "$link" ]; then die "$link is in the way: it should be a link"; fi
+
+case $verb in
+    check) echo "$applied of $count patches are applied; the series fits" ;;
+    apply)
+        publish # $work holds the tree's files with the whole series
+        [ "$(readlink "$link" 2>/dev/null || true)" = "$repo/ggml-hypura" ] || {
+            rm -f "$link"
+            ln -s "$repo/ggml-hypura" "$link"
+        }
+        echo "applied $((count - applied)) of $count patches, $applied were applied already"
+        ;;
+    reverse)
+        stage
+        reverse_first "$applied" "$@"
+        publish
+        rm -f "$link"
+        echo "took out $applied of $count patches"
+        ;;
+esac

@@ -1,0 +1,80 @@
+#!/bin/sh
+# The patch series on a pristine llama.cpp tree: applies, applies again as a no-op, comes out without a trace, is
+# refused whole where it does not fit, and stays small.
+set -eu
+
+[ $# -eq 1 ] || { echo 'usage: test_patch.sh PRISTINE_TREE' >&2; exit 2; }
+repo=$(cd "$(dirname "$0")/../.." && pwd -P)
+pristine=$(cd "$1" && pwd -P)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+tree=$scratch/tree
+apply="sh $repo/scripts/apply_patches.sh"
+added_limit=200
+passed=0
+failed=0
+
+check() {
+    name=$1
+    shift
+    if "$@" >"$scratch/log" 2>&1; then
+        passed=$((passed + 1))
+        echo "ok   $name"
+    else
+        failed=$((failed + 1))
+        echo "FAIL $name"
+        head -n 40 "$scratch/log" | sed 's/^/     /'
+    fi
+}
+
+same_tree() { diff -r "$1" "$2"; }
+# Nothing written, so nothing rebuilt.
+no_op() {
+    touch "$scratch/mark"
+    sleep 1
+    $apply "$tree" || return 1
+    written=$(find "$tree" -newer "$scratch/mark")
+    echo "$written"
+    [ -z "$written" ]
+}
+linked() { [ "$(readlink "$tree/ggml/src/ggml-hypura")" = "$repo/ggml-hypura" ]; }
+small() {
+    added=$(cat /dev/null "$repo"/patches/*.patch | grep -c -E '^\+([^+]|$)' || true)
+    echo "$added lines added, fewer than $added_limit wanted"
+    [ "$added" -lt "$added_limit" ]
+}
+described() {
+    for patch in "$repo"/patches/*.patch; do
+        for field in Description Origin Forwarded Last-Update; do
+            grep -q "^$field:" "$patch" || { echo "$(basename "$patch") has no field $field"; return 1; }
+        done
+    done
+}
+# A tree in which the first patched file has other content must be refused and left as it is.
+refused() {
+    file=$(sed -n 's|^--- a/||p' "$repo"/patches/*.patch | head -n 1 | cut -f 1)
+    sed 's/^/x/' "$pristine/$file" >"$tree/$file"
+    rm -rf "$scratch/before"
+    cp -R "$tree" "$scratch/before"
+    if $apply "$tree"; then echo 'applied to a tree that it does not fit'; return 1; fi
+    same_tree "$scratch/before" "$tree"
+}
+
+cp -R "$pristine" "$tree"
+check 'applies' $apply "$tree"
+check 'links ggml-hypura' linked
+check 'applies again as a no-op' no_op
+check 'check passes' $apply --check "$tree"
+check 'comes out' $apply --reverse "$tree"
+check 'leaves no trace' same_tree "$pristine" "$tree"
+check 'comes out again as a no-op' $apply --reverse "$tree"
+check 'adds few lines' small
+if ls "$repo"/patches/*.patch >/dev/null 2>&1; then
+    check 'is described' described
+    check 'is refused whole where it does not fit' refused
+else
+    echo 'SKIP the series is empty: nothing to describe or to refuse'
+fi
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
