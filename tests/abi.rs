@@ -4,7 +4,7 @@ fn show() {
         "{}",
         bindgen::Builder::default()
             .header("include/hypura.h")
-            .allowlist_item("(?i)hypura_.*")
+            .allowlist_file(".*hypura\\.h")
             .prepend_enum_name(false)
             .generate()
             .unwrap()
