@@ -4,13 +4,13 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::mem::{align_of, offset_of, size_of};
 use std::path::Path;
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-use common::{Model, TestDirectory, expert_model, skip, within};
+use common::host::{Host, overwrite};
+use common::{TestDirectory, expert_model, skip, within};
 use hypura::ffi::*;
 
 /// Text without white space, so that two ways of formatting it compare equal.
@@ -269,66 +269,6 @@ fn the_library_tells_the_packages_version() {
     assert_eq!(hypura_abi_version(), HYPURA_ABI_VERSION);
 }
 
-/// A model opened through the ABI, streamed with the smallest budget unless settings say otherwise.
-struct Host {
-    model: *mut HypuraModel,
-    fetch: *mut HypuraFetch,
-    tensor: usize,
-}
-
-impl Host {
-    fn new(model: &Model, settings: &[&str]) -> Self {
-        let path = CString::new(model.paths[0].to_str().unwrap()).unwrap();
-        let settings: Vec<CString> =
-            ["HYPURA=stream"].iter().chain(settings).map(|setting| CString::new(*setting).unwrap()).collect();
-        let mut entries: Vec<*const c_char> = settings.iter().map(|setting| setting.as_ptr()).collect();
-        entries.push(null());
-        let mut host = Self { model: null_mut(), fetch: null_mut(), tensor: 0 };
-        let path = path.as_ptr();
-        // SAFETY: one path, a terminated array of settings, and a place for the model.
-        assert_eq!(unsafe { hypura_model_open(&path, 1, entries.as_ptr(), &mut host.model, null_mut(), 0) }, 0);
-        // SAFETY: the model is ours alone.
-        assert_eq!(unsafe { hypura_model_plan(host.model, null(), 0, null_mut(), null_mut(), 0) }, 0);
-        // SAFETY: the model is open, the name a string, and there is a place for the number.
-        let found = unsafe {
-            hypura_model_find_tensor(host.model, c"blk.0.ffn_up_exps.weight".as_ptr(), &mut host.tensor, null_mut(), 0)
-        };
-        assert_eq!(found, 0);
-        // SAFETY: the model is open, and there is a place for the fetch.
-        assert_eq!(unsafe { hypura_fetch_new(host.model, &mut host.fetch, null_mut(), 0) }, 0);
-        host
-    }
-
-    fn begin(&self, ids: &[i32], tokens: usize) -> i32 {
-        // SAFETY: the fetch is ours alone, the ids are as many as said.
-        unsafe { hypura_fetch_begin(self.fetch, self.tensor, ids.as_ptr(), ids.len(), tokens, null_mut(), 0) }
-    }
-
-    /// The status and the experts of the blocks.
-    fn next(&self, capacity: usize) -> (i32, Vec<u64>) {
-        let mut blocks: Vec<HypuraBlock> = (0..capacity).map(|_| HypuraBlock { expert: 0, data: null() }).collect();
-        let mut count = 0;
-        // SAFETY: the fetch is ours alone, and there is room for `capacity` blocks and the count.
-        let status = unsafe { hypura_fetch_next(self.fetch, blocks.as_mut_ptr(), capacity, &mut count, null_mut(), 0) };
-        (status, blocks[..count].iter().map(|block| block.expert).collect())
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // SAFETY: it came from `hypura_fetch_new` and is not used any more.
-        unsafe { hypura_fetch_free(self.fetch) };
-        // SAFETY: it came from `hypura_model_open` and is not used any more.
-        unsafe { hypura_model_free(self.model) };
-    }
-}
-
-/// Another file's bytes in place of the model's.
-fn overwrite(model: &Model) {
-    let size = std::fs::metadata(&model.paths[0]).unwrap().len() as usize;
-    std::fs::write(&model.paths[0], vec![0x5a; size]).unwrap();
-}
-
 #[test]
 fn outputs_are_written_and_blocks_used_up_only_on_success() {
     within(60, || {
@@ -385,39 +325,4 @@ fn ids_that_do_not_divide_among_the_tokens_are_refused() {
         host.tensor = dense.gguf.find("output.weight").unwrap();
         assert_eq!(host.begin(&[1], 1), HypuraStatus::InvalidArgument as i32);
     });
-}
-
-static MODEL_OF_CALLBACK: AtomicPtr<HypuraModel> = AtomicPtr::new(null_mut());
-static CALLS_FROM_CALLBACK: AtomicU32 = AtomicU32::new(0);
-
-unsafe extern "C" fn ask_for_statistics(_level: i32, _message: *const c_char, _user_data: *mut c_void) {
-    let model = MODEL_OF_CALLBACK.load(Ordering::Relaxed);
-    if !model.is_null() {
-        let mut needed = 0;
-        // SAFETY: the model is freed only after the pointer is taken away again.
-        unsafe { hypura_model_stats_json(model, null_mut(), 0, &mut needed, null_mut(), 0) };
-        CALLS_FROM_CALLBACK.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// A host that is told of an error wants to know more: a callback must not run under the library's own locks.
-#[test]
-fn a_log_callback_may_ask_for_statistics() {
-    // SAFETY: the function is static and needs no pointer.
-    unsafe { hypura_log_set(Some(ask_for_statistics), null_mut()) };
-    within(20, || {
-        let model = expert_model(TestDirectory::new(), 109, 1);
-        let host = Host::new(&model, &["HYPURA_PREFETCH=off"]);
-        // The first demand starts the machinery, whose own messages are not at stake here.
-        assert_eq!(host.begin(&[0], 1), 0);
-        while !host.next(8).1.is_empty() {}
-        overwrite(&model);
-        MODEL_OF_CALLBACK.store(host.model, Ordering::Relaxed);
-        assert_eq!(host.begin(&[9], 1), 0);
-        assert_ne!(host.next(8).0, 0);
-        assert!(CALLS_FROM_CALLBACK.load(Ordering::Relaxed) > 0, "the error is logged");
-        MODEL_OF_CALLBACK.store(null_mut(), Ordering::Relaxed);
-    });
-    // SAFETY: NULL turns it off.
-    unsafe { hypura_log_set(None, null_mut()) };
 }

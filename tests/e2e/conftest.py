@@ -1,0 +1,67 @@
+"""Fixtures. The models are those of `make models`; `HYPURA_TEST_MODELS` names another directory that holds them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from logits import LogitsProgram
+from models import DIRECTORY, SMOLLM2_MOE, TINY, TRAINED_MOE, Model
+from programs import BIN, OFF_BIN, REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "scripts" / "models"))
+from sample_text import CHECKING_TEXT, FITTING_TEXT  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for program in ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama-perplexity"):
+        if not (BIN / program).exists():
+            raise pytest.UsageError(f"{program} is not built; run make llama")
+    if not (OFF_BIN / "llama-completion").exists():
+        raise pytest.UsageError("the build without libhypura is missing; run make llama-off")
+    missing = [model.name for model in [SMOLLM2_MOE, *TINY] if not model.path.exists()]
+    if missing:
+        raise pytest.UsageError(f"models are missing in {DIRECTORY}: {', '.join(missing)}; run make models")
+
+
+@pytest.fixture
+def trained_moe() -> Model:
+    require(TRAINED_MOE)
+    return TRAINED_MOE
+
+
+def require(model: Model) -> None:
+    """Skip the test when the model is the one that the project does not contain."""
+    if model is TRAINED_MOE and not model.path.exists():
+        pytest.skip("the trained MoE is absent: ../shared/models/minimoe-64x8-q3_k_s.gguf")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English text on unlike subjects, longer than any test reads."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(CHECKING_TEXT + FITTING_TEXT)
+    return path
+
+
+@pytest.fixture(scope="session")
+def logits(tmp_path_factory: pytest.TempPathFactory, text_file: Path):
+    """tests/e2e/logits.cpp, linked with the build that has libhypura."""
+    program = LogitsProgram.build(BIN, tmp_path_factory.mktemp("logits"), text_file)
+    yield program
+    program.discard()
+
+
+@pytest.fixture(scope="session")
+def wide_moe(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The MoE of SmolLM2 with wider experts, about 1.4 GB: large enough that memory limits bite. Made once and kept."""
+    hidden = 3072
+    path = DIRECTORY / f"smollm2-moe-wide-{hidden}.gguf"
+    if not path.exists():
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        script = REPOSITORY / "scripts" / "models" / "widen_moe.py"
+        subprocess.run([sys.executable, script, SMOLLM2_MOE.path, draft, "--ffn", str(hidden)], check=True)
+        draft.rename(path)
+    return Model("wide-moe", path)
