@@ -138,7 +138,8 @@ backend_context * context(ggml_backend_t backend) {
 ggml_tensor * redirect(backend_context & ctx, const ggml_tensor * node, const void * data) {
     ggml_tensor * copy   = ctx.graph.copy(node);
     ggml_tensor * weight = ctx.graph.copy(node->src[0]);
-    weight->data = const_cast<char *>((const char *) data + weight->view_offs);
+    weight->data  = const_cast<char *>((const char *) data + weight->view_offs);
+    weight->extra = nullptr; // ggml-cpu takes a set extra for repacked weights and avoids its tiled kernels
     copy->src[0] = weight;
     return copy;
 }
