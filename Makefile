@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source llama llama-off models demo test test-rust test-patch test-e2e header clean
+.PHONY: help setup source llama llama-off models demo test test-rust test-patch test-e2e bench-io header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -82,6 +82,11 @@ test-patch: $(TOOLS) ## the patch series goes in and comes out cleanly
 
 test-e2e: llama llama-off models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
+
+bench-io: $(TOOLS) ## our I/O engines beside fio, on HYPURA_TEST_FILE or a file of 4 GB in build/
+	@command -v fio >/dev/null || { echo "fio is missing; on Debian: apt install fio" >&2; exit 1; }
+	@mkdir -p build
+	$(USE_TOOLS) cargo bench --locked --bench io -- "$${HYPURA_TEST_FILE:-$(CURDIR)/build/bench-io.bin}"
 
 header: $(TOOLS) ## regenerate include/hypura.h
 	$(USE_TOOLS) cargo test --locked --test header -- --ignored regenerate

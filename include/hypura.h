@@ -301,7 +301,7 @@ int32_t hypura_model_bind(const struct hypura_model_t *model,
 
 // Copies a part of a tensor, streamed or not, from its file: for hosts that save or inspect weights.
 //
-// Errors: INVALID_ARGUMENT when the part is not inside the tensor; OPEN, IO, TRUNCATED.
+// Errors: INVALID_ARGUMENT when the part is not inside the tensor; OPEN, IO, CHANGED.
 //
 // Arguments:
 // `model` comes from hypura_model_open; `destination` points to `size_bytes` bytes; `error` to `error_size` bytes, or is

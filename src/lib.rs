@@ -7,10 +7,19 @@ pub mod cache;
 pub mod config;
 pub mod error;
 pub mod ffi;
+pub mod file_identity;
 pub mod gguf;
 pub mod hw;
 pub mod io;
+pub mod persist;
 pub mod plan;
 pub mod predict;
 pub mod stats;
 pub mod stream;
+
+// The test models of the integration tests, which name this crate from outside, serve the unit tests as well.
+#[cfg(test)]
+extern crate self as hypura;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;

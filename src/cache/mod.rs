@@ -18,4 +18,4 @@ mod list;
 mod pool;
 
 pub use arena::Arena;
-pub use pool::{Pool, SlotState};
+pub use pool::{Members, Pool, SlotState};

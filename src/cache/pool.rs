@@ -16,11 +16,50 @@ pub enum SlotState {
     Ready,
 }
 
+/// A set of fetches, to wake exactly those that wait. Fetches beyond the 63rd share the last bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Members(u64);
+
+impl Members {
+    const SHARED: u32 = u64::BITS - 1;
+
+    /// The number of distinct members.
+    pub const COUNT: usize = u64::BITS as usize;
+
+    /// Adds a member.
+    pub fn insert(&mut self, member: u32) {
+        self.0 |= 1 << member.min(Self::SHARED);
+    }
+
+    /// Takes a member out; the shared one stays, since another fetch may be meant.
+    pub fn remove(&mut self, member: u32) {
+        if member < Self::SHARED {
+            self.0 &= !(1 << member);
+        }
+    }
+
+    /// Adds all of another set's.
+    pub fn extend(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    /// The smallest number that is not in the set, or the shared one.
+    pub fn first_free(self) -> u32 {
+        (!self.0).trailing_zeros().min(Self::SHARED)
+    }
+
+    /// The members, smallest first.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..Self::COUNT).filter(move |bit| self.0 >> bit & 1 == 1)
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Slot {
     block: usize,
     state: SlotState,
     users: u32,
+    members: Members,
     /// Read ahead and not asked for since.
     guess: bool,
     /// Never evicted.
@@ -47,7 +86,15 @@ impl Pool {
     /// # Errors
     /// `Resource` when the system refuses the memory.
     pub fn new(slot_bytes: usize, slot_count: usize) -> Result<Self> {
-        let slot = Slot { block: 0, state: SlotState::Empty, users: 0, guess: false, permanent: false, lead: 0 };
+        let slot = Slot {
+            block: 0,
+            state: SlotState::Empty,
+            users: 0,
+            members: Members::default(),
+            guess: false,
+            permanent: false,
+            lead: 0,
+        };
         Ok(Self {
             arena: Arena::new(slot_bytes * slot_count)?,
             slot_bytes,
@@ -75,7 +122,15 @@ impl Pool {
             }
         };
         let guess = priority == Priority::Speculative;
-        self.slots[slot] = Slot { block, state: SlotState::Loading, users: 0, guess, permanent: false, lead };
+        self.slots[slot] = Slot {
+            block,
+            state: SlotState::Loading,
+            users: 0,
+            members: Members::default(),
+            guess,
+            permanent: false,
+            lead,
+        };
         Some((slot, evicted))
     }
 
@@ -92,28 +147,42 @@ impl Pool {
         Some(slot)
     }
 
-    /// The read into a Loading slot is complete.
-    pub fn loaded(&mut self, slot: usize) {
+    /// The read into a Loading slot is complete. Returns who waits for it; nobody means that the slot may be taken.
+    pub fn loaded(&mut self, slot: usize) -> Members {
         debug_assert_eq!(self.slots[slot].state, SlotState::Loading);
         self.slots[slot].state = SlotState::Ready;
         self.settle(slot);
+        self.slots[slot].members
+    }
+
+    /// A Loading slot whose read was taken back before it began is empty again. It has no users.
+    pub fn give_up(&mut self, slot: usize) {
+        debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
+        self.slots[slot].state = SlotState::Empty;
+        self.empty.push(slot);
     }
 
     /// Adds a user: the slot stays until [`Self::leave`]. Says whether this is the first use of a block that was read
     /// ahead.
-    pub fn join(&mut self, slot: usize) -> bool {
+    pub fn join(&mut self, slot: usize, member: u32) -> bool {
         if self.is_listed(slot) {
             let list = if self.slots[slot].guess { &mut self.guessed } else { &mut self.used };
             list.remove(&mut self.links, slot);
         }
         let entry = &mut self.slots[slot];
         entry.users += 1;
+        entry.members.insert(member);
         std::mem::replace(&mut entry.guess, false)
     }
 
     /// Takes a user away.
-    pub fn leave(&mut self, slot: usize) {
-        self.slots[slot].users -= 1;
+    pub fn leave(&mut self, slot: usize, member: u32) {
+        let entry = &mut self.slots[slot];
+        entry.users -= 1;
+        entry.members.remove(member);
+        if entry.users == 0 {
+            entry.members = Members::default();
+        }
         self.settle(slot);
     }
 
@@ -170,8 +239,8 @@ mod tests {
     fn the_least_recently_used_block_goes_first() {
         let mut pool = Pool::new(64, 3).unwrap();
         let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, Priority::Demand).unwrap()).collect();
-        pool.join(slots[0]);
-        pool.leave(slots[0]);
+        pool.join(slots[0], 0);
+        pool.leave(slots[0], 0);
         assert_eq!(pool.take(3, 0, Priority::Demand).unwrap(), (slots[1], Some(1)));
         assert_eq!(pool.take(4, 0, Priority::Demand).unwrap(), (slots[2], Some(2)));
         assert_eq!(pool.take(5, 0, Priority::Demand).unwrap(), (slots[0], Some(0)));
@@ -182,15 +251,28 @@ mod tests {
     fn a_slot_in_use_or_permanent_stays() {
         let mut pool = Pool::new(64, 2).unwrap();
         let used = load(&mut pool, 0, Priority::Demand).unwrap();
-        pool.join(used);
-        pool.join(used);
-        pool.leave(used);
+        pool.join(used, 0);
+        pool.join(used, 0);
+        pool.leave(used, 0);
         let (kept, _) = pool.take(1, 0, Priority::Demand).unwrap();
         pool.make_permanent(kept);
         pool.loaded(kept);
         assert_eq!(pool.take(2, 0, Priority::Demand), None);
-        pool.leave(used);
+        pool.leave(used, 0);
         assert_eq!(pool.take(2, 0, Priority::Demand), Some((used, Some(0))));
+    }
+
+    #[test]
+    fn a_completed_read_names_those_that_wait_for_it() {
+        let mut pool = Pool::new(64, 2).unwrap();
+        let (slot, _) = pool.take(0, 0, Priority::Demand).unwrap();
+        pool.join(slot, 3);
+        pool.join(slot, 70);
+        pool.join(slot, 5);
+        pool.leave(slot, 5);
+        assert_eq!(pool.loaded(slot).iter().collect::<Vec<_>>(), [3, 63]);
+        let (other, _) = pool.take(1, 0, Priority::Speculative).unwrap();
+        assert_eq!(pool.loaded(other), Members::default());
     }
 
     #[test]
@@ -204,7 +286,7 @@ mod tests {
         assert_eq!(pool.take(4, 0, Priority::Speculative), None);
         assert_eq!(pool.take(4, 0, Priority::Demand), Some((used, Some(3))));
         assert_eq!(pool.take(5, 0, Priority::Demand), Some((last, Some(1))));
-        assert!(pool.join(first), "the first use of a guess is reported");
-        assert!(!pool.join(first));
+        assert!(pool.join(first, 0), "the first use of a guess is reported");
+        assert!(!pool.join(first, 0));
     }
 }

@@ -105,8 +105,8 @@ pub unsafe extern "C" fn hypura_fetch_next(
     let body = || {
         // SAFETY: the contract of this function.
         let this = unsafe { pointers::exclusive(fetch, "fetch") }?;
-        if blocks.is_null() || capacity == 0 {
-            return Err(pointers::invalid("blocks is NULL or capacity is 0"));
+        if blocks.is_null() || capacity == 0 || count.is_null() {
+            return Err(pointers::invalid("blocks or count is NULL, or capacity is 0"));
         }
         if this.position == this.delivered.len() {
             this.position = 0;

@@ -56,6 +56,8 @@ pub unsafe extern "C" fn hypura_log_set(callback: HypuraLogCallback, user_data: 
         *RECEIVER.write() = callback.map(|callback| Receiver { callback, user_data });
         // Fails when a Rust host has a subscriber of its own: then messages go there.
         let _ = tracing::subscriber::set_global_default(Forwarder);
+        // The level may have changed, and call sites remember whether they are enabled.
+        tracing::callsite::rebuild_interest_cache();
     });
 }
 

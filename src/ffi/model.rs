@@ -1,6 +1,9 @@
 //! A model: its tensors, its plan, its statistics.
 
 use std::ffi::{CString, c_char};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +11,8 @@ use super::boundary::{guard, guard_infallible};
 use super::pointers::{self, invalid};
 use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
-use crate::gguf::Gguf;
+use crate::file_identity::FileIdentity;
+use crate::gguf::{Gguf, GgufFile};
 use crate::plan::{Mode, Role, role_of};
 use crate::stream::Session;
 
@@ -272,6 +276,9 @@ pub unsafe extern "C" fn hypura_model_plan(
     let body = || {
         // SAFETY: the contract of this function.
         let model = unsafe { pointers::exclusive(model, "model") }?;
+        if model.session.is_some() {
+            return Err(invalid("the model has been planned already"));
+        }
         let count = model.gguf.tensors().len();
         // SAFETY: the contract of this function.
         let on_host = match on_host.is_null() {
@@ -373,7 +380,7 @@ pub unsafe extern "C" fn hypura_model_bind(
 
 /// Copies a part of a tensor, streamed or not, from its file: for hosts that save or inspect weights.
 ///
-/// Errors: INVALID_ARGUMENT when the part is not inside the tensor; OPEN, IO, TRUNCATED.
+/// Errors: INVALID_ARGUMENT when the part is not inside the tensor; OPEN, IO, CHANGED.
 ///
 /// # Safety
 /// `model` comes from hypura_model_open; `destination` points to `size_bytes` bytes; `error` to `error_size` bytes, or is
@@ -396,12 +403,22 @@ pub unsafe extern "C" fn hypura_model_read(
         if !inside || destination.is_null() {
             return Err(invalid(&format!("{} has no bytes {offset}+{size_bytes}, or destination is NULL", found.name)));
         }
-        let file = crate::io::DirectFile::open(&model.gguf.files()[found.file].path, false)?;
         // SAFETY: the contract of this function.
-        unsafe { file.read_at(found.offset + offset, destination, size_bytes, size_bytes) }
+        let destination = unsafe { std::slice::from_raw_parts_mut(destination, size_bytes) };
+        read_exact(&model.gguf.files()[found.file], found.offset + offset, destination)
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
+}
+
+fn read_exact(from: &GgufFile, offset: u64, destination: &mut [u8]) -> Result<()> {
+    let path = from.path.display();
+    let failed = |code, error: io::Error| Error::new(code, format!("cannot read {path}: {error}"));
+    let file = File::open(&from.path).map_err(|error| failed(ErrorCode::Open, error))?;
+    if FileIdentity::of(&file).map_err(|error| failed(ErrorCode::Io, error))? != from.identity {
+        return Err(Error::new(ErrorCode::Changed, format!("{path} was written to while it was in use")));
+    }
+    file.read_exact_at(destination, offset).map_err(|error| failed(ErrorCode::Io, error))
 }
 
 /// Writes the statistics as JSON (the keys of HYPURA_STATS) to `buffer`, cut to fit and NUL-terminated, and the bytes that

@@ -31,6 +31,7 @@ pub use tensors::TensorInfo;
 pub use types::GgmlType;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::file_identity::FileIdentity;
 use metadata::Metadata;
 use reader::{Reader, malformed, quoted, truncated};
 use split::Part;
@@ -58,6 +59,8 @@ pub struct GgufFile {
     pub path: PathBuf,
     /// The size in bytes when it was opened.
     pub size_bytes: u64,
+    /// What was opened: the header is that file's and no other's.
+    pub identity: FileIdentity,
 }
 
 impl Gguf {
@@ -74,22 +77,22 @@ impl Gguf {
         let Some(first) = paths.first() else {
             return Err(Error::new(ErrorCode::InvalidArgument, "no model file was named"));
         };
-        let header = read_header(first, 0)?;
+        let (file, header) = read_header(first, 0)?;
         let count = if paths.len() == 1 { header.part.count } else { paths.len() as u64 };
         header.part.expect(first, 0, count)?;
 
         let expected_tensor_count = header.part.tensor_count;
         let hyper_parameters = header.hyper_parameters;
-        let mut files = vec![header.file];
+        let mut files = vec![file];
         let mut tensors = header.tensors;
         for number in 1..count {
             let path = match paths.get(number as usize) {
                 Some(path) => path.clone(),
                 None => split::sibling(first, number, count)?,
             };
-            let header = read_header(&path, files.len())?;
+            let (file, header) = read_header(&path, files.len())?;
             header.part.expect(&path, number, count)?;
-            files.push(header.file);
+            files.push(file);
             tensors.extend(header.tensors);
         }
 
@@ -133,13 +136,12 @@ impl Gguf {
 
 /// What one file's header says.
 struct Header {
-    file: GgufFile,
     part: Part,
     hyper_parameters: HyperParameters,
     tensors: Vec<TensorInfo>,
 }
 
-fn read_header(path: &Path, file_index: usize) -> Result<Header> {
+fn read_header(path: &Path, file_index: usize) -> Result<(GgufFile, Header)> {
     let cannot_open = |reason: &dyn std::fmt::Display| {
         Error::new(ErrorCode::Open, format!("cannot open {}: {reason}", path.display()))
     };
@@ -149,8 +151,8 @@ fn read_header(path: &Path, file_index: usize) -> Result<Header> {
         return Err(cannot_open(&"it is not a regular file"));
     }
     let file = File::open(path).map_err(|error| cannot_open(&error))?;
-    let size_bytes = file.metadata().map_err(|error| cannot_open(&error))?.len();
-    if size_bytes == 0 {
+    let identity = FileIdentity::of(&file).map_err(|error| cannot_open(&error))?;
+    if identity.size_bytes() == 0 {
         // Nothing can be mapped.
         return Err(truncated(path, 0, "the magic", 0, 4));
     }
@@ -160,7 +162,8 @@ fn read_header(path: &Path, file_index: usize) -> Result<Header> {
     // llama.cpp's own mapping of the same file. Should one do so, numbers and names are still copied before they are
     // checked, so what was checked is what is used; only cutting the file short meanwhile would raise SIGBUS.
     let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| cannot_open(&error))?;
-    parse(path, &mapping, file_index)
+    let header = parse(path, &mapping, file_index)?;
+    Ok((GgufFile { path: path.to_owned(), size_bytes: mapping.len() as u64, identity }, header))
 }
 
 /// Parses the header at the start of a file's bytes.
@@ -177,12 +180,7 @@ fn parse(path: &Path, bytes: &[u8], file_index: usize) -> Result<Header> {
     }
     let mut tensors = tensors::read(&mut reader, tensor_count, file_index)?;
     tensors::place(&reader, &mut tensors, alignment)?;
-    Ok(Header {
-        file: GgufFile { path: path.to_owned(), size_bytes: reader.size_bytes() },
-        part: Part::read(&metadata, path)?,
-        hyper_parameters: HyperParameters::read(&metadata)?,
-        tensors,
-    })
+    Ok(Header { part: Part::read(&metadata, path)?, hyper_parameters: HyperParameters::read(&metadata)?, tensors })
 }
 
 fn check_magic_and_version(reader: &mut Reader<'_>) -> Result<()> {

@@ -5,11 +5,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::file_identity::FileIdentity;
 
 /// What a read's address, offset and length must be multiples of, in bytes. Powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,29 +38,6 @@ pub struct Widened {
     pub required: usize,
 }
 
-/// What identifies the contents of an open file as far as the system tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    size_bytes: u64,
-    modified_seconds: i64,
-    modified_nanoseconds: i64,
-}
-
-impl Identity {
-    fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size_bytes: metadata.size(),
-            modified_seconds: metadata.mtime(),
-            modified_nanoseconds: metadata.mtime_nsec(),
-        })
-    }
-}
-
 /// A file to stream from.
 #[derive(Debug)]
 pub struct DirectFile {
@@ -68,7 +45,7 @@ pub struct DirectFile {
     path: PathBuf,
     alignment: Alignment,
     direct: bool,
-    identity: Identity,
+    identity: FileIdentity,
 }
 
 impl DirectFile {
@@ -83,7 +60,7 @@ impl DirectFile {
             Some(opened) => opened,
             None => (File::open(path).map_err(|error| open_error(path, &error))?, Alignment::NONE),
         };
-        let identity = Identity::of(&file).map_err(|error| open_error(path, &error))?;
+        let identity = FileIdentity::of(&file).map_err(|error| open_error(path, &error))?;
         Ok(Self { file, path: path.to_owned(), alignment, direct: is_direct, identity })
     }
 
@@ -95,6 +72,11 @@ impl DirectFile {
     /// Whether reads bypass the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// What was opened.
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
     }
 
     /// What reads must be aligned to.
@@ -111,64 +93,30 @@ impl DirectFile {
         Widened { offset: start, length: (end - start) as usize, lead, required: lead + length }
     }
 
-    /// Reads `length` bytes at `offset` into `destination`; the first `required` of them must exist.
+    /// To be called after a range was read in full and before its bytes are used: drops what the page cache keeps of it, and
+    /// makes sure that the file is still the one that was opened.
     ///
     /// # Errors
-    /// `Truncated` when the file ends too early, `Changed` when it is not the file that was opened any more, `Io` with
-    /// the system's reason otherwise. The memory then holds nothing that may be used.
-    ///
-    /// # Safety
-    /// `destination` must be valid for writes of `length` bytes and not accessed by anyone else during the call.
-    pub unsafe fn read_at(&self, offset: u64, destination: *mut u8, length: usize, required: usize) -> Result<()> {
-        let mut done = 0;
-        while done < required {
-            // SAFETY: `done < length` because `required <= length`, so the written range stays within the `length`
-            // bytes that the caller vouches for; the descriptor is open for as long as `self` lives.
-            let count = unsafe {
-                libc::pread(
-                    self.file.as_raw_fd(),
-                    destination.wrapping_add(done).cast(),
-                    length - done,
-                    (offset + done as u64) as libc::off_t,
-                )
-            };
-            match count {
-                0 => return Err(self.truncated(offset + required as u64)),
-                count if count > 0 && done + count as usize >= required => break,
-                count if count > 0 => done = self.resume_after(offset, done, count as usize, required)?,
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(self.failed(offset + done as u64, &error));
-                    }
-                }
-            }
-        }
+    /// `Truncated`, `Changed`, `Io`: the bytes must not be used.
+    pub fn after_read(&self, offset: u64, length: usize) -> Result<()> {
         if !self.direct {
             self.drop_cached(offset, length);
         }
         self.check_unchanged()
     }
 
-    /// Where to go on after a short read. A direct read can only go on from an aligned place, so some bytes are read
-    /// twice; one that ends where the file ends is truncation.
-    fn resume_after(&self, offset: u64, done: usize, count: usize, required: usize) -> Result<usize> {
-        let end = offset + (done + count) as u64;
-        let size = self.file.metadata().map_err(|error| self.failed(end, &error))?.len();
-        if end >= size {
-            return Err(self.truncated(offset + required as u64));
-        }
-        let unit = self.alignment.offset_bytes;
-        let resume = (done + count) / unit * unit;
-        if resume > done {
-            Ok(resume)
-        } else {
-            Err(self.failed(end, &io::Error::new(io::ErrorKind::UnexpectedEof, "the read made no progress")))
-        }
+    /// The file's size when it was opened, in bytes.
+    pub fn opened_size(&self) -> u64 {
+        self.identity.size_bytes()
+    }
+
+    /// The file's size as of now, in bytes.
+    pub(super) fn size_now(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// Gives back the page cache of a range that was just read: the bytes live in our memory now, once is enough.
-    fn drop_cached(&self, offset: u64, length: usize) {
+    pub(super) fn drop_cached(&self, offset: u64, length: usize) {
         #[cfg(target_os = "linux")]
         // SAFETY: the call takes an open descriptor and plain numbers; it is advice and touches no memory of ours.
         unsafe {
@@ -185,10 +133,10 @@ impl DirectFile {
 
     /// Weights of two versions of a file must never be mixed, so a file that changes under us is an error.
     fn check_unchanged(&self) -> Result<()> {
-        match Identity::of(&self.file) {
+        match FileIdentity::of(&self.file) {
             Ok(identity) if identity == self.identity => Ok(()),
-            Ok(identity) if identity.size_bytes < self.identity.size_bytes => {
-                Err(self.truncated(self.identity.size_bytes))
+            Ok(identity) if identity.size_bytes() < self.identity.size_bytes() => {
+                Err(self.truncated(self.identity.size_bytes()))
             }
             Ok(_) => Err(Error::new(
                 ErrorCode::Changed,
@@ -198,7 +146,7 @@ impl DirectFile {
         }
     }
 
-    fn truncated(&self, needed_bytes: u64) -> Error {
+    pub(super) fn truncated(&self, needed_bytes: u64) -> Error {
         let size = self.file.metadata().map(|metadata| metadata.len());
         let now = size.map_or_else(|_| "shorter".to_owned(), |bytes| format!("{bytes} bytes"));
         Error::new(
@@ -210,8 +158,21 @@ impl DirectFile {
         )
     }
 
-    fn failed(&self, offset: u64, error: &io::Error) -> Error {
-        Error::new(ErrorCode::Io, format!("cannot read {} at byte {offset}: {error}", self.path.display()))
+    /// The error for a failed system call. Want of memory or descriptors is told apart from a failing drive.
+    pub(super) fn failed(&self, offset: u64, error: &io::Error) -> Error {
+        let code = match error.raw_os_error() {
+            Some(libc::ENOMEM | libc::ENOBUFS | libc::EMFILE | libc::ENFILE | libc::ENOSPC | libc::EDQUOT) => {
+                ErrorCode::Resource
+            }
+            _ => ErrorCode::Io,
+        };
+        Error::new(code, format!("cannot read {} at byte {offset}: {error}", self.path.display()))
+    }
+}
+
+impl AsRawFd for DirectFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 
@@ -280,50 +241,20 @@ mod tests {
         path
     }
 
-    /// Reads through a page-aligned buffer, as the pool does.
-    fn read(file: &DirectFile, offset: u64, length: usize) -> Result<Vec<u8>> {
-        let range = file.widen(offset, length);
-        let mut memory = crate::cache::Arena::new(range.length).unwrap();
-        // SAFETY: the arena is at least `range.length` bytes and nobody else knows of it.
-        unsafe { file.read_at(range.offset, memory.as_mut_ptr(), range.length, range.required)? };
-        // SAFETY: the read filled `range.required` bytes, which end where the wanted range ends.
-        Ok(unsafe { std::slice::from_raw_parts(memory.as_mut_ptr().add(range.lead), length) }.to_vec())
-    }
-
     #[test]
-    fn any_range_reads_the_same_directly_and_buffered() {
-        let bytes: Vec<u8> = (0..300_001u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        let path = sample("ranges", &bytes);
+    fn widening_covers_the_range_and_no_more_than_a_unit_at_each_end() {
+        let path = sample("widen", &[7; 10_000]);
         for direct in [false, true] {
             let file = DirectFile::open(&path, direct).unwrap();
-            for (offset, length) in [(0, 1), (1, 511), (511, 2), (4095, 8194), (299_990, 11), (123, 299_878)] {
-                let expected = &bytes[offset as usize..offset as usize + length];
-                assert_eq!(read(&file, offset, length).unwrap(), expected, "{offset}+{length} direct={direct}");
+            let unit = file.alignment().offset_bytes as u64;
+            for (offset, length) in [(0, 1), (1, 511), (511, 2), (4095, 4098), (9_999, 1)] {
+                let range = file.widen(offset, length);
+                assert_eq!((range.offset % unit, range.length as u64 % unit), (0, 0));
+                assert_eq!(range.offset + range.lead as u64, offset);
+                assert_eq!(range.required, range.lead + length);
+                assert!(range.lead < unit as usize && range.length - range.required < unit as usize);
             }
         }
-        std::fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn a_range_past_the_end_is_truncation() {
-        let path = sample("short", &[7; 1000]);
-        for direct in [false, true] {
-            let file = DirectFile::open(&path, direct).unwrap();
-            assert_eq!(read(&file, 990, 11).unwrap_err().code(), ErrorCode::Truncated);
-        }
-        std::fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn a_file_that_changes_while_open_is_noticed() {
-        let path = sample("changed", &[7; 8192]);
-        let file = DirectFile::open(&path, true).unwrap();
-        assert!(read(&file, 0, 100).is_ok());
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        OpenOptions::new().write(true).open(&path).unwrap().write_all(&[8; 16]).unwrap();
-        assert_eq!(read(&file, 4096, 100).unwrap_err().code(), ErrorCode::Changed);
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
-        assert_eq!(read(&file, 0, 100).unwrap_err().code(), ErrorCode::Truncated);
         std::fs::remove_file(path).unwrap();
     }
 

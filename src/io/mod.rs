@@ -2,18 +2,29 @@
 //!
 //! This layer knows files, offsets and destinations; it does not know what a tensor or a slot is. A [`Request`] names a
 //! range and a place; an [`Engine`] carries requests out in the background and reports each to its [`Sink`] exactly
-//! once. Demand reads always overtake speculative ones.
+//! once. There are two engines with the same verbs: io_uring, and a pool of threads that call `preadv`. What they share
+//! is the order of work ([`queue`]) and the handling of every outcome of a system call ([`part`]).
 //!
-//! Terms: a *request* is one contiguous range wanted by the caller; a *part* is one system call's worth of it; a range
-//! is *widened* when it is extended to the alignment that direct I/O demands.
+//! Terms: a *request* is one contiguous range wanted by the caller; a *part* is what one system call reads of it (a large
+//! request is cut into several parts, small adjacent ones are merged into one); a range is *widened* when it is extended
+//! to the alignment that direct I/O demands; *depth* is how many parts are in flight at once.
 
 mod direct_file;
+mod part;
+mod probe;
+mod queue;
 mod threads;
+mod tuning;
+#[cfg(target_os = "linux")]
+mod uring;
 
 pub use direct_file::{Alignment, DirectFile, Widened};
-pub use threads::ThreadEngine;
+pub use probe::{ReadSpeed, measure};
+pub use tuning::{EngineKind, Tuning, tune};
 
-use crate::error::Error;
+use std::sync::Arc;
+
+use crate::error::Result;
 
 /// How urgent a read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +59,14 @@ impl Destination {
     ///
     /// # Safety
     /// The memory must be valid for writes of the request's whole widened range, aligned as the file demands, and
-    /// accessed by nobody else from submission until the sink has been told of the completion.
+    /// accessed by nobody else from submission until the sink has been told of the completion, the request was
+    /// cancelled, or the engine was dropped.
     pub unsafe fn new(address: *mut u8) -> Self {
         Self(address)
     }
 
-    fn at(self, offset: usize) -> *mut u8 {
-        self.0.wrapping_add(offset)
+    fn at(self, offset: usize) -> Self {
+        Self(self.0.wrapping_add(offset))
     }
 }
 
@@ -65,20 +77,62 @@ unsafe impl Send for Destination {}
 /// Told of every finished read, from the engine's own threads.
 pub trait Sink: Send + Sync {
     /// The read with this token is over: all its bytes are in place, or they are not and must not be used.
-    fn finished(&self, token: usize, outcome: Result<(), Error>);
+    fn finished(&self, token: usize, outcome: Result<()>);
 }
 
 /// Carries out reads in the background.
 ///
 /// Dropping an engine discards what is queued, waits for what is in flight, and only then returns: afterwards no
-/// destination is written any more.
+/// destination is written any more. An idle engine sleeps.
 pub trait Engine: Send + Sync {
-    /// Queues a read. Every queued read is reported to the sink exactly once, unless the engine is dropped first.
-    fn submit(&self, request: Request);
+    /// Queues reads and empties the list. Every read is reported to the sink exactly once, unless it is cancelled or the
+    /// engine is dropped first.
+    fn submit(&self, requests: &mut Vec<Request>);
 
     /// Makes a queued speculative read a demand read.
     fn promote(&self, token: usize);
 
+    /// Takes back a speculative read of which nothing has been given to the drive yet. Says whether it was: then it is not
+    /// reported.
+    fn cancel(&self, token: usize) -> bool;
+
     /// The name for logs and statistics.
     fn name(&self) -> &'static str;
 }
+
+/// Starts the engine that the tuning names, or the thread pool where io_uring is not to be had. Tokens are below
+/// `token_count`.
+///
+/// # Errors
+/// `Resource` when the system refuses a thread.
+pub fn start(
+    tuning: &Tuning,
+    files: Arc<[DirectFile]>,
+    token_count: usize,
+    sink: Arc<dyn Sink>,
+) -> Result<Box<dyn Engine>> {
+    #[cfg(target_os = "linux")]
+    if tuning.engine == EngineKind::Uring {
+        match uring::UringEngine::start(Arc::clone(&files), tuning, token_count, Arc::clone(&sink)) {
+            Ok(engine) => return Ok(Box::new(engine)),
+            Err(reason) => tracing::warn!("reading with threads instead of io_uring: {reason}"),
+        }
+    }
+    Ok(Box::new(threads::ThreadEngine::start(files, tuning, token_count, sink)?))
+}
+
+/// Whether io_uring can be used here, and if not why: one sentence.
+///
+/// # Errors
+/// The reason.
+pub fn uring_available() -> std::result::Result<(), String> {
+    #[cfg(target_os = "linux")]
+    return uring::available();
+    #[cfg(not(target_os = "linux"))]
+    Err("io_uring is a facility of Linux".to_owned())
+}
+
+#[cfg(test)]
+mod engine_tests;
+#[cfg(test)]
+mod fault_tests;

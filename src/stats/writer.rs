@@ -3,7 +3,7 @@
 //! The file is replaced by rename, so a reader never sees half of one. A failure to write is reported once and never
 //! disturbs the model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::persist;
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -36,7 +37,7 @@ impl StatsWriter {
                 let mut stopping = stopping.lock();
                 loop {
                     let last = *stopping;
-                    if let Err(error) = replace(&path, &snapshot()) {
+                    if let Err(error) = persist::replace(&path, &snapshot()) {
                         if !std::mem::replace(&mut reported, true) {
                             tracing::warn!("cannot write statistics to {}: {error}", path.display());
                         }
@@ -61,11 +62,4 @@ impl Drop for StatsWriter {
             let _ = thread.join();
         }
     }
-}
-
-fn replace(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".{}.tmp", std::process::id()));
-    std::fs::write(&draft, text)?;
-    std::fs::rename(&draft, path)
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::cache::Pool;
+use crate::cache::{Members, Pool};
 use crate::error::{Error, Result};
-use crate::io::{Destination, DirectFile, Engine, Priority, Request, Sink};
+use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::predict::Order;
 use crate::stats::Counters;
 
@@ -28,6 +28,10 @@ pub(super) struct State {
     pub(super) order: Order,
     /// The first failure. Nothing is handed out after it.
     pub(super) error: Option<Error>,
+    /// The fetches that exist.
+    pub(super) fetches: Members,
+    /// Those that sleep until a slot can be had.
+    pub(super) want_room: Members,
     reads_in_flight: usize,
     reading_since: Instant,
 }
@@ -35,8 +39,9 @@ pub(super) struct State {
 /// State, the means to wait for its changes, and the counters.
 pub(super) struct Core {
     pub(super) state: Mutex<State>,
-    /// Signalled when a slot becomes Ready or free, and on an error.
-    pub(super) changed: Condvar,
+    /// By member: signalled when a slot that it awaits becomes Ready, when it wants room and a slot becomes free, and on
+    /// an error.
+    pub(super) signals: Box<[Condvar]>,
     pub(super) counters: Counters,
     pub(super) streamed: Arc<StreamedTensors>,
     /// By block: never evicted.
@@ -60,12 +65,14 @@ impl Core {
             location: vec![None; streamed.blocks.len()],
             order: Order::new(streamed.tensors.len()),
             error: None,
+            fetches: Members::default(),
+            want_room: Members::default(),
             reads_in_flight: 0,
             reading_since: Instant::now(),
         };
         Ok(Self {
             state: Mutex::new(state),
-            changed: Condvar::new(),
+            signals: (0..Members::COUNT).map(|_| Condvar::new()).collect(),
             counters: Counters::default(),
             permanent: streamed.permanent_blocks(slots_per_pool),
             streamed,
@@ -73,15 +80,16 @@ impl Core {
         })
     }
 
-    /// Starts reading a block that has no slot. `None` when no slot can be had at this priority now.
+    /// Gives a block a slot and adds the read that fills it to `requests`, to be submitted once the lock is released. `None`
+    /// when no slot can be had at this priority now.
     pub(super) fn read(
         &self,
         state: &mut State,
-        engine: &dyn Engine,
         files: &[DirectFile],
         pool: usize,
         block: usize,
         priority: Priority,
+        requests: &mut Vec<Request>,
     ) -> Option<SlotId> {
         debug_assert!(state.location[block].is_none());
         let extent = self.streamed.blocks[block];
@@ -106,7 +114,7 @@ impl Core {
         // SAFETY: the slot is as large as any widened block of its class and page-aligned; it is Loading, so by the
         // pool's invariants nobody reads it or gives it away until `finished` has marked it Ready.
         let destination = unsafe { Destination::new(state.pools[pool].address(slot)) };
-        engine.submit(Request { token: self.token(id), file: extent.file, range, destination, priority });
+        requests.push(Request { token: self.token(id), file: extent.file, range, destination, priority });
         Some(id)
     }
 
@@ -119,14 +127,27 @@ impl Core {
         SlotId { pool, slot: token - self.first_token[pool] }
     }
 
-    /// Records a failure and wakes everybody that waits.
-    pub(super) fn fail(&self, state: &mut State, error: Error) {
+    /// Records a failure, and wakes everybody to see it. Neither logging nor waking is done under the lock: a host may ask
+    /// for statistics in its log callback.
+    pub(super) fn fail(&self, mut state: MutexGuard<'_, State>, error: Error) {
         self.counters.errors.add(1);
-        if state.error.is_none() {
-            tracing::error!("{error}");
-            state.error = Some(error);
+        let first = state.error.is_none();
+        if first {
+            state.error = Some(error.clone());
         }
-        self.changed.notify_all();
+        let everybody = state.fetches;
+        drop(state);
+        if first {
+            tracing::error!("{error}");
+        }
+        self.wake(everybody);
+    }
+
+    /// Wakes fetches; to be called without the lock.
+    pub(super) fn wake(&self, members: Members) {
+        for member in members.iter() {
+            self.signals[member].notify_all();
+        }
     }
 }
 
@@ -139,10 +160,13 @@ impl Sink for Core {
             self.counters.read_time.add_time(state.reading_since.elapsed());
         }
         match outcome {
-            Ok(()) => state.pools[id.pool].loaded(id.slot),
-            Err(error) => self.fail(&mut state, error),
+            Ok(()) => {
+                let awaited_by = state.pools[id.pool].loaded(id.slot);
+                let wake = if awaited_by == Members::default() { state.want_room } else { awaited_by };
+                drop(state);
+                self.wake(wake);
+            }
+            Err(error) => self.fail(state, error),
         }
-        drop(state);
-        self.changed.notify_all();
     }
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cache::SlotState;
+use crate::cache::{Members, SlotState};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
-use crate::io::Priority;
+use crate::io::{Priority, Request};
 
 use super::core::{Core, SlotId, State};
 use super::session::{Running, Session};
@@ -44,6 +44,11 @@ pub struct Fetch {
     /// By expert: the number of the demand that last named it.
     named_in: Vec<u64>,
     demand: u64,
+    /// Our number among the session's fetches, from the first demand on.
+    member: Option<u32>,
+    /// Reads to submit, and tokens to promote, once the lock is released.
+    requests: Vec<Request>,
+    promotions: Vec<usize>,
 }
 
 // SAFETY: slots are plain numbers, and the memory behind delivered pointers belongs to the session, which `self` keeps
@@ -62,6 +67,9 @@ impl Fetch {
             experts: Vec::new(),
             named_in: Vec::new(),
             demand: 0,
+            member: None,
+            requests: Vec::new(),
+            promotions: Vec::new(),
         }
     }
 
@@ -79,24 +87,26 @@ impl Fetch {
             Error::new(ErrorCode::InvalidArgument, format!("tensor {tensor} is not one of the streamed tensors"))
         })?;
         let streamed = &session.streamed.tensors[index];
-        self.collect_experts(streamed, routing)?;
+        self.collect_experts(streamed, routing, tokens)?;
         self.first_block = streamed.first_block;
         self.pool = streamed.pool;
 
         let core = &running.core;
         let mut state = core.state.lock();
         check(&state)?;
+        let member = *self.member.get_or_insert_with(|| state.fetches.first_free());
+        state.fetches.insert(member);
         let previous = state.order.observe(index);
         if state.order.is_first(index) {
             core.counters.tokens.add(tokens as u64);
         }
-        self.record_trace(running, &state, streamed, previous, routing, tokens);
-        for &expert in &self.experts {
-            let block = streamed.first_block + expert;
+        self.record_trace(running, &state, index, previous, routing, tokens);
+        for index in 0..self.experts.len() {
+            let block = streamed.first_block + self.experts[index];
             let hit = match state.location[block] {
                 Some(id) => {
                     self.awaited.push(id);
-                    self.join(running, &mut state, id)
+                    self.join(core, &mut state, id, member)
                 }
                 None => {
                     self.missing.push(block);
@@ -109,10 +119,12 @@ impl Fetch {
             }
         }
         self.missing.reverse();
-        self.request_missing(running, &mut state);
+        self.request_missing(core, &mut state, member);
         if session.config.prefetch != PrefetchSetting::Off {
-            self.read_ahead(running, &mut state, index);
+            self.read_ahead(core, &mut state, index);
         }
+        drop(state);
+        self.submit(running);
         Ok(())
     }
 
@@ -126,12 +138,13 @@ impl Fetch {
         let session = Arc::clone(&self.session);
         let running = session.running()?;
         let core = &running.core;
+        let Some(member) = self.member else { return Ok(()) };
         let mut state = core.state.lock();
-        self.release_held(core, &mut state);
+        let mut freed = self.release_held(&mut state, member);
         let mut waiting_since: Option<Instant> = None;
         loop {
             check(&state)?;
-            self.request_missing(running, &mut state);
+            self.request_missing(core, &mut state, member);
             let Self { awaited, held, .. } = self;
             awaited.retain(|&id| {
                 let ready = state.pools[id.pool].state(id.slot) == SlotState::Ready;
@@ -140,11 +153,22 @@ impl Fetch {
                 }
                 !ready
             });
+            if !self.requests.is_empty() || freed != Members::default() {
+                // Neither submitting nor waking others is done under the lock; much may have changed afterwards.
+                drop(state);
+                self.submit(running);
+                core.wake(std::mem::take(&mut freed));
+                state = core.state.lock();
+                continue;
+            }
             if !self.held.is_empty() || (self.awaited.is_empty() && self.missing.is_empty()) {
                 break;
             }
+            if !self.missing.is_empty() {
+                state.want_room.insert(member);
+            }
             waiting_since.get_or_insert_with(Instant::now);
-            core.changed.wait(&mut state);
+            core.signals[member as usize].wait(&mut state);
         }
         if let Some(since) = waiting_since {
             core.counters.stall_time.add_time(since.elapsed());
@@ -154,7 +178,11 @@ impl Fetch {
             Block { expert: pool.block(slot) - self.first_block, data: pool.data(slot) }
         }));
         drop(state);
-        self.verify(running, deliver)
+        let verified = self.verify(running, deliver);
+        if verified.is_err() {
+            deliver.clear();
+        }
+        verified
     }
 
     /// Gives everything back, finished or not.
@@ -163,19 +191,38 @@ impl Fetch {
             return;
         }
         let session = Arc::clone(&self.session);
-        if let Ok(running) = session.running() {
+        if let (Ok(running), Some(member)) = (session.running(), self.member) {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
-            self.release_held(&running.core, &mut state);
+            let freed = self.release_held(&mut state, member);
+            drop(state);
+            running.core.wake(freed);
         }
         self.missing.clear();
     }
 
-    fn collect_experts(&mut self, streamed: &StreamedTensor, routing: &[i32]) -> Result<()> {
+    /// Gives the engine what was collected under the lock.
+    fn submit(&mut self, running: &Running) {
+        for token in self.promotions.drain(..) {
+            running.engine.promote(token);
+        }
+        if !self.requests.is_empty() {
+            running.engine.submit(&mut self.requests);
+        }
+    }
+
+    fn collect_experts(&mut self, streamed: &StreamedTensor, routing: &[i32], tokens: usize) -> Result<()> {
         self.experts.clear();
+        let invalid = |message: String| Err(Error::new(ErrorCode::InvalidArgument, message));
         if !streamed.is_expert {
+            if !routing.is_empty() {
+                return invalid("experts are demanded of a tensor that has none".to_owned());
+            }
             self.experts.push(0);
             return Ok(());
+        }
+        if !routing.is_empty() && (tokens == 0 || routing.len() % tokens != 0) {
+            return invalid(format!("{} experts cannot be the same number for each of {tokens} tokens", routing.len()));
         }
         self.demand += 1;
         self.named_in.resize(self.named_in.len().max(streamed.block_count), 0);
@@ -194,46 +241,40 @@ impl Fetch {
     }
 
     /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.
-    fn join(&self, running: &Running, state: &mut State, id: SlotId) -> bool {
+    fn join(&mut self, core: &Core, state: &mut State, id: SlotId, member: u32) -> bool {
         let loading = state.pools[id.pool].state(id.slot) == SlotState::Loading;
-        let was_guess = state.pools[id.pool].join(id.slot);
+        let was_guess = state.pools[id.pool].join(id.slot, member);
         if was_guess {
-            running.core.counters.prefetch_used.add(1);
+            core.counters.prefetch_used.add(1);
             if loading {
-                running.engine.promote(running.core.token(id));
+                self.promotions.push(core.token(id));
             }
         }
         !was_guess && !loading
     }
 
     /// Starts reads for what has no slot, as far as slots can be had.
-    fn request_missing(&mut self, running: &Running, state: &mut State) {
+    fn request_missing(&mut self, core: &Core, state: &mut State, member: u32) {
         while let Some(&block) = self.missing.last() {
             let id = match state.location[block] {
-                // Another fetch has asked for it since.
+                // Another fetch has asked for it since, or guessed it.
                 Some(id) => id,
                 None => {
-                    let read = running.core.read(
-                        state,
-                        &*running.engine,
-                        &self.session.files,
-                        self.pool,
-                        block,
-                        Priority::Demand,
-                    );
+                    let files = &self.session.files;
+                    let read = core.read(state, files, self.pool, block, Priority::Demand, &mut self.requests);
                     let Some(id) = read else { return };
                     id
                 }
             };
             self.missing.pop();
-            state.pools[id.pool].join(id.slot);
+            self.join(core, state, id, member);
             self.awaited.push(id);
         }
     }
 
     /// Starts reading what comes after this tensor, into slots whose contents are no longer needed: for a dense tensor the
     /// next ones in the order of use, for experts the same experts of the layer's other matrices.
-    fn read_ahead(&self, running: &Running, state: &mut State, index: usize) {
+    fn read_ahead(&mut self, core: &Core, state: &mut State, index: usize) {
         let streamed = &self.session.streamed;
         let from = &streamed.tensors[index];
         let State { order, .. } = state;
@@ -254,28 +295,29 @@ impl Fetch {
             if from.is_expert && self.experts.len() * 4 > state.pools[to.pool].slot_count() {
                 continue;
             }
-            for &expert in &self.experts {
-                let block = to.first_block + if to.is_expert { expert } else { 0 };
+            for index in 0..self.experts.len() {
+                let block = to.first_block + if to.is_expert { self.experts[index] } else { 0 };
                 if state.location[block].is_some() {
                     continue;
                 }
-                let engine = &*running.engine;
                 let files = &self.session.files;
-                if running.core.read(state, engine, files, to.pool, block, Priority::Speculative).is_none() {
-                    return;
+                let read = core.read(state, files, to.pool, block, Priority::Speculative, &mut self.requests);
+                if read.is_none() {
+                    break; // this pool is full; another may not be
                 }
             }
         }
     }
 
-    fn release_held(&mut self, core: &Core, state: &mut State) {
+    /// Gives slots back; returns who may want them.
+    fn release_held(&mut self, state: &mut State, member: u32) -> Members {
         if self.held.is_empty() {
-            return;
+            return Members::default();
         }
         for id in self.held.drain(..) {
-            state.pools[id.pool].leave(id.slot);
+            state.pools[id.pool].leave(id.slot, member);
         }
-        core.changed.notify_all();
+        std::mem::take(&mut state.want_room)
     }
 
     fn verify(&self, running: &Running, delivered: &[Block]) -> Result<()> {
@@ -285,7 +327,7 @@ impl Fetch {
             // SAFETY: the block is in a Ready slot that this fetch holds, so all its bytes are written and stay put.
             let memory = unsafe { std::slice::from_raw_parts(block.data, extent.size_bytes) };
             if let Err(error) = verifier.check(extent, memory) {
-                running.core.fail(&mut running.core.state.lock(), error.clone());
+                running.core.fail(running.core.state.lock(), error.clone());
                 return Err(error);
             }
         }
@@ -296,15 +338,17 @@ impl Fetch {
         &self,
         running: &Running,
         state: &State,
-        streamed: &StreamedTensor,
+        index: usize,
         previous: Option<usize>,
         routing: &[i32],
         tokens: usize,
     ) {
         let Some(trace) = &running.trace else { return };
         let all = &self.session.streamed.tensors;
+        let streamed = &all[index];
         let same_layer = previous.is_some_and(|previous| all[previous].layer == streamed.layer);
-        if !streamed.is_expert || same_layer {
+        // A pass may consist of a single layer.
+        if !streamed.is_expert || (same_layer && !state.order.is_first(index)) {
             return;
         }
         let routing = Routing {
@@ -325,6 +369,9 @@ impl Fetch {
 impl Drop for Fetch {
     fn drop(&mut self) {
         self.end();
+        if let (Ok(running), Some(member)) = (self.session.running(), self.member) {
+            running.core.state.lock().fetches.remove(member);
+        }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use crate::config::{Config, DirectSetting, IoSetting};
+use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
 use crate::hw::{self, MemoryReport};
-use crate::io::{DirectFile, Engine, ThreadEngine};
+use crate::io::{self, DirectFile, Engine, Sink, Tuning};
 use crate::plan::{self, Plan, distribute, in_gigabytes, minimum_bytes};
 use crate::stats::{Counters, Facts, StatsWriter};
 
@@ -22,6 +22,7 @@ pub struct Session {
     pub(super) gguf: Arc<Gguf>,
     pub(super) config: Config,
     plan: Plan,
+    tuning: Tuning,
     pub(super) files: Arc<[DirectFile]>,
     pub(super) streamed: Arc<StreamedTensors>,
     running: OnceLock<Result<Running>>,
@@ -49,18 +50,16 @@ impl Session {
         if plan.streamed.is_empty() {
             return Ok(None);
         }
-        let files = gguf
-            .files()
-            .iter()
-            .map(|file| DirectFile::open(&file.path, config.direct != DirectSetting::Off))
-            .collect::<Result<Arc<[DirectFile]>>>()?;
-        let buffered = files.iter().find(|file| !file.is_direct());
-        if let (Some(file), DirectSetting::On) = (buffered, config.direct) {
-            let path = file.path().display();
-            return Err(Error::new(
-                ErrorCode::Config,
-                format!("HYPURA_DIRECT=on, but the file system of {path} has no direct I/O; use auto or off"),
-            ));
+        let paths: Vec<PathBuf> = gguf.files().iter().map(|file| file.path.clone()).collect();
+        let (tuning, files) = io::tune(&paths, config)?;
+        for (opened, parsed) in files.iter().zip(gguf.files()) {
+            if opened.identity() != parsed.identity {
+                let path = opened.path().display();
+                return Err(Error::new(
+                    ErrorCode::Changed,
+                    format!("{path} was replaced or written to while it was being loaded; load the model again"),
+                ));
+            }
         }
         let streamed = Arc::new(StreamedTensors::new(gguf, &plan, &files));
         if let Some(ram_bytes) = config.ram_bytes {
@@ -70,6 +69,7 @@ impl Session {
             gguf: Arc::clone(gguf),
             config: config.clone(),
             plan,
+            tuning,
             files,
             streamed,
             running: OnceLock::new(),
@@ -109,17 +109,29 @@ impl Session {
         self.running.get_or_init(|| self.start()).as_ref().map_err(Error::clone)
     }
 
+    /// Starts the machinery on an engine of a test's own.
+    #[cfg(test)]
+    pub(crate) fn start_on(&self, make: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn Sink>) -> Box<dyn Engine>) {
+        let start = || self.start_with(|files, token_count, sink| Ok(make(files, token_count, sink)));
+        assert!(self.running.get().is_none(), "the session runs already");
+        self.running.get_or_init(start).as_ref().expect("the budget suffices");
+    }
+
     fn start(&self) -> Result<Running> {
+        self.start_with(|files, token_count, sink| io::start(&self.tuning, files, token_count, sink))
+    }
+
+    fn start_with(
+        &self,
+        make_engine: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn Sink>) -> Result<Box<dyn Engine>>,
+    ) -> Result<Running> {
         let budget_bytes = match self.config.ram_bytes {
             Some(ram_bytes) => ram_bytes,
             None => self.automatic_budget(&hw::memory())?,
         };
         let slots = distribute(budget_bytes, &self.streamed.classes)?;
         let core = Arc::new(Core::new(Arc::clone(&self.streamed), &slots)?);
-        if self.config.io == IoSetting::Uring {
-            tracing::warn!("HYPURA_IO=uring: this version has no io_uring engine; reading with threads");
-        }
-        let engine = ThreadEngine::start(Arc::clone(&self.files), slots.iter().sum(), core.clone())?;
+        let engine = make_engine(Arc::clone(&self.files), slots.iter().sum(), core.clone())?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
             false => None,
@@ -128,7 +140,7 @@ impl Session {
             Some(path) => Some(Trace::create(path, &self.name())?),
             None => None,
         };
-        let mut running = Running { engine: Box::new(engine), _stats: None, core, verifier, trace };
+        let mut running = Running { engine, _stats: None, core, verifier, trace };
         if let Some(path) = &self.config.stats {
             let (core, facts) = (Arc::clone(&running.core), running.facts(self));
             running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &facts))?);
@@ -138,14 +150,13 @@ impl Session {
         // A warning, because that is the least level that llama.cpp's tools show unasked, and how a model runs is something
         // that its user should know.
         tracing::warn!(
-            "{}: {} of {} streamed through {} of RAM ({} slots), {} reads, engine {}",
+            "{}: {} of {} streamed through {} of RAM ({} slots); reads: {}",
             self.plan.mode.name(),
             in_gigabytes(self.plan.streamed_bytes),
             in_gigabytes(self.gguf.model_bytes()),
             in_gigabytes(pool_bytes),
             slots.iter().sum::<usize>(),
-            if self.is_direct() { "direct" } else { "buffered" },
-            running.engine.name(),
+            self.tuning,
         );
         Ok(running)
     }

@@ -1,0 +1,174 @@
+//! What one system call reads, and what its outcome means. Both engines share this, so both fail in the same ways.
+
+use std::io;
+
+use super::{Destination, DirectFile};
+use crate::error::{Error, ErrorCode};
+
+/// How many small adjacent requests one part may serve.
+pub(super) const MERGED_REQUESTS: usize = 8;
+
+/// How often in a row the system may ask to try again before that is an error.
+const ATTEMPTS: u32 = 1000;
+
+/// The memory of one request in a part.
+#[derive(Clone, Copy)]
+pub(super) struct Segment {
+    pub(super) token: usize,
+    pub(super) destination: Destination,
+    pub(super) length: usize,
+}
+
+/// A contiguous range of a file on its way into the memory of one or more requests.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) file: usize,
+    pub(super) offset: u64,
+    /// Bytes that must arrive; after them comes only what alignment demanded, and perhaps the end of the file.
+    required: usize,
+    /// Bytes that have arrived.
+    done: usize,
+    attempts: u32,
+    segments: [Segment; MERGED_REQUESTS],
+    segment_count: usize,
+}
+
+/// The I/O vectors of a part: what is still to be read.
+pub(super) struct Vectors {
+    entries: [libc::iovec; MERGED_REQUESTS],
+    count: usize,
+}
+
+/// What to do after a system call.
+pub(super) enum Step {
+    /// All bytes are there.
+    Finished,
+    /// Read on, from [`Part::position`].
+    Again,
+    /// Never mind the rest.
+    Failed(Error),
+}
+
+impl Part {
+    pub(super) fn new(file: usize, offset: u64, first: Segment, required: usize) -> Self {
+        Self { file, offset, required, done: 0, attempts: 0, segments: [first; MERGED_REQUESTS], segment_count: 1 }
+    }
+
+    /// Appends a request that begins where this part ends. Says no when there is no room for one more.
+    pub(super) fn merge(&mut self, segment: Segment, required: usize) -> bool {
+        if self.segment_count == MERGED_REQUESTS {
+            return false;
+        }
+        self.required = self.length() + required;
+        self.segments[self.segment_count] = segment;
+        self.segment_count += 1;
+        true
+    }
+
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.segments[..self.segment_count]
+    }
+
+    pub(super) fn length(&self) -> usize {
+        self.segments().iter().map(|segment| segment.length).sum()
+    }
+
+    /// Where in the file the bytes end that must arrive.
+    #[cfg(test)]
+    pub(super) fn required_end(&self) -> u64 {
+        self.offset + self.required as u64
+    }
+
+    /// Whether nothing of it is wanted: a tail that only alignment added.
+    pub(super) fn is_padding(&self) -> bool {
+        self.required == 0
+    }
+
+    /// Where the next system call reads.
+    pub(super) fn position(&self) -> u64 {
+        self.offset + self.done as u64
+    }
+
+    /// Where the next system call writes.
+    pub(super) fn vectors(&self) -> Vectors {
+        let mut vectors = Vectors {
+            entries: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MERGED_REQUESTS],
+            count: 0,
+        };
+        let mut skip = self.done;
+        for segment in self.segments() {
+            let skipped = skip.min(segment.length);
+            skip -= skipped;
+            if skipped < segment.length {
+                vectors.entries[vectors.count] = libc::iovec {
+                    iov_base: segment.destination.at(skipped).0.cast(),
+                    iov_len: segment.length - skipped,
+                };
+                vectors.count += 1;
+            }
+        }
+        vectors
+    }
+
+    /// Judges the outcome of a system call that read at [`Self::position`].
+    pub(super) fn advance(&mut self, file: &DirectFile, outcome: io::Result<usize>) -> Step {
+        match outcome {
+            Ok(0) => Step::Failed(file.truncated(self.offset + self.required as u64)),
+            Ok(count) if self.done + count >= self.required => match file.after_read(self.offset, self.length()) {
+                Ok(()) => Step::Finished,
+                Err(error) => Step::Failed(error),
+            },
+            Ok(count) => self.resume(file, count),
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                self.attempts += 1;
+                match self.attempts < ATTEMPTS {
+                    true => Step::Again,
+                    false => Step::Failed(file.failed(self.position(), &error)),
+                }
+            }
+            Err(error) => Step::Failed(file.failed(self.position(), &error)),
+        }
+    }
+
+    /// After a short read. A direct read can only go on from an aligned place, so some bytes are read twice; one that ends
+    /// where the file ends is truncation.
+    fn resume(&mut self, file: &DirectFile, count: usize) -> Step {
+        let end = self.position() + count as u64;
+        match file.size_now() {
+            Ok(size) if end >= size => return Step::Failed(file.truncated(self.offset + self.required as u64)),
+            Ok(_) => {}
+            Err(error) => return Step::Failed(file.failed(end, &error)),
+        }
+        let unit = file.alignment().offset_bytes;
+        let resume = (self.done + count) / unit * unit;
+        if resume > self.done {
+            self.done = resume;
+            self.attempts = 0;
+        } else {
+            self.attempts += 1;
+        }
+        if self.attempts < ATTEMPTS {
+            Step::Again
+        } else {
+            Step::Failed(Error::new(
+                ErrorCode::Io,
+                format!("reading {} at byte {} makes no progress", file.path().display(), self.position()),
+            ))
+        }
+    }
+}
+
+impl Vectors {
+    pub(super) fn as_ptr(&self) -> *const libc::iovec {
+        self.entries.as_ptr()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The only vector, if there is just one.
+    pub(super) fn single(&self) -> Option<libc::iovec> {
+        (self.count == 1).then(|| self.entries[0])
+    }
+}

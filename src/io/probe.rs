@@ -1,0 +1,130 @@
+//! Measures cold reads: how fast one engine reads one file with one block size and depth.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::{Destination, DirectFile, Priority, Request, Sink, Tuning};
+use crate::cache::Arena;
+use crate::error::Result;
+
+/// What a measurement found.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadSpeed {
+    /// Throughput.
+    pub bytes_per_second: f64,
+    /// Processor time of this process, all threads, per byte read.
+    pub cpu_seconds_per_byte: f64,
+}
+
+/// Reads random blocks of a file for about `duration`, keeping the tuning's depth filled, and says how fast that went.
+/// Every call reads other places, so that no cache on the way has seen them.
+///
+/// # Errors
+/// `Open`, `Resource`, and whatever a read fails with.
+pub fn measure(files: &Arc<[DirectFile]>, tuning: &Tuning, duration: Duration, seed: u64) -> Result<ReadSpeed> {
+    // Twice the depth is outstanding, so that the engine always finds a next part.
+    let slots = 2 * tuning.depth;
+    let mut arena = Arena::new(slots * tuning.block_bytes)?;
+    // The first touch of a page costs as much as reading it; that is not the drive's time.
+    // SAFETY: the arena is that long, and nobody else knows of it yet.
+    unsafe { arena.as_mut_ptr().write_bytes(1, slots * tuning.block_bytes) };
+    let start_of = |slot: usize, arena: &mut Arena| arena.as_mut_ptr().wrapping_add(slot * tuning.block_bytes);
+    let finished = Arc::new(Finished::default());
+    let engine = super::start(tuning, Arc::clone(files), slots, finished.clone())?;
+    let mut places = Places::new(files, tuning.block_bytes, seed);
+
+    let mut requests = Vec::with_capacity(slots);
+    let mut request = |token: usize, arena: &mut Arena| {
+        let (file, offset) = places.next();
+        let length = tuning.block_bytes.min((files[file].opened_size() - offset) as usize);
+        if !files[file].is_direct() {
+            files[file].drop_cached(offset, length);
+        }
+        // SAFETY: every token has its own stretch of the arena, is used again only after its completion, and the engine
+        // is dropped before the arena.
+        let destination = unsafe { Destination::new(start_of(token, arena)) };
+        Request { token, file, range: files[file].widen(offset, length), destination, priority: Priority::Demand }
+    };
+    let (start, cpu_start) = (Instant::now(), cpu_seconds());
+    requests.extend((0..slots).map(|token| request(token, &mut arena)));
+    engine.submit(&mut requests);
+    let mut bytes = 0;
+    while start.elapsed() < duration {
+        for token in finished.wait()? {
+            bytes += tuning.block_bytes;
+            requests.push(request(token, &mut arena));
+        }
+        engine.submit(&mut requests);
+    }
+    let (elapsed, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu_start);
+    drop(engine);
+    Ok(ReadSpeed { bytes_per_second: bytes as f64 / elapsed, cpu_seconds_per_byte: cpu / bytes.max(1) as f64 })
+}
+
+/// Random block-aligned places in the files, by their size.
+struct Places<'a> {
+    files: &'a [DirectFile],
+    block_bytes: u64,
+    blocks: u64,
+    state: u64,
+}
+
+impl<'a> Places<'a> {
+    fn new(files: &'a [DirectFile], block_bytes: usize, seed: u64) -> Self {
+        let block_bytes = block_bytes as u64;
+        let blocks = files.iter().map(|file| (file.opened_size() / block_bytes).max(1)).sum();
+        Self { files, block_bytes, blocks, state: seed | 1 }
+    }
+
+    fn next(&mut self) -> (usize, u64) {
+        // Xorshift: any sequence without a pattern will do.
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        let mut block = self.state % self.blocks;
+        for (index, file) in self.files.iter().enumerate() {
+            let count = (file.opened_size() / self.block_bytes).max(1);
+            if block < count {
+                return (index, block * self.block_bytes);
+            }
+            block -= count;
+        }
+        (0, 0)
+    }
+}
+
+/// Collects completions.
+#[derive(Default)]
+struct Finished {
+    outcomes: Mutex<Vec<(usize, Result<()>)>>,
+    changed: Condvar,
+}
+
+impl Finished {
+    fn wait(&self) -> Result<Vec<usize>> {
+        let mut outcomes = self.outcomes.lock();
+        while outcomes.is_empty() {
+            self.changed.wait(&mut outcomes);
+        }
+        outcomes.drain(..).map(|(token, outcome)| outcome.map(|()| token)).collect()
+    }
+}
+
+impl Sink for Finished {
+    fn finished(&self, token: usize, outcome: Result<()>) {
+        self.outcomes.lock().push((token, outcome));
+        self.changed.notify_one();
+    }
+}
+
+/// Processor seconds that this process has used so far.
+fn cpu_seconds() -> f64 {
+    // SAFETY: `rusage` is plain old data, for which all zeros is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` outlives the call, which only writes to it.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}

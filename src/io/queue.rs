@@ -1,0 +1,225 @@
+//! What is to be read, in which order, and how far every request is.
+//!
+//! Invariants:
+//! 1. A request is in one of the two queues until its last part has been handed out; parts are cut when they are taken, so
+//!    an urgent request that arrives meanwhile overtakes the rest of a large one.
+//! 2. Every part that was handed out comes back through [`Queue::part_done`] exactly once, and is counted off its requests.
+//! 3. Who counts off a request's last part reports it. None of its parts is in flight any more, so the sink may reuse the
+//!    destination at once, also after an error.
+//! 4. The lock is never held during a system call or while the sink runs.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::part::{Part, Segment};
+use super::{Priority, Request, Sink};
+use crate::error::{Error, Result};
+
+pub(super) struct Queue {
+    pending: Mutex<Pending>,
+    progress: Box<[Progress]>,
+    block_bytes: usize,
+}
+
+/// What the lock guards.
+pub(super) struct Pending {
+    demand: VecDeque<Waiting>,
+    speculative: VecDeque<Waiting>,
+    pub(super) stopping: bool,
+}
+
+struct Waiting {
+    request: Request,
+    /// Bytes of it that have been handed out.
+    cut: usize,
+}
+
+/// How far the request with a token is. One request per token is in flight, so the entry is its alone.
+#[derive(Default)]
+struct Progress {
+    remaining: AtomicU32,
+    error: Mutex<Option<Error>>,
+}
+
+impl Queue {
+    /// A queue for tokens below `token_count` that cuts requests into parts of `block_bytes`.
+    pub(super) fn new(token_count: usize, block_bytes: usize) -> Self {
+        let pending = Pending {
+            // Room for every token, so that queueing never allocates.
+            demand: VecDeque::with_capacity(token_count),
+            speculative: VecDeque::with_capacity(token_count),
+            stopping: false,
+        };
+        let progress = (0..token_count).map(|_| Progress::default()).collect();
+        Self { pending: Mutex::new(pending), progress, block_bytes }
+    }
+
+    /// Queues requests and empties the list; returns into how many parts they will be cut, at most.
+    pub(super) fn push(&self, requests: &mut Vec<Request>) -> usize {
+        let mut parts = 0;
+        let mut pending = self.pending.lock();
+        for request in requests.drain(..) {
+            let count = request.range.length.div_ceil(self.block_bytes).max(1);
+            self.progress[request.token].remaining.store(count as u32, Ordering::Relaxed);
+            parts += count;
+            let queue = match request.priority {
+                Priority::Demand => &mut pending.demand,
+                Priority::Speculative => &mut pending.speculative,
+            };
+            queue.push_back(Waiting { request, cut: 0 });
+        }
+        parts
+    }
+
+    pub(super) fn promote(&self, token: usize) {
+        let mut pending = self.pending.lock();
+        if let Some(index) = pending.speculative.iter().position(|waiting| waiting.request.token == token) {
+            if let Some(waiting) = pending.speculative.remove(index) {
+                pending.demand.push_back(waiting);
+            }
+        }
+    }
+
+    pub(super) fn cancel(&self, token: usize) -> bool {
+        let mut pending = self.pending.lock();
+        let untouched = |waiting: &Waiting| waiting.request.token == token && waiting.cut == 0;
+        match pending.speculative.iter().position(untouched) {
+            Some(index) => pending.speculative.remove(index).is_some(),
+            None => false,
+        }
+    }
+
+    /// Forgets what is queued and lets nothing more be taken.
+    pub(super) fn stop(&self) {
+        let mut pending = self.pending.lock();
+        pending.stopping = true;
+        pending.demand.clear();
+        pending.speculative.clear();
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock()
+    }
+
+    /// Takes the most urgent part.
+    pub(super) fn take(&self, pending: &mut Pending) -> Option<Part> {
+        let queue = if pending.demand.is_empty() { &mut pending.speculative } else { &mut pending.demand };
+        let waiting = queue.front_mut()?;
+        let Request { token, file, range, destination, .. } = waiting.request;
+        let start = waiting.cut;
+        let length = self.block_bytes.min(range.length - start);
+        let segment = Segment { token, destination: destination.at(start), length };
+        let required = range.required.saturating_sub(start).min(length);
+        let mut part = Part::new(file, range.offset + start as u64, segment, required);
+        waiting.cut += length;
+        if waiting.cut < range.length {
+            return Some(part);
+        }
+        queue.pop_front();
+        if start == 0 {
+            self.merge_following(queue, &mut part);
+        }
+        Some(part)
+    }
+
+    /// Lets the part serve the requests that follow it in the queue and in the file, while they are small.
+    fn merge_following(&self, queue: &mut VecDeque<Waiting>, part: &mut Part) {
+        while let Some(Waiting { request, cut: 0 }) = queue.front() {
+            let Request { token, file, range, destination, .. } = *request;
+            let adjacent = file == part.file && range.offset == part.offset + part.length() as u64;
+            let segment = Segment { token, destination, length: range.length };
+            if !adjacent || part.length() + range.length > self.block_bytes || !part.merge(segment, range.required) {
+                return;
+            }
+            queue.pop_front();
+        }
+    }
+
+    /// A part is over: counts it off its requests and reports those that are complete.
+    pub(super) fn part_done(&self, part: &Part, outcome: Result<()>, sink: &dyn Sink) {
+        for segment in part.segments() {
+            let progress = &self.progress[segment.token];
+            if let Err(error) = &outcome {
+                progress.error.lock().get_or_insert_with(|| error.clone());
+            }
+            // Acquire and release: the last thread must see every other thread's bytes before it reports them.
+            if progress.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+                let error = progress.error.lock().take();
+                sink.finished(segment.token, error.map_or(Ok(()), Err));
+            }
+        }
+    }
+}
+
+impl Pending {
+    pub(super) fn is_empty(&self) -> bool {
+        self.demand.is_empty() && self.speculative.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::part::MERGED_REQUESTS;
+    use crate::io::{Destination, Widened};
+
+    fn request(token: usize, offset: u64, length: usize, priority: Priority) -> Request {
+        // SAFETY: nothing in these tests reads.
+        let destination = unsafe { Destination::new(std::ptr::null_mut()) };
+        let range = Widened { offset, length, lead: 0, required: length };
+        Request { token, file: 0, range, destination, priority }
+    }
+
+    fn taken(queue: &Queue) -> Vec<(u64, usize, Vec<usize>)> {
+        std::iter::from_fn(|| {
+            let part = queue.take(&mut queue.lock())?;
+            Some((part.offset, part.length(), part.segments().iter().map(|segment| segment.token).collect()))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn demand_overtakes_even_the_rest_of_a_speculative_request() {
+        let queue = Queue::new(4, 100);
+        queue.push(&mut vec![request(0, 0, 250, Priority::Speculative)]);
+        assert_eq!(queue.take(&mut queue.lock()).unwrap().length(), 100);
+        queue.push(&mut vec![request(1, 1000, 50, Priority::Demand)]);
+        assert_eq!(taken(&queue), [(1000, 50, vec![1]), (100, 100, vec![0]), (200, 50, vec![0])]);
+    }
+
+    #[test]
+    fn small_adjacent_requests_are_merged_up_to_a_block() {
+        let queue = Queue::new(8, 100);
+        let demand = |token, offset, length| request(token, offset, length, Priority::Demand);
+        queue.push(&mut vec![
+            demand(0, 0, 40),
+            demand(1, 40, 40),
+            demand(2, 80, 40),
+            demand(3, 120, 10),
+            demand(4, 500, 10),
+        ]);
+        assert_eq!(taken(&queue), [(0, 80, vec![0, 1]), (80, 50, vec![2, 3]), (500, 10, vec![4])]);
+        queue.push(&mut (0..8).map(|token| demand(token, token as u64, 1)).collect());
+        assert_eq!(taken(&queue), [(0, 8, (0..8).collect())], "{MERGED_REQUESTS} requests fit one part");
+    }
+
+    #[test]
+    fn only_an_untouched_guess_can_be_cancelled() {
+        let queue = Queue::new(4, 100);
+        queue.push(&mut vec![
+            request(0, 0, 150, Priority::Speculative),
+            request(1, 500, 10, Priority::Speculative),
+            request(2, 900, 10, Priority::Demand),
+        ]);
+        assert!(!queue.cancel(2), "someone waits for it");
+        assert_eq!(queue.take(&mut queue.lock()).unwrap().segments()[0].token, 2);
+        queue.take(&mut queue.lock()).unwrap();
+        assert!(!queue.cancel(0), "half of it is being read");
+        assert!(queue.cancel(1));
+        assert!(!queue.cancel(1));
+        queue.promote(0);
+        assert_eq!(taken(&queue), [(100, 50, vec![0])]);
+    }
+}

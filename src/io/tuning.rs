@@ -1,0 +1,238 @@
+//! How to read from a drive: engine, block size, depth, direct or through the page cache. Chosen by measurement on the
+//! model's own file, and kept per device.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::probe::{ReadSpeed, measure};
+use super::{DirectFile, uring_available};
+use crate::config::{Config, DirectSetting, IoSetting};
+use crate::error::{Error, ErrorCode, Result};
+use crate::persist;
+
+/// Which engine reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// io_uring.
+    Uring,
+    /// Threads that call `preadv`.
+    Threads,
+}
+
+impl EngineKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Threads => "threads",
+        }
+    }
+}
+
+/// How to read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tuning {
+    /// The engine.
+    pub engine: EngineKind,
+    /// Bytes of one system call at most; a power of two, at least any file's alignment.
+    pub block_bytes: usize,
+    /// System calls in flight at once.
+    pub depth: usize,
+    /// Past the page cache.
+    pub direct: bool,
+    /// What that reached, where it was measured.
+    pub bytes_per_second: Option<f64>,
+}
+
+/// Good on most drives: MiB-sized reads at a small depth saturate them.
+const BLOCK_BYTES: usize = 1 << 20;
+const DEPTH: usize = 4;
+
+/// Below this a model is read before a measurement would have paid.
+const WORTH_MEASURING_BYTES: u64 = 256 << 20;
+
+/// One measurement; a dozen of them are made.
+const PROBE_TIME: Duration = Duration::from_millis(20);
+
+/// By how much another setting must be faster to be taken: less is noise.
+const GAIN: f64 = 1.05;
+
+const FILE: &str = "storage.json";
+
+/// Chooses how to read these files: what the settings demand, else what is remembered of the device, else what a
+/// measurement of a fraction of a second finds.
+///
+/// # Errors
+/// `Open` for a file that cannot be read, `Config` for direct I/O that is demanded and impossible.
+pub fn tune(paths: &[PathBuf], config: &Config) -> Result<(Tuning, Arc<[DirectFile]>)> {
+    let direct_files = open(paths, config.direct != DirectSetting::Off)?;
+    let can_be_direct = direct_files.iter().all(DirectFile::is_direct);
+    if config.direct == DirectSetting::On && !can_be_direct {
+        let path = paths.first().map(|path| path.display().to_string()).unwrap_or_default();
+        return Err(Error::new(
+            ErrorCode::Config,
+            format!("HYPURA_DIRECT=on, but the file system of {path} has no direct I/O; use auto or off"),
+        ));
+    }
+    let engine = match (config.io, uring_available()) {
+        (IoSetting::Threads, _) => EngineKind::Threads,
+        (_, Ok(())) => EngineKind::Uring,
+        (_, Err(reason)) => {
+            tracing::warn!("reading with threads instead of io_uring: {reason}");
+            EngineKind::Threads
+        }
+    };
+    let start =
+        Tuning { engine, block_bytes: BLOCK_BYTES, depth: DEPTH, direct: can_be_direct, bytes_per_second: None };
+    let size: u64 = direct_files.iter().map(DirectFile::opened_size).sum();
+    let search = Search { config, can_be_direct, paths };
+    let tuning = match search.remembered() {
+        Some(tuning) => tuning,
+        None if size < WORTH_MEASURING_BYTES => start,
+        None => search.run(start, &direct_files)?,
+    };
+    let files = if tuning.direct == can_be_direct { direct_files } else { open(paths, tuning.direct)? };
+    Ok((tuning, files))
+}
+
+fn open(paths: &[PathBuf], direct: bool) -> Result<Arc<[DirectFile]>> {
+    paths.iter().map(|path| DirectFile::open(path, direct)).collect()
+}
+
+/// One step of the search.
+type Change = fn(Tuning) -> Tuning;
+
+/// The search for the best setting, one dimension after the other.
+struct Search<'a> {
+    config: &'a Config,
+    can_be_direct: bool,
+    paths: &'a [PathBuf],
+}
+
+impl Search<'_> {
+    fn allows(&self, tuning: &Tuning) -> bool {
+        let engine = match self.config.io {
+            IoSetting::Auto => true,
+            IoSetting::Uring => tuning.engine == EngineKind::Uring,
+            IoSetting::Threads => tuning.engine == EngineKind::Threads,
+        };
+        let direct = match self.config.direct {
+            DirectSetting::Auto => self.can_be_direct || !tuning.direct,
+            DirectSetting::On => tuning.direct,
+            DirectSetting::Off => !tuning.direct,
+        };
+        engine && direct && (tuning.engine == EngineKind::Threads || uring_available().is_ok())
+    }
+
+    fn run(&self, start: Tuning, direct_files: &Arc<[DirectFile]>) -> Result<Tuning> {
+        let began = Instant::now();
+        let buffered_files = open(self.paths, false)?;
+        let mut seed = began.elapsed().as_nanos() as u64 ^ u64::from(std::process::id()) << 32;
+        let mut probe = |tuning: &Tuning| -> Result<ReadSpeed> {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let files = if tuning.direct { direct_files } else { &buffered_files };
+            measure(files, tuning, PROBE_TIME, seed)
+        };
+        // The first measurement pays for waking the drive; it is not counted.
+        probe(&start)?;
+        let mut best = start;
+        let mut speed = probe(&start)?.bytes_per_second;
+        // Each line is a list of changes to try on the best setting so far, cheaper ones first.
+        let dimensions: [&[Change]; 4] = [
+            &[
+                |tuning| Tuning { depth: 1, ..tuning },
+                |tuning| Tuning { depth: 2, ..tuning },
+                |tuning| Tuning { depth: 8, ..tuning },
+                |tuning| Tuning { depth: 16, ..tuning },
+                |tuning| Tuning { depth: 32, ..tuning },
+            ],
+            &[
+                |tuning| Tuning { block_bytes: 128 << 10, ..tuning },
+                |tuning| Tuning { block_bytes: 512 << 10, ..tuning },
+                |tuning| Tuning { block_bytes: 4 << 20, ..tuning },
+            ],
+            &[|tuning| Tuning { engine: EngineKind::Threads, ..tuning }],
+            &[|tuning| Tuning { direct: false, ..tuning }],
+        ];
+        for changes in dimensions {
+            let base = best;
+            for change in changes {
+                let candidate = change(base);
+                if candidate == base || !self.allows(&candidate) {
+                    continue;
+                }
+                let found = probe(&candidate)?.bytes_per_second;
+                tracing::debug!("read speed: {:.2} GB/s with {candidate}", found / 1e9);
+                if found > speed * GAIN {
+                    (best, speed) = (candidate, found);
+                }
+            }
+        }
+        best.bytes_per_second = Some(speed);
+        tracing::info!("measured the drive in {} ms: {:.2} GB/s with {best}", began.elapsed().as_millis(), speed / 1e9,);
+        self.remember(&best);
+        Ok(best)
+    }
+
+    /// What an earlier run without limits found for this device, if the settings allow it.
+    fn remembered(&self) -> Option<Tuning> {
+        let stored = persist::read(&persist::cache_directory()?, FILE)?;
+        let entry = stored.get(&device_key(self.paths.first()?)?)?;
+        let engine = match entry["engine"].as_str()? {
+            "uring" => EngineKind::Uring,
+            "threads" => EngineKind::Threads,
+            _ => return None,
+        };
+        let tuning = Tuning {
+            engine,
+            block_bytes: entry["block_bytes"].as_u64()? as usize,
+            depth: entry["depth"].as_u64()? as usize,
+            direct: entry["direct"].as_bool()?,
+            bytes_per_second: entry["bytes_per_second"].as_f64(),
+        };
+        let sane = tuning.block_bytes.is_power_of_two()
+            && (64 << 10..=16 << 20).contains(&tuning.block_bytes)
+            && (1..=64).contains(&tuning.depth);
+        (sane && self.allows(&tuning)).then_some(tuning)
+    }
+
+    fn remember(&self, tuning: &Tuning) {
+        if (self.config.io, self.config.direct) != (IoSetting::Auto, DirectSetting::Auto) {
+            return; // the best of what was allowed, which later runs without that limit must not take for the best
+        }
+        let place = persist::cache_directory().zip(self.paths.first().and_then(|path| device_key(path)));
+        let Some((directory, key)) = place else { return };
+        let mut stored = match persist::read(&directory, FILE) {
+            Some(Value::Object(stored)) => stored,
+            _ => serde_json::Map::new(),
+        };
+        stored.insert(
+            key,
+            json!({
+                "engine": tuning.engine.name(),
+                "block_bytes": tuning.block_bytes,
+                "depth": tuning.depth,
+                "direct": tuning.direct,
+                "bytes_per_second": tuning.bytes_per_second,
+            }),
+        );
+        persist::write(&directory, FILE, &Value::Object(stored));
+    }
+}
+
+/// What is remembered belongs to a device, as the kernel numbers it.
+fn device_key(path: &Path) -> Option<String> {
+    let device = std::fs::metadata(path).ok()?.dev();
+    Some(format!("{}:{}", libc::major(device), libc::minor(device)))
+}
+
+impl std::fmt::Display for Tuning {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { block_bytes, depth, .. } = self;
+        let mode = if self.direct { "direct" } else { "buffered" };
+        write!(formatter, "{}, {} KiB blocks, depth {depth}, {mode}", self.engine.name(), block_bytes >> 10)
+    }
+}
