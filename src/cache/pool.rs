@@ -155,13 +155,6 @@ impl Pool {
         self.slots[slot].members
     }
 
-    /// A Loading slot whose read was taken back before it began is empty again. It has no users.
-    pub fn give_up(&mut self, slot: usize) {
-        debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
-        self.slots[slot].state = SlotState::Empty;
-        self.empty.push(slot);
-    }
-
     /// Adds a user: the slot stays until [`Self::leave`]. Says whether this is the first use of a block that was read
     /// ahead.
     pub fn join(&mut self, slot: usize, member: u32) -> bool {

@@ -111,6 +111,9 @@ pub unsafe extern "C" fn hypura_fetch_next(
         if this.position == this.delivered.len() {
             this.position = 0;
             this.fetch.next(&mut this.delivered)?;
+        } else {
+            // What did not fit the host's array last time; nothing is delivered after an error.
+            this.fetch.check()?;
         }
         let ready = &this.delivered[this.position..];
         let ready = &ready[..ready.len().min(capacity)];

@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{Destination, DirectFile, Engine, EngineKind, Priority, Request, Sink, Tuning, start, uring_available};
 use crate::cache::Arena;
 use crate::common::{Random, TestDirectory, skip, within};
-use crate::error::{ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result};
 
 /// The length after which a sample's bytes repeat: a prime, so that no wrong offset of a block, a page or a sector has
 /// the right bytes.
@@ -82,6 +82,10 @@ impl Sink for Reports {
     fn finished(&self, token: usize, outcome: Result<()>) {
         self.arrived.lock().push((token, outcome));
         self.changed.notify_one();
+    }
+
+    fn broken(&self, error: Error) {
+        self.finished(usize::MAX, Err(error));
     }
 }
 

@@ -224,6 +224,10 @@ impl Sink for Reports {
     fn finished(&self, token: usize, outcome: Result<()>) {
         self.0.lock().push((token, outcome));
     }
+
+    fn broken(&self, error: Error) {
+        self.finished(usize::MAX, Err(error));
+    }
 }
 
 /// What became of a token's request.

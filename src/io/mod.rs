@@ -24,7 +24,7 @@ pub use tuning::{EngineKind, Tuning, tune};
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
 
 /// How urgent a read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,16 @@ unsafe impl Send for Destination {}
 pub trait Sink: Send + Sync {
     /// The read with this token is over: all its bytes are in place, or they are not and must not be used.
     fn finished(&self, token: usize, outcome: Result<()>);
+
+    /// The engine itself has failed, through a bug: reads that are outstanding may never be reported.
+    fn broken(&self, error: Error);
+}
+
+/// Runs an engine's thread. A panic must not leave anyone waiting for reads that nobody carries out any more.
+fn run_thread(sink: &dyn Sink, body: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+        sink.broken(Error::new(ErrorCode::Panic, "a read thread of libhypura panicked, please report this"));
+    }
 }
 
 /// Carries out reads in the background.

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{Destination, DirectFile, Priority, Request, Sink, Tuning};
 use crate::cache::Arena;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a measurement found.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +116,10 @@ impl Sink for Finished {
     fn finished(&self, token: usize, outcome: Result<()>) {
         self.outcomes.lock().push((token, outcome));
         self.changed.notify_one();
+    }
+
+    fn broken(&self, error: Error) {
+        self.finished(usize::MAX, Err(error));
     }
 }
 

@@ -8,7 +8,7 @@ use parking_lot::Condvar;
 
 use super::part::{Part, Step};
 use super::queue::Queue;
-use super::{DirectFile, Engine, Request, Sink, Tuning};
+use super::{DirectFile, Engine, Request, Sink, Tuning, run_thread};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Reads with `preadv` on threads of its own.
@@ -38,7 +38,7 @@ impl ThreadEngine {
             let shared = Arc::clone(&engine.shared);
             let thread = std::thread::Builder::new()
                 .name(format!("hypura-read-{index}"))
-                .spawn(move || shared.work())
+                .spawn(move || run_thread(&*shared.sink, || shared.work()))
                 .map_err(|error| Error::new(ErrorCode::Resource, format!("cannot start a read thread: {error}")))?;
             engine.threads.push(thread);
         }
@@ -126,5 +126,52 @@ impl Shared {
                 Step::Failed(error) => return Err(error),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{Destination, EngineKind, Priority, start};
+    use parking_lot::Mutex;
+
+    /// Panics when it is told of a read, as no sink should.
+    #[derive(Default)]
+    struct Faulty(Mutex<Option<ErrorCode>>, Condvar);
+
+    impl Sink for Faulty {
+        fn finished(&self, _: usize, _: Result<()>) {
+            panic!("on purpose");
+        }
+
+        fn broken(&self, error: Error) {
+            *self.0.lock() = Some(error.code());
+            self.1.notify_all();
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_read_thread_is_reported() {
+        let path = std::env::temp_dir().join(format!("hypura-panic-{}", std::process::id()));
+        std::fs::write(&path, [7; 8192]).unwrap();
+        let files: Arc<[DirectFile]> = [DirectFile::open(&path, false).unwrap()].into();
+        for engine in [EngineKind::Threads, EngineKind::Uring] {
+            let tuning = Tuning { engine, block_bytes: 4096, depth: 2, direct: false, bytes_per_second: None };
+            let sink = Arc::new(Faulty::default());
+            let mut memory = vec![0u8; 64];
+            let engine = start(&tuning, Arc::clone(&files), 1, sink.clone()).unwrap();
+            // SAFETY: the memory has room for the range and outlives the engine.
+            let destination = unsafe { Destination::new(memory.as_mut_ptr()) };
+            let range = files[0].widen(0, 64);
+            engine.submit(&mut vec![Request { token: 0, file: 0, range, destination, priority: Priority::Demand }]);
+            let mut code = sink.0.lock();
+            while code.is_none() {
+                sink.1.wait(&mut code);
+            }
+            assert_eq!(*code, Some(ErrorCode::Panic));
+            drop(code);
+            drop(engine);
+        }
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -16,7 +16,7 @@ use io_uring::{IoUring, Probe, opcode, types};
 
 use super::part::{Part, Step, Vectors};
 use super::queue::Queue;
-use super::{DirectFile, Engine, Request, Sink, Tuning};
+use super::{DirectFile, Engine, Request, Sink, Tuning, run_thread};
 use crate::error::Result;
 
 /// Marks the completion of the wake-up poll; parts are marked by their place in the table.
@@ -105,7 +105,8 @@ impl UringEngine {
             .spawn(move || match open_ring(depth) {
                 Ok(ring) => {
                     let _ = ready.send(Ok(()));
-                    Driver::new(for_thread, ring, depth).run();
+                    let sink = Arc::clone(&for_thread.sink);
+                    run_thread(&*sink, || Driver::new(for_thread, ring, depth).run());
                 }
                 Err(reason) => drop(ready.send(Err(reason))),
             })

@@ -169,4 +169,8 @@ impl Sink for Core {
             Err(error) => self.fail(state, error),
         }
     }
+
+    fn broken(&self, error: Error) {
+        self.fail(self.state.lock(), error);
+    }
 }

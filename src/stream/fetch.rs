@@ -185,6 +185,14 @@ impl Fetch {
         verified
     }
 
+    /// Fails with the first error of any read of this model, if there was one.
+    ///
+    /// # Errors
+    /// That error.
+    pub fn check(&self) -> Result<()> {
+        check(&self.session.running()?.core.state.lock())
+    }
+
     /// Gives everything back, finished or not.
     pub fn end(&mut self) {
         if self.held.is_empty() && self.awaited.is_empty() && self.missing.is_empty() {
