@@ -61,11 +61,11 @@ build/models/tiny/.stamp: $(MODEL_SCRIPTS) | $(TOOLS)
 	$(USE_TOOLS) python3 scripts/models/tiny_models.py $(@D)
 	@touch $@
 
-demo: llama models ## a model larger than the memory limit, with and without libhypura
+demo: llama models ## two real models, resident and streamed through 40% of their memory
 	$(USE_TOOLS) python3 scripts/demo.py
 
 # In an order that fails early; one at a time also under make -j.
-PHASES := setup test-rust test-patch llama llama-off models test-e2e
+PHASES := setup test-rust test-patch llama llama-off models demo test-e2e
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \

@@ -97,6 +97,7 @@ struct backend_context {
     std::vector<routed_row> rows;       // by expert
     std::vector<size_t>     row_starts; // by expert, where its rows start
     std::vector<char>       gathered;
+    std::vector<int32_t>    zeros;      // ids of an expert's rows: it is the only one
 
     char error[1024];
 
@@ -247,7 +248,7 @@ void reshape_rows(ggml_tensor * t, int64_t n_rows, void * data) {
     t->data  = data;
 }
 
-void add_expert(backend_context & ctx, const expert_rows & expert, const void * data, const int32_t * zeros) {
+void add_expert(backend_context & ctx, const expert_rows & expert, const void * data) {
     ggml_tensor * node = redirect(ctx, expert.node, data);
     node->src[0]->ne[2] = 1;
     node->src[0]->nb[3] = node->src[0]->nb[2];
@@ -260,7 +261,7 @@ void add_expert(backend_context & ctx, const expert_rows & expert, const void * 
     ids->ne[1] = expert.n_rows;
     ids->nb[0] = ids->nb[1] = sizeof(int32_t);
     ids->nb[2] = ids->nb[3] = expert.n_rows*sizeof(int32_t);
-    ids->data  = const_cast<int32_t *>(zeros);
+    ids->data  = ctx.zeros.data();
     node->src[2] = ids;
 
     reshape_rows(node, expert.n_rows, expert.out);
@@ -269,11 +270,7 @@ void add_expert(backend_context & ctx, const expert_rows & expert, const void * 
 
 // computes with the experts that were delivered, as many at a time as the scratch memory allows
 ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, const hypura_block * blocks, size_t n_blocks) {
-    const std::vector<int32_t> & zeros = [&]() -> const std::vector<int32_t> & {
-        static thread_local std::vector<int32_t> zeros;
-        zeros.resize(std::max(zeros.size(), ctx.rows.size()), 0);
-        return zeros;
-    }();
+    ctx.zeros.resize(std::max(ctx.zeros.size(), ctx.rows.size()), 0);
 
     expert_rows pending[MAX_NODES];
     size_t first = 0;
@@ -295,7 +292,7 @@ ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, con
         for (size_t i = 0; i < n_pending; ++i) {
             pending[i].gather(scratch);
             scratch += pending[i].scratch_bytes();
-            add_expert(ctx, pending[i], blocks[first + i].data, zeros.data());
+            add_expert(ctx, pending[i], blocks[first + i].data);
         }
         const ggml_status status = ctx.graph.compute(ctx.cpu);
         if (status != GGML_STATUS_SUCCESS) {

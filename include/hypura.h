@@ -16,7 +16,7 @@
 //   Ownership    What a function named `_open` or `_new` gives out belongs to the host, which frees it with the `_free` of
 //                the same noun. Everything else that is pointed to stays with whoever had it.
 //   const        A pointer to const is not written through.
-//   Strings      are NUL-terminated UTF-8.
+//   Strings      are NUL-terminated UTF-8; paths are whatever bytes the file system allows.
 //   Structs      that may grow begin with `size`: set it to sizeof before the call; a mismatch is refused with both numbers.
 //   Threads      Functions that take a const hypura_model_t may be called from any threads at once. hypura_model_plan and
 //                hypura_model_free need the model to themselves. A hypura_fetch_t belongs to one thread at a time, and one

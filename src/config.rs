@@ -256,7 +256,12 @@ fn output_file(name: &str, value: &str) -> Result<PathBuf> {
     if !parent.is_dir() {
         return Err(refused(format!("{name}={value} cannot be written: {} is not a directory", parent.display())));
     }
-    Ok(path)
+    // The statistics replace their file: a link must keep pointing to it, and a device must never be replaced.
+    match path.canonicalize() {
+        Ok(existing) if existing.is_file() => Ok(existing),
+        Ok(_) => Err(refused(format!("{name}={value} is not a regular file; write the name of a file"))),
+        Err(_) => Ok(path),
+    }
 }
 
 fn unknown_message(name: &str) -> String {
@@ -404,6 +409,7 @@ mod tests {
         for name in ["HYPURA_STATS", "HYPURA_TRACE"] {
             assert_refused(name, path, &[name, "is a directory"]);
             assert_refused(name, "none/", &[name, "is a directory"]);
+            assert_refused(name, "/dev/null", &[name, "not a regular file"]);
             assert_refused(name, &format!("{path}/none/stats.json"), &[name, "none is not a directory"]);
         }
     }

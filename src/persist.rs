@@ -38,8 +38,11 @@ pub fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     static DRAFTS: AtomicU64 = AtomicU64::new(0);
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}.{}.tmp", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed)));
-    std::fs::write(&draft, text)?;
-    std::fs::rename(&draft, path)
+    let replaced = std::fs::write(&draft, text).and_then(|()| std::fs::rename(&draft, path));
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&draft);
+    }
+    replaced
 }
 
 #[cfg(test)]

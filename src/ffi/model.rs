@@ -4,7 +4,6 @@ use std::ffi::{CString, c_char};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::boundary::{guard, guard_infallible};
@@ -121,7 +120,7 @@ pub unsafe extern "C" fn hypura_model_open(
         let paths = paths
             .iter()
             // SAFETY: the contract of this function.
-            .map(|&path| Ok(PathBuf::from(unsafe { pointers::text(path, "a path") }?)))
+            .map(|&path| unsafe { pointers::path(path, "a path") })
             .collect::<Result<Vec<_>>>()?;
         if paths.is_empty() {
             return Err(invalid("path_count is 0"));

@@ -1,6 +1,8 @@
 //! From raw pointers to references, NULL checked.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, OsStr, c_char};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use crate::error::{Error, ErrorCode, Result};
 
@@ -50,6 +52,19 @@ pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a 
     }
     // SAFETY: not NULL, and the caller vouches for the rest.
     unsafe { CStr::from_ptr(pointer) }.to_str().map_err(|_| invalid(&format!("{name} is not UTF-8")))
+}
+
+/// A path: any bytes that the file system allows.
+///
+/// # Safety
+/// As for [`text`].
+pub(super) unsafe fn path(pointer: *const c_char, name: &str) -> Result<PathBuf> {
+    if pointer.is_null() {
+        return Err(invalid(&format!("{name} is NULL")));
+    }
+    // SAFETY: not NULL, and the caller vouches for the rest.
+    let bytes = unsafe { CStr::from_ptr(pointer) }.to_bytes();
+    Ok(PathBuf::from(OsStr::from_bytes(bytes)))
 }
 
 /// Writes an output.

@@ -184,7 +184,9 @@ fn open_error(path: &Path, error: &io::Error) -> Error {
 fn open_direct(path: &Path) -> Option<(File, Alignment)> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
-    let alignment = direct_alignment(&file)?;
+    // Slots and parts are aligned to pages; what demands more is read through the cache.
+    let fits = |alignment: &Alignment| alignment.memory_bytes.max(alignment.offset_bytes) <= crate::hw::page_size();
+    let alignment = direct_alignment(&file).filter(fits)?;
     probe(&file, alignment).then_some((file, alignment))
 }
 

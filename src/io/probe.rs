@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{Destination, DirectFile, Priority, Request, Sink, Tuning};
 use crate::cache::Arena;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 
 /// What a measurement found.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,9 @@ pub fn measure(files: &Arc<[DirectFile]>, tuning: &Tuning, duration: Duration, s
     let start_of = |slot: usize, arena: &mut Arena| arena.as_mut_ptr().wrapping_add(slot * tuning.block_bytes);
     let finished = Arc::new(Finished::default());
     let engine = super::start(tuning, Arc::clone(files), slots, finished.clone())?;
+    if engine.name() != tuning.engine.name() {
+        return Err(Error::new(ErrorCode::Resource, format!("{} cannot be used with {tuning}", tuning.engine.name())));
+    }
     let mut places = Places::new(files, tuning.block_bytes, seed);
 
     let mut requests = Vec::with_capacity(slots);

@@ -9,7 +9,7 @@
 //! 4. The lock is never held during a system call or while the sink runs.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -40,6 +40,8 @@ struct Waiting {
 #[derive(Default)]
 struct Progress {
     remaining: AtomicU32,
+    /// Promoted before it was queued: whoever found the read planned was faster than whoever planned it.
+    promoted: AtomicBool,
     error: Mutex<Option<Error>>,
 }
 
@@ -64,9 +66,10 @@ impl Queue {
             let count = request.range.length.div_ceil(self.block_bytes).max(1);
             self.progress[request.token].remaining.store(count as u32, Ordering::Relaxed);
             parts += count;
+            let promoted = self.progress[request.token].promoted.load(Ordering::Relaxed);
             let queue = match request.priority {
-                Priority::Demand => &mut pending.demand,
-                Priority::Speculative => &mut pending.speculative,
+                Priority::Speculative if !promoted => &mut pending.speculative,
+                _ => &mut pending.demand,
             };
             queue.push_back(Waiting { request, cut: 0 });
         }
@@ -75,6 +78,7 @@ impl Queue {
 
     pub(super) fn promote(&self, token: usize) {
         let mut pending = self.pending.lock();
+        self.progress[token].promoted.store(true, Ordering::Relaxed);
         if let Some(index) = pending.speculative.iter().position(|waiting| waiting.request.token == token) {
             if let Some(waiting) = pending.speculative.remove(index) {
                 pending.demand.push_back(waiting);
@@ -147,6 +151,7 @@ impl Queue {
             // Acquire and release: the last thread must see every other thread's bytes before it reports them.
             if progress.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
                 let error = progress.error.lock().take();
+                progress.promoted.store(false, Ordering::Relaxed);
                 sink.finished(segment.token, error.map_or(Ok(()), Err));
             }
         }
@@ -187,6 +192,14 @@ mod tests {
         assert_eq!(queue.take(&mut queue.lock()).unwrap().length(), 100);
         queue.push(&mut vec![request(1, 1000, 50, Priority::Demand)]);
         assert_eq!(taken(&queue), [(1000, 50, vec![1]), (100, 100, vec![0]), (200, 50, vec![0])]);
+    }
+
+    #[test]
+    fn a_promotion_may_come_before_its_request() {
+        let queue = Queue::new(4, 100);
+        queue.promote(1);
+        queue.push(&mut vec![request(0, 0, 10, Priority::Speculative), request(1, 500, 10, Priority::Speculative)]);
+        assert_eq!(taken(&queue), [(500, 10, vec![1]), (0, 10, vec![0])]);
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    fn name(self) -> &'static str {
+    /// The name in settings, logs and statistics.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Uring => "uring",
             Self::Threads => "threads",
@@ -164,7 +165,8 @@ impl Search<'_> {
                 if candidate == base || !self.allows(&candidate) {
                     continue;
                 }
-                let found = probe(&candidate)?.bytes_per_second;
+                // A setting that the system refuses is no setting to choose.
+                let Ok(ReadSpeed { bytes_per_second: found, .. }) = probe(&candidate) else { continue };
                 tracing::debug!("read speed: {:.2} GB/s with {candidate}", found / 1e9);
                 if found > speed * GAIN {
                     (best, speed) = (candidate, found);

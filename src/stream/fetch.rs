@@ -44,6 +44,8 @@ pub struct Fetch {
     /// By expert: the number of the demand that last named it.
     named_in: Vec<u64>,
     demand: u64,
+    /// Between a successful `begin` and `end`.
+    begun: bool,
     /// Our number among the session's fetches, from the first demand on.
     member: Option<u32>,
     /// Reads to submit, and tokens to promote, once the lock is released.
@@ -67,6 +69,7 @@ impl Fetch {
             experts: Vec::new(),
             named_in: Vec::new(),
             demand: 0,
+            begun: false,
             member: None,
             requests: Vec::new(),
             promotions: Vec::new(),
@@ -125,6 +128,7 @@ impl Fetch {
         }
         drop(state);
         self.submit(running);
+        self.begun = true;
         Ok(())
     }
 
@@ -138,7 +142,9 @@ impl Fetch {
         let session = Arc::clone(&self.session);
         let running = session.running()?;
         let core = &running.core;
-        let Some(member) = self.member else { return Ok(()) };
+        let Some(member) = self.member.filter(|_| self.begun) else {
+            return Err(Error::new(ErrorCode::InvalidArgument, "no demand has begun"));
+        };
         let mut state = core.state.lock();
         let mut freed = self.release_held(&mut state, member);
         let mut waiting_since: Option<Instant> = None;
@@ -195,6 +201,7 @@ impl Fetch {
 
     /// Gives everything back, finished or not.
     pub fn end(&mut self) {
+        self.begun = false;
         if self.held.is_empty() && self.awaited.is_empty() && self.missing.is_empty() {
             return;
         }

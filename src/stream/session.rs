@@ -170,7 +170,7 @@ impl Session {
                 ErrorCode::Budget,
                 format!(
                     "{} is available ({}), which leaves too little to stream this model: it needs {} for weights; \
-                     free memory, use a smaller context, or take the risk with HYPURA_RAM={}K",
+                     free memory or use a smaller context and load it again, or take the risk with HYPURA_RAM={}K",
                     in_gigabytes(memory.available_bytes),
                     memory.limited_by,
                     in_gigabytes(minimum_bytes),

@@ -92,7 +92,8 @@ def test_settings_change_no_bit(logits: LogitsProgram, model: Model, setting: di
     if "HYPURA_DIRECT" in setting:
         assert stats["direct_io"] is False
     if "HYPURA_IO" in setting:
-        # Where io_uring is forbidden (many containers) the threads stand in, and say so in the log.
-        assert stats["io_engine"] in (setting["HYPURA_IO"], "threads")
+        if stats["io_engine"] == "threads" != setting["HYPURA_IO"]:
+            pytest.skip("io_uring is not to be had here (many containers forbid it); the threads stood in")
+        assert stats["io_engine"] == setting["HYPURA_IO"]
     if "HYPURA_PREFETCH" in setting:
         assert stats["prefetch_issued"] == 0
