@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source llama llama-off models demo test test-rust test-patch test-e2e bench-io header clean
+.PHONY: help setup source llama llama-off models demo test test-rust test-patch test-e2e bench bench-io header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -82,6 +82,9 @@ test-patch: $(TOOLS) ## the patch series goes in and comes out cleanly
 
 test-e2e: llama llama-off models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
+
+bench: llama ## the README's table: 8 GB of experts in 3 GiB, beside mmap and all in memory
+	$(USE_TOOLS) python3 scripts/bench.py
 
 bench-io: $(TOOLS) ## our I/O engines beside fio, on HYPURA_TEST_FILE or a file of 4 GB in build/
 	@command -v fio >/dev/null || { echo "fio is missing; on Debian: apt install fio" >&2; exit 1; }
