@@ -111,6 +111,11 @@ impl Pool {
         self.slots.len()
     }
 
+    /// Bytes of slots that were never used: reserved, but not yet taken from the system.
+    pub fn untouched_bytes(&self) -> u64 {
+        (self.empty.len() * self.slot_bytes) as u64
+    }
+
     /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when
     /// every slot is in use, or, for a speculative read, not worth taking.
     pub fn take(&mut self, block: usize, lead: usize, priority: Priority) -> Option<(usize, Option<usize>)> {
@@ -231,7 +236,9 @@ mod tests {
     #[test]
     fn the_least_recently_used_block_goes_first() {
         let mut pool = Pool::new(64, 3).unwrap();
+        assert_eq!(pool.untouched_bytes(), 192);
         let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, Priority::Demand).unwrap()).collect();
+        assert_eq!(pool.untouched_bytes(), 0);
         pool.join(slots[0], 0);
         pool.leave(slots[0], 0);
         assert_eq!(pool.take(3, 0, Priority::Demand).unwrap(), (slots[1], Some(1)));

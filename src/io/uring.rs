@@ -22,6 +22,10 @@ use crate::error::Result;
 /// Marks the completion of the wake-up poll; parts are marked by their place in the table.
 const WAKE: u64 = u64::MAX;
 
+/// How often in a row the kernel may refuse to be entered, and the pause after each time.
+const REFUSALS: u32 = 1000;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// Reads through io_uring.
 pub(super) struct UringEngine {
     shared: Arc<Shared>,
@@ -180,12 +184,14 @@ struct Driver {
     /// Parts that are over and not reported yet. Has room for all places, so that it never grows.
     over: Vec<(Part, Result<()>)>,
     polling: bool,
+    refusals: u32,
 }
 
 impl Driver {
     fn new(shared: Arc<Shared>, ring: IoUring, depth: usize) -> Self {
         let table = (0..depth).map(|_| None).collect();
-        Self { shared, ring, table, free: (0..depth).rev().collect(), over: Vec::with_capacity(depth), polling: false }
+        let (free, over) = ((0..depth).rev().collect(), Vec::with_capacity(depth));
+        Self { shared, ring, table, free, over, polling: false, refusals: 0 }
     }
 
     fn in_flight(&self) -> usize {
@@ -216,9 +222,22 @@ impl Driver {
                 }
             }
             self.arm_wake();
-            // Failure to enter is retried: interruptions, and a completion queue that is full until the next line.
-            let _ = self.ring.submit_and_wait(1);
+            self.enter();
             self.reap();
+        }
+    }
+
+    /// Submits what was pushed and sleeps until something is complete. Refusals pass: interruptions, want of memory, a
+    /// completion queue that is full until it is reaped. One that does not pass ends the thread, and so the engine.
+    fn enter(&mut self) {
+        match self.ring.submit_and_wait(1) {
+            Ok(_) => self.refusals = 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                self.refusals += 1;
+                assert!(self.refusals < REFUSALS, "io_uring is refused: {error}");
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 
@@ -300,7 +319,9 @@ impl Drop for Driver {
     /// before anyone frees the memory that it writes to.
     fn drop(&mut self) {
         while self.table.iter().any(Option::is_some) {
-            let _ = self.ring.submit_and_wait(1);
+            if self.ring.submit_and_wait(1).is_err() {
+                std::thread::sleep(PAUSE);
+            }
             while let Some(completion) = { self.ring.completion().next() } {
                 if let Some(place) = self.table.get_mut(completion.user_data() as usize) {
                     *place = None;

@@ -1,6 +1,6 @@
 //! The state that fetches and read threads share, behind one lock.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -50,8 +50,20 @@ pub(super) struct Core {
     first_token: Vec<usize>,
 }
 
+/// The models that run in this process.
+static RUNNING: Mutex<Vec<Weak<Core>>> = Mutex::new(Vec::new());
+
+/// Bytes that the models of this process have reserved and not used yet. The system still counts them as available, but a
+/// budget must not: they are spoken for.
+pub(super) fn promised_bytes() -> u64 {
+    let mut running = RUNNING.lock();
+    running.retain(|core| core.strong_count() > 0);
+    let untouched = |core: Arc<Core>| core.state.lock().pools.iter().map(Pool::untouched_bytes).sum::<u64>();
+    running.iter().filter_map(Weak::upgrade).map(untouched).sum()
+}
+
 impl Core {
-    pub(super) fn new(streamed: Arc<StreamedTensors>, slots_per_pool: &[usize]) -> Result<Self> {
+    pub(super) fn new(streamed: Arc<StreamedTensors>, slots_per_pool: &[usize]) -> Result<Arc<Self>> {
         let pools = streamed
             .classes
             .iter()
@@ -70,14 +82,16 @@ impl Core {
             reads_in_flight: 0,
             reading_since: Instant::now(),
         };
-        Ok(Self {
+        let core = Arc::new(Self {
             state: Mutex::new(state),
             signals: (0..Members::COUNT).map(|_| Condvar::new()).collect(),
             counters: Counters::default(),
             permanent: streamed.permanent_blocks(slots_per_pool),
             streamed,
             first_token,
-        })
+        });
+        RUNNING.lock().push(Arc::downgrade(&core));
+        Ok(core)
     }
 
     /// Gives a block a slot and adds the read that fills it to `requests`, to be submitted once the lock is released. `None`

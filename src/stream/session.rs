@@ -11,7 +11,7 @@ use crate::io::{self, DirectFile, Engine, Sink, Tuning};
 use crate::plan::{self, Plan, distribute, in_gigabytes, minimum_bytes};
 use crate::stats::{Counters, Facts, StatsWriter};
 
-use super::core::Core;
+use super::core::{Core, promised_bytes};
 use super::fetch::Fetch;
 use super::tensors::StreamedTensors;
 use super::trace::Trace;
@@ -127,10 +127,10 @@ impl Session {
     ) -> Result<Running> {
         let budget_bytes = match self.config.ram_bytes {
             Some(ram_bytes) => ram_bytes,
-            None => self.automatic_budget(&hw::memory())?,
+            None => self.automatic_budget(hw::memory())?,
         };
         let slots = distribute(budget_bytes, &self.streamed.classes)?;
-        let core = Arc::new(Core::new(Arc::clone(&self.streamed), &slots)?);
+        let core = Core::new(Arc::clone(&self.streamed), &slots)?;
         let engine = make_engine(Arc::clone(&self.files), slots.iter().sum(), core.clone())?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
@@ -162,8 +162,9 @@ impl Session {
     }
 
     /// What is available, but no more than the weights need.
-    fn automatic_budget(&self, memory: &MemoryReport) -> Result<u64> {
-        let budget_bytes = plan::automatic_budget(memory);
+    fn automatic_budget(&self, mut memory: MemoryReport) -> Result<u64> {
+        memory.available_bytes = memory.available_bytes.saturating_sub(promised_bytes());
+        let budget_bytes = plan::automatic_budget(&memory);
         let minimum_bytes = self.minimum_bytes();
         if budget_bytes < minimum_bytes {
             return Err(Error::new(
