@@ -156,11 +156,11 @@ fn read_header(path: &Path, file_index: usize) -> Result<(GgufFile, Header)> {
         // Nothing can be mapped.
         return Err(truncated(path, 0, "the magic", 0, 4));
     }
-    // SAFETY: `file` is open for reading, which is all that a read-only mapping asks of it. The other condition is that
-    // the bytes do not change while they are borrowed, which is until this function returns: everything in `Header` is a
-    // copy. Nothing in this process writes to a model's file; that no other process does is assumed, as it is by
-    // llama.cpp's own mapping of the same file. Should one do so, numbers and names are still copied before they are
-    // checked, so what was checked is what is used; only cutting the file short meanwhile would raise SIGBUS.
+    // Nobody but another process could write to the file meanwhile. Numbers and names are copied before they are checked, so
+    // what was checked is what is used even then; only cutting the file short in this moment would raise SIGBUS, as it
+    // would under llama.cpp's own mapping of the same file.
+    // SAFETY: `file` is open for reading. Its bytes are borrowed until this function returns (everything in `Header` is a
+    // copy), and nothing in this process writes to a model's file.
     let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| cannot_open(&error))?;
     let header = parse(path, &mapping, file_index)?;
     Ok((GgufFile { path: path.to_owned(), size_bytes: mapping.len() as u64, identity }, header))
