@@ -1,0 +1,1 @@
+//! Bytes, times and tables for people.

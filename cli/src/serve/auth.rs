@@ -1,0 +1,164 @@
+//! Who may ask: whoever has the key, and no web page of another site.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::IntoResponse;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use sha2::{Digest, Sha256};
+
+use super::errors::ApiError;
+use super::server::Server;
+
+/// What is demanded of a request.
+#[derive(Debug, Default)]
+pub struct Access {
+    /// Hashes of the keys; none means that no key is needed.
+    keys: Vec<[u8; 32]>,
+    /// Web pages that may ask, beside those of this machine: `https://example.org`, or `*` for all.
+    origins: Vec<String>,
+    /// Whether only this machine can reach the server. Then a request that names another host has been misled by a name
+    /// that was made to point here.
+    is_loopback: bool,
+}
+
+impl Access {
+    /// Demands one of the keys, if there are any.
+    pub fn new(keys: &[String], origins: Vec<String>, is_loopback: bool) -> Self {
+        Self { keys: keys.iter().map(|key| hash(key)).collect(), origins, is_loopback }
+    }
+
+    /// Whether no key is needed.
+    pub fn is_open(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    fn has_key(&self, headers: &HeaderMap) -> bool {
+        if self.keys.is_empty() {
+            return true;
+        }
+        let Some(value) = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()) else {
+            return false;
+        };
+        let given = match value.split_once(' ') {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Some(key.trim().to_owned()),
+            // What a browser sends after it has asked for a password: the live page works, too.
+            Some((scheme, pair)) if scheme.eq_ignore_ascii_case("basic") => password(pair.trim()),
+            _ => None,
+        };
+        // Hashes are compared, so that the time tells nothing about the key.
+        given.is_some_and(|given| self.keys.contains(&hash(&given)))
+    }
+
+    fn allows_origin(&self, origin: &str) -> bool {
+        let own = || origin.parse::<Uri>().ok().and_then(|uri| uri.host().map(is_this_machine)).unwrap_or(false);
+        self.origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin)) || own()
+    }
+
+    fn allows_host(&self, headers: &HeaderMap) -> bool {
+        if !self.is_loopback {
+            return true;
+        }
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let Some(authority) = host.and_then(|host| host.parse::<axum::http::uri::Authority>().ok()) else {
+            return host.is_none();
+        };
+        is_this_machine(authority.host())
+    }
+}
+
+/// Lets a request pass or refuses it. `/` tells only that the server runs, and is open to all.
+pub async fn check(State(server): State<Server>, request: Request<Body>, next: Next) -> Response<Body> {
+    let access = &server.access;
+    if !access.allows_host(request.headers()) {
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "this server is for this machine; start it with --host to be reached by name",
+        );
+    }
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    if let Some(origin) = &origin {
+        if !origin.to_str().is_ok_and(|origin| access.allows_origin(origin)) {
+            return refuse(StatusCode::FORBIDDEN, "pages of this origin may not ask; hypura serve --origin allows it");
+        }
+    }
+    // Browsers ask without a key whether they may ask.
+    let is_preflight = request.method() == Method::OPTIONS && origin.is_some();
+    let mut response = if is_preflight {
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, DELETE"));
+        let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(HeaderValue::from_static("*")));
+        response
+    } else if request.uri().path() == "/" || access.has_key(request.headers()) {
+        next.run(request).await
+    } else {
+        let mut response =
+            refuse(StatusCode::UNAUTHORIZED, "a key is needed: send the header 'Authorization: Bearer KEY'");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"hypura\""));
+        response
+    };
+    if let Some(origin) = origin {
+        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+fn refuse(status: StatusCode, message: &str) -> Response<Body> {
+    ApiError::new(status, message).into_response()
+}
+
+fn hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_name = host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost");
+    is_name || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The password in base64 of `user:password`.
+fn password(pair: &str) -> Option<String> {
+    let pair = String::from_utf8(BASE64_STANDARD.decode(pair).ok()?).ok()?;
+    Some(pair.split_once(':')?.1.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(header::HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn keys() {
+        let access = Access::new(&["secret".to_owned()], Vec::new(), true);
+        let has_key = |value: &str| access.has_key(&headers(&[(header::AUTHORIZATION, value)]));
+        assert!(has_key("Bearer secret") && has_key("bearer secret"));
+        // base64 of "x:secret" and "x:wrong"
+        assert!(has_key("Basic eDpzZWNyZXQ=") && !has_key("Basic eDp3cm9uZw=="));
+        assert!(!has_key("Bearer wrong") && !has_key("secret") && !has_key("Basic !"));
+        assert!(!access.has_key(&HeaderMap::new()) && Access::default().has_key(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn origins_and_hosts() {
+        let access = Access::new(&[], vec!["https://example.org".to_owned()], true);
+        for origin in ["http://localhost:3000", "http://127.0.0.1", "http://[::1]:80", "https://example.org"] {
+            assert!(access.allows_origin(origin), "{origin}");
+        }
+        for origin in ["https://evil.example", "http://localhost.evil.example", "null", "http://10.0.0.1"] {
+            assert!(!access.allows_origin(origin), "{origin}");
+        }
+        let host = |host: &str| access.allows_host(&headers(&[(header::HOST, host)]));
+        assert!(host("localhost:11434") && host("127.0.0.1:11434") && host("[::1]:11434"));
+        assert!(!host("evil.example") && !host("evil.example:11434") && !host("a b"));
+        assert!(access.allows_host(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,93 @@
+//! What a model can do, told by its chat template: tools, thinking, filling in the middle.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::catalog::Model;
+use super::errors::{ApiError, ApiResult};
+use super::loader::Loaded;
+
+/// Ollama's `think`: whether to reason first, or how much.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Think {
+    /// Yes or no.
+    Switch(bool),
+    /// `low`, `medium` or `high`.
+    Effort(String),
+}
+
+impl Think {
+    /// What the chat template is told.
+    pub fn template_arguments(&self) -> Value {
+        match self {
+            Self::Switch(enabled) => json!({ "enable_thinking": enabled }),
+            Self::Effort(effort) => json!({"enable_thinking": true, "reasoning_effort": effort}),
+        }
+    }
+}
+
+/// Ollama's list of what a model can do. `template` is the chat template in use.
+pub fn capabilities(model: &Model, template: Option<&str>) -> Vec<&'static str> {
+    if model.is_embedding() {
+        return vec!["embedding"];
+    }
+    let mut capabilities = vec!["completion"];
+    let template = template.unwrap_or_default();
+    let has_token = |key: &str| model.file.pairs.contains_key(key);
+    if template.contains("tools") {
+        capabilities.push("tools");
+    }
+    if has_token("tokenizer.ggml.fim_pre_token_id") || has_token("tokenizer.ggml.prefix_token_id") {
+        capabilities.push("insert");
+    }
+    if thinks(template) {
+        capabilities.push("thinking");
+    }
+    capabilities
+}
+
+/// The chat template that a loaded model is run with: its own, unless llama-server was given another.
+pub fn template_of(loaded: &Loaded) -> Option<&str> {
+    loaded.properties["chat_template"].as_str()
+}
+
+/// Refuses thinking where the model's chat template has no place for it.
+///
+/// # Errors
+/// 400.
+pub fn require_thinking(loaded: &Loaded, think: &Think) -> ApiResult<()> {
+    if let Think::Effort(effort) = think {
+        if !matches!(effort.as_str(), "low" | "medium" | "high") {
+            return Err(ApiError::bad_request(format!(
+                "invalid think value: {effort:?} (must be \"high\", \"medium\", \"low\", true, or false)"
+            )));
+        }
+    }
+    if matches!(think, Think::Switch(false)) || template_of(loaded).is_some_and(thinks) {
+        return Ok(());
+    }
+    Err(lacks(&loaded.model, "thinking"))
+}
+
+/// Refuses tools where the model's chat template would leave them out without a word.
+///
+/// # Errors
+/// 400.
+pub fn require_tools(loaded: &Loaded) -> ApiResult<()> {
+    match loaded.properties["chat_template_caps"]["supports_tools"] == json!(false) {
+        true => Err(lacks(&loaded.model, "tools")),
+        false => Ok(()),
+    }
+}
+
+/// The refusal of what a model cannot do.
+pub fn lacks(model: &Model, what: &str) -> ApiError {
+    ApiError::bad_request(format!("{:?} does not support {what}", model.name))
+}
+
+fn thinks(template: &str) -> bool {
+    ["enable_thinking", "reasoning_content", "<think>", "<|channel|>", "reasoning_effort"]
+        .iter()
+        .any(|word| template.contains(word))
+}

@@ -1,0 +1,282 @@
+//! One llama-server process: started on a private loopback port, watched, and never left behind.
+//!
+//! It is in a process group of its own, so that an interrupt typed in a terminal reaches only us and requests can be
+//! finished first. It cannot outlive us: the kernel kills it when the thread that started it ends (Linux), and that
+//! thread does nothing but wait for it.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use tokio::sync::{oneshot, watch};
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// llama-server.
+    pub program: PathBuf,
+    /// Its arguments, without those about where it listens.
+    pub arguments: Vec<String>,
+    /// Environment variables.
+    pub environment: Vec<(String, String)>,
+    /// Whether all that it logs is shown, or warnings and errors only.
+    pub verbose: bool,
+}
+
+/// A running process.
+#[derive(Debug)]
+pub struct Child {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it wants to be told with every request, so that no other program of this machine gets past our own key.
+    pub key: String,
+    process: Arc<Process>,
+    exited: watch::Receiver<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Process {
+    /// `None` once it is over: its number may by then belong to another process.
+    id: Mutex<Option<Pid>>,
+    log: Mutex<VecDeque<String>>,
+}
+
+/// The last lines of the log that are kept for the message about a failure.
+const LOG_LINES_MAX: usize = 200;
+
+impl Child {
+    /// Starts it; it listens when [`Child::ready`] says so.
+    ///
+    /// # Errors
+    /// A sentence when the program cannot be started.
+    pub async fn start(launch: Launch) -> Result<Self, String> {
+        let port = free_port().map_err(|error| format!("no loopback port is free: {error}"))?;
+        let key = random_key()?;
+        let (started, start) = oneshot::channel();
+        let (exit, exited) = watch::channel(None);
+        let key_of_child = key.clone();
+        std::thread::Builder::new()
+            .name("llama-server".to_owned())
+            .spawn(move || keep(&launch, port, &key_of_child, started, &exit))
+            .map_err(|error| format!("cannot start a thread for llama-server: {error}"))?;
+        let process = start.await.map_err(|_| "the thread of llama-server ended".to_owned())??;
+        Ok(Self { address: (Ipv4Addr::LOCALHOST, port).into(), key, process, exited })
+    }
+
+    /// The process number, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.id.lock().map(|id| id.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// Whether it is over.
+    pub fn has_exited(&self) -> bool {
+        self.exited.borrow().is_some()
+    }
+
+    /// Waits for its end; says how it ended.
+    pub async fn exited(&self) -> String {
+        let mut exited = self.exited.clone();
+        let status = exited.wait_for(Option::is_some).await;
+        // The sender lives until it has sent.
+        status.ok().and_then(|status| status.clone()).unwrap_or_else(|| "it is gone".to_owned())
+    }
+
+    /// What it said last, from the first line that tells of a failure on.
+    pub fn last_words(&self) -> String {
+        let log = self.process.log.lock();
+        let failures: Vec<&str> = log.iter().filter(|line| is_alarming(line)).map(|line| message_of(line)).collect();
+        let shown = if failures.is_empty() { log.iter().map(|line| message_of(line)).collect() } else { failures };
+        shown[shown.len().saturating_sub(8)..].join("; ")
+    }
+
+    /// Asks it to end, and makes it end when it does not.
+    pub async fn stop(&self) {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        self.signal(Signal::TERM);
+        if tokio::time::timeout(PATIENCE, self.exited()).await.is_err() {
+            self.signal(Signal::KILL);
+            self.exited().await;
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.process.id.lock();
+        if let Some(id) = *id {
+            // The group: whatever the process may have started goes with it. It fails only when the group is gone.
+            let _ = rustix::process::kill_process_group(id, signal);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+/// The thread of one process: starts it, reads its log, waits for its end.
+fn keep(
+    launch: &Launch,
+    port: u16,
+    key: &str,
+    started: oneshot::Sender<Result<Arc<Process>, String>>,
+    exit: &watch::Sender<Option<String>>,
+) {
+    let mut child = match command(launch, port, key).spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            let _ = started.send(Err(format!("cannot start {}: {error}", launch.program.display())));
+            return;
+        }
+    };
+    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let process = Arc::new(Process { id: Mutex::new(id), log: Mutex::default() });
+    if started.send(Ok(Arc::clone(&process))).is_err() {
+        // Nobody waits any more; without this it would run on.
+        let _ = child.kill();
+    }
+    // Ends when the process has: it holds the other side.
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if launch.verbose {
+                eprintln!("{line}");
+            } else if is_worth_showing(&line) {
+                eprintln!("llama-server: {}", message_of(&line));
+            }
+            let mut log = process.log.lock();
+            if log.len() == LOG_LINES_MAX {
+                log.pop_front();
+            }
+            log.push_back(line);
+        }
+    }
+    // Not reaped before its number is forgotten, so that no signal can reach another process of the same number.
+    if let Some(id) = id {
+        let _ = rustix::process::waitid(WaitId::Pid(id), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+    }
+    process.id.lock().take();
+    let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+    exit.send_replace(Some(status));
+}
+
+fn command(launch: &Launch, port: u16, key: &str) -> Command {
+    let mut command = Command::new(&launch.program);
+    command
+        .args(&launch.arguments)
+        .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+        .env("LLAMA_API_KEY", key)
+        .envs(launch.environment.iter().cloned())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    #[cfg(target_os = "linux")]
+    {
+        let parent = rustix::process::getpid();
+        let die_with_parent = move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The parent may have ended before the line above.
+            match rustix::process::getppid() == Some(parent) {
+                true => Ok(()),
+                false => Err(rustix::io::Errno::CHILD.into()),
+            }
+        };
+        // SAFETY: between fork and exec only `prctl` and `getppid` are called, which are async-signal-safe; nothing is
+        // allocated and no lock is taken, since both errors are plain numbers.
+        unsafe { command.pre_exec(die_with_parent) };
+    }
+    command
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn random_key() -> Result<String, String> {
+    let mut bytes = [0_u8; 16];
+    getrandom::fill(&mut bytes).map_err(|error| format!("the system gives no random numbers: {error}"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The level of a line of llama.cpp's log, such as `W` in `0.00.394.204 W hypura: ...`. What does not come from the
+/// logger (an assertion, the dynamic linker, a crash) counts as an error.
+fn level_of(line: &str) -> &str {
+    match line.starts_with(|c: char| c.is_ascii_digit()) {
+        true => line.split_whitespace().nth(1).unwrap_or_default(),
+        false if line.trim().is_empty() => "",
+        false => "E",
+    }
+}
+
+/// Whether a line may tell why the process ended.
+fn is_alarming(line: &str) -> bool {
+    matches!(level_of(line), "W" | "E")
+}
+
+/// Errors, and what libhypura has decided; llama.cpp's own warnings are about choices that were made for it here.
+fn is_worth_showing(line: &str) -> bool {
+    level_of(line) == "E" || message_of(line).starts_with("hypura: ")
+}
+
+/// A line without its time and level.
+fn message_of(line: &str) -> &str {
+    match line.starts_with(|c: char| c.is_ascii_digit()) {
+        true => line.splitn(3, char::is_whitespace).nth(2).unwrap_or(line).trim(),
+        false => line.trim(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_log() {
+        let warning = "0.00.394.204 W hypura: dense-streaming";
+        assert!(is_alarming(warning) && message_of(warning) == "hypura: dense-streaming");
+        assert!(!is_alarming("0.00.001.158 I srv  llama_server: initializing ..."));
+        assert!(is_alarming("GGML_ASSERT(x) failed") && !is_alarming(""));
+        assert!(is_worth_showing(warning) && !is_worth_showing("0.00.003.768 W srv  llama_server: n_batch"));
+    }
+
+    fn shell(script: &str) -> Launch {
+        Launch {
+            program: "/bin/sh".into(),
+            // The words about where to listen follow and become the script's own arguments.
+            arguments: vec!["-c".into(), script.into()],
+            environment: Vec::new(),
+            verbose: true,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_is_noticed_and_its_last_words_are_kept() {
+        let child = Child::start(shell("echo '0.0 E srv: broken' >&2; exit 3")).await.unwrap();
+        assert_eq!(child.exited().await, "exit status: 3");
+        assert!(child.has_exited() && child.id().is_none());
+        assert_eq!(child.last_words(), "srv: broken");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_dropped_ends_with_what_it_started() {
+        let child = Child::start(shell("sleep 1000 & wait")).await.unwrap();
+        let mut exited = child.exited.clone();
+        drop(child);
+        assert_eq!(exited.wait_for(Option::is_some).await.unwrap().as_deref(), Some("signal: 9 (SIGKILL)"));
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let launch = Launch { program: "/nowhere/llama-server".into(), ..shell("") };
+        assert!(Child::start(launch).await.unwrap_err().contains("/nowhere/llama-server"));
+    }
+}

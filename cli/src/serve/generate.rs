@@ -1,0 +1,162 @@
+//! `POST /api/generate`.
+//!
+//! A prompt goes through the model's chat template, as a conversation of one message, unless it is raw, comes with a
+//! template of its own, or continues an earlier `context`: then it is completed as text.
+
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::answer::{Answer, ContextRecipe, Shape, head};
+use super::capabilities::{Think, lacks};
+use super::chat::chat_fields;
+use super::errors::{ApiError, ApiResult, json_response};
+use super::generation::Generation;
+use super::loader::Lease;
+use super::messages::refuse_images;
+use super::options::response_schema;
+use super::prompt_template;
+use super::request::{self, Choice};
+use super::server::Server;
+
+#[derive(Debug, Deserialize)]
+struct GenerateRequest {
+    #[serde(flatten)]
+    choice: Choice,
+    #[serde(default)]
+    prompt: Option<String>,
+    #[serde(default)]
+    suffix: Option<String>,
+    #[serde(default)]
+    system: Option<String>,
+    #[serde(default)]
+    template: Option<String>,
+    #[serde(default)]
+    context: Option<Vec<u64>>,
+    #[serde(default)]
+    raw: Option<bool>,
+    #[serde(default)]
+    images: Option<Vec<Value>>,
+    #[serde(default)]
+    format: Option<Value>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    think: Option<Think>,
+}
+
+/// Completes a prompt; without one, loads or unloads the model.
+pub async fn generate(State(server): State<Server>, body: Body) -> ApiResult<Response<Body>> {
+    let began = Instant::now();
+    let request: GenerateRequest = request::read(body, server.body_bytes_max).await?;
+    refuse_images(request.images.as_deref())?;
+    let model = server.catalog.find(&request.choice.model)?;
+    let options = request.choice.options()?;
+    let schema = response_schema(request.format.as_ref())?;
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let prompt = given(&request.prompt).unwrap_or_default();
+    if prompt.is_empty() && given(&request.suffix).is_none() {
+        let reason = server.load_or_unload(&model, &request.choice, options.context_tokens).await?;
+        let mut object = head(&request.choice.model, true);
+        object.insert("done_reason".to_owned(), json!(reason));
+        object.insert("response".to_owned(), json!(""));
+        return Ok(json_response(StatusCode::OK, &Value::Object(object)));
+    }
+    let (system, template) = (given(&request.system), given(&request.template));
+    let is_raw = request.raw == Some(true);
+    if is_raw && (system.is_some() || template.is_some() || request.context.is_some()) {
+        return Err(ApiError::bad_request("raw mode does not support template, system, or context"));
+    }
+    let lease = server.loader.acquire(&model, options.context_tokens, request.choice.keep_alive).await?;
+    let completion = Completion { lease: &lease, sampling: options.sampling, schema };
+    let (generation, recipe) = if let Some(suffix) = given(&request.suffix) {
+        (completion.fill_in(&prompt, &suffix).await?, ContextRecipe::None)
+    } else if is_raw {
+        (completion.complete(json!(prompt)).await?, ContextRecipe::None)
+    } else {
+        let before = request.context.unwrap_or_default();
+        let mut messages = Vec::new();
+        messages.extend(system.as_ref().map(|system| json!({"role": "system", "content": system})));
+        messages.push(json!({"role": "user", "content": prompt}));
+        let rendered = match &template {
+            Some(template) => prompt_template::render(template, system.as_deref().unwrap_or_default(), &prompt)?,
+            None => completion.render(&messages, request.think.as_ref()).await?,
+        };
+        let generation = match template.is_none() && before.is_empty() {
+            true => completion.chat(&messages, request.think.as_ref()).await?,
+            false => completion.complete(continued(&before, &rendered)).await?,
+        };
+        (generation, ContextRecipe::Continue { before, prompt: rendered })
+    };
+    let answer = Answer::new(lease, request.choice.model, Shape::Generate(recipe), generation, began);
+    answer.into_response(request.stream.unwrap_or(true)).await
+}
+
+/// A prompt of tokens and the text after them, in the form that llama-server takes.
+fn continued(before: &[u64], text: &str) -> Value {
+    match before {
+        [] => json!(text),
+        _ => Value::Array(before.iter().map(|token| json!(token)).chain([json!(text)]).collect()),
+    }
+}
+
+/// The ways to have a text completed.
+struct Completion<'a> {
+    lease: &'a Lease,
+    sampling: Map<String, Value>,
+    schema: Option<Value>,
+}
+
+impl Completion<'_> {
+    /// A conversation, through the model's chat template.
+    async fn chat(&self, messages: &[Value], think: Option<&Think>) -> ApiResult<Generation> {
+        let mut fields = chat_fields(self.lease, self.sampling.clone(), self.schema.clone(), think)?;
+        fields.insert("messages".to_owned(), json!(messages));
+        let events = self.lease.upstream.events("/v1/chat/completions", &Value::Object(fields)).await?;
+        Ok(Generation::of_chat(events))
+    }
+
+    /// The text that a conversation becomes in the model's chat template.
+    async fn render(&self, messages: &[Value], think: Option<&Think>) -> ApiResult<String> {
+        let mut request = json!({ "messages": messages });
+        if let Some(think) = think {
+            request["chat_template_kwargs"] = think.template_arguments();
+        }
+        let answer = self.lease.upstream.ask("/apply-template", &request).await?;
+        Ok(answer["prompt"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// A text, or tokens and a text, as they are.
+    async fn complete(&self, prompt: Value) -> ApiResult<Generation> {
+        let mut fields = self.completion_fields();
+        fields.insert("prompt".to_owned(), prompt);
+        let events = self.lease.upstream.events("/completion", &Value::Object(fields)).await?;
+        Ok(Generation::of_completion(events))
+    }
+
+    /// What belongs between two texts.
+    async fn fill_in(&self, prefix: &str, suffix: &str) -> ApiResult<Generation> {
+        let mut fields = self.completion_fields();
+        fields.insert("input_prefix".to_owned(), json!(prefix));
+        fields.insert("input_suffix".to_owned(), json!(suffix));
+        let events = self.lease.upstream.events("/infill", &Value::Object(fields)).await;
+        match events {
+            Ok(events) => Ok(Generation::of_completion(events)),
+            Err(error) if error.status == StatusCode::NOT_IMPLEMENTED => Err(lacks(&self.lease.model, "insert")),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn completion_fields(&self) -> Map<String, Value> {
+        let mut fields = self.sampling.clone();
+        fields.insert("stream".to_owned(), json!(true));
+        if let Some(schema) = &self.schema {
+            fields.insert("json_schema".to_owned(), schema.clone());
+        }
+        fields
+    }
+}

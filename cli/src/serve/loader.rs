@@ -1,0 +1,335 @@
+//! Which model is loaded: one at a time, loaded when it is asked for, kept as long as it was promised, and started again
+//! when it dies.
+//!
+//! `gate` is held by whoever changes what is loaded, and by everyone who asks for it, in the order of arrival: while a
+//! change waits for the requests that are under way, no new ones overtake it. `current` is locked for moments only.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::{Mutex as Gate, Notify, OwnedMutexGuard};
+
+use super::catalog::Model;
+use super::child::{Child, Launch};
+use super::errors::{ApiError, ApiResult};
+use super::keep_alive::KeepAlive;
+use super::upstream::Upstream;
+
+/// Makes llama-server's arguments for a model and a context.
+pub type MakeLaunch = dyn Fn(&Model, u32) -> Launch + Send + Sync;
+
+/// Loads models.
+pub struct Loader {
+    make_launch: Box<MakeLaunch>,
+    default_context_tokens: u32,
+    default_keep_alive: KeepAlive,
+    gate: Arc<Gate<()>>,
+    current: Mutex<Option<Arc<Loaded>>>,
+    /// Something that a waiter may care about has changed: a request ended, an expiry moved.
+    changed: Notify,
+    stopping: AtomicBool,
+    starts: AtomicU64,
+}
+
+/// A model that is loaded.
+pub struct Loaded {
+    /// Which.
+    pub model: Arc<Model>,
+    /// What a single request may use, in tokens.
+    pub context_tokens: u32,
+    /// Its llama-server.
+    pub upstream: Upstream,
+    /// What llama-server says of itself and of the model: `/props`.
+    pub properties: Value,
+    child: Child,
+    usage: Mutex<Usage>,
+}
+
+#[derive(Debug)]
+struct Usage {
+    in_flight: usize,
+    keep_alive: KeepAlive,
+    idle_since: Instant,
+}
+
+impl Loaded {
+    /// When it will be unloaded if nobody asks for it, counted from now; `None` when never.
+    pub fn expires_in(&self) -> Option<Duration> {
+        let usage = self.usage.lock();
+        match usage.keep_alive {
+            KeepAlive::Forever => None,
+            KeepAlive::For(duration) if usage.in_flight > 0 => Some(duration),
+            KeepAlive::For(duration) => Some(duration.saturating_sub(usage.idle_since.elapsed())),
+        }
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> usize {
+        self.usage.lock().in_flight
+    }
+
+    /// The number of llama-server's process, while it runs.
+    pub fn process_id(&self) -> Option<u32> {
+        self.child.id()
+    }
+}
+
+/// The right to use a loaded model: it stays loaded until this is dropped.
+pub struct Lease {
+    loaded: Arc<Loaded>,
+    loader: Arc<Loader>,
+    /// What the request had to wait for the model.
+    pub load_duration: Duration,
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Loaded;
+
+    fn deref(&self) -> &Loaded {
+        &self.loaded
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        {
+            let mut usage = self.loaded.usage.lock();
+            usage.in_flight -= 1;
+            usage.idle_since = Instant::now();
+        }
+        self.loader.changed.notify_waiters();
+    }
+}
+
+impl Loader {
+    /// A loader that has loaded nothing yet.
+    pub fn new(make_launch: Box<MakeLaunch>, default_context_tokens: u32, default_keep_alive: KeepAlive) -> Arc<Self> {
+        let loader = Arc::new(Self {
+            make_launch,
+            default_context_tokens,
+            default_keep_alive,
+            gate: Arc::default(),
+            current: Mutex::new(None),
+            changed: Notify::new(),
+            stopping: AtomicBool::new(false),
+            starts: AtomicU64::new(0),
+        });
+        tokio::spawn(Arc::clone(&loader).unload_expired());
+        loader
+    }
+
+    /// What is loaded.
+    pub fn current(&self) -> Option<Arc<Loaded>> {
+        self.current.lock().clone()
+    }
+
+    /// How often a llama-server has been started.
+    pub fn starts(&self) -> u64 {
+        self.starts.load(Ordering::Relaxed)
+    }
+
+    /// The context of a model when the request does not name one.
+    pub fn default_context_tokens(&self) -> u32 {
+        self.default_context_tokens
+    }
+
+    /// Loads a model unless it is loaded, and keeps it at least until the lease is dropped.
+    ///
+    /// A context other than the loaded one means loading again. When the caller gives up waiting, loading goes on: the
+    /// next request will want the model, too.
+    ///
+    /// # Errors
+    /// What llama-server says when it cannot load the model.
+    pub async fn acquire(
+        self: &Arc<Self>,
+        model: &Arc<Model>,
+        context_tokens: Option<u32>,
+        keep_alive: Option<KeepAlive>,
+    ) -> ApiResult<Lease> {
+        let asked = Instant::now();
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        let keep_alive = keep_alive.unwrap_or(self.default_keep_alive);
+        if let Some(loaded) = self.current().filter(|loaded| loaded.serves(model, context_tokens)) {
+            return Ok(self.lease(loaded, keep_alive, asked));
+        }
+        let (loader, model) = (Arc::clone(self), Arc::clone(model));
+        let switching = tokio::spawn(async move {
+            let loaded = loader.switch(&gate, Some((model, context_tokens))).await?;
+            // Before the gate opens, so that it cannot be unloaded in between.
+            let lease = loaded.map(|loaded| loader.lease(loaded, keep_alive, asked));
+            lease.ok_or_else(|| ApiError::upstream("no model was loaded"))
+        });
+        switching.await.map_err(|error| ApiError::upstream(format!("loading failed: {error}")))?
+    }
+
+    /// Unloads a model, if it is loaded, once its requests have ended.
+    pub async fn unload(self: &Arc<Self>, model: &Model) {
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        if self.current().is_some_and(|loaded| loaded.model.path == model.path) {
+            // Nothing is started, so nothing can fail.
+            let _ = self.switch(&gate, None).await;
+        }
+    }
+
+    /// Stops llama-server, and lets nothing be started any more. Requests under way are not waited for.
+    pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let current = self.current.lock().take();
+        if let Some(loaded) = current {
+            loaded.child.stop().await;
+        }
+    }
+
+    fn lease(self: &Arc<Self>, loaded: Arc<Loaded>, keep_alive: KeepAlive, asked: Instant) -> Lease {
+        {
+            let mut usage = loaded.usage.lock();
+            usage.in_flight += 1;
+            usage.keep_alive = keep_alive;
+        }
+        Lease { loaded, loader: Arc::clone(self), load_duration: asked.elapsed() }
+    }
+
+    /// Replaces what is loaded, with the gate held.
+    async fn switch(
+        self: &Arc<Self>,
+        _gate: &OwnedMutexGuard<()>,
+        wanted: Option<(Arc<Model>, Option<u32>)>,
+    ) -> ApiResult<Option<Arc<Loaded>>> {
+        if let Some(loaded) = self.current() {
+            while loaded.in_flight() > 0 && !loaded.child.has_exited() {
+                // The timeout covers an end between the look and the wait.
+                let _ = tokio::time::timeout(Duration::from_millis(100), self.changed.notified()).await;
+            }
+            self.current.lock().take();
+            loaded.child.stop().await;
+        }
+        let Some((model, context_tokens)) = wanted else { return Ok(None) };
+        let loaded = self.start(model, context_tokens).await?;
+        *self.current.lock() = Some(Arc::clone(&loaded));
+        if self.stopping.load(Ordering::SeqCst) {
+            // `stop` may have looked before this was there.
+            self.stop().await;
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is being stopped"));
+        }
+        tokio::spawn(Arc::clone(self).restart_when_dead(Arc::clone(&loaded)));
+        Ok(Some(loaded))
+    }
+
+    async fn start(&self, model: Arc<Model>, context_tokens: Option<u32>) -> ApiResult<Arc<Loaded>> {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is being stopped"));
+        }
+        let context_tokens = context_tokens.unwrap_or(self.default_context_tokens);
+        let launch = (self.make_launch)(&model, context_tokens);
+        eprintln!("hypura: loading {} with a context of {context_tokens} tokens", model.name);
+        let began = Instant::now();
+        // Another program may take the free port before llama-server does.
+        const ATTEMPTS: usize = 3;
+        let mut attempt = 0;
+        let (child, properties) = loop {
+            attempt += 1;
+            let child = Child::start(launch.clone()).await.map_err(ApiError::upstream)?;
+            self.starts.fetch_add(1, Ordering::Relaxed);
+            match ready(&child).await {
+                Ok(properties) => break (child, properties),
+                Err(problem) if problem.contains("couldn't bind") && attempt < ATTEMPTS => {}
+                Err(problem) => {
+                    return Err(ApiError::upstream(format!("model '{}' cannot be loaded: {problem}", model.name)));
+                }
+            }
+        };
+        eprintln!("hypura: {} is loaded after {:.1} s", model.name, began.elapsed().as_secs_f64());
+        let usage = Usage { in_flight: 0, keep_alive: self.default_keep_alive, idle_since: Instant::now() };
+        let upstream = Upstream::new(child.address, &child.key);
+        Ok(Arc::new(Loaded { model, context_tokens, upstream, properties, child, usage: Mutex::new(usage) }))
+    }
+
+    /// Starts a model again whose llama-server ended by itself, unless it did so at once: then the next request tries.
+    ///
+    /// Boxed, because the new process gets a watcher made of this same code.
+    fn restart_when_dead(self: Arc<Self>, loaded: Arc<Loaded>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { self.watch(&loaded).await })
+    }
+
+    async fn watch(self: &Arc<Self>, loaded: &Arc<Loaded>) {
+        const LIFE_MIN: Duration = Duration::from_secs(5);
+        let began = Instant::now();
+        let status = loaded.child.exited().await;
+        let is_current =
+            |current: &Option<Arc<Loaded>>| current.as_ref().is_some_and(|other| Arc::ptr_eq(other, loaded));
+        if !is_current(&self.current.lock()) || self.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        eprintln!(
+            "hypura: llama-server of {} ended by itself ({status}): {}",
+            loaded.model.name,
+            loaded.child.last_words()
+        );
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        // A request may have been faster.
+        if !is_current(&self.current.lock()) {
+            return;
+        }
+        self.current.lock().take();
+        if began.elapsed() < LIFE_MIN {
+            return;
+        }
+        let again = (Arc::clone(&loaded.model), Some(loaded.context_tokens));
+        if let Err(error) = self.switch(&gate, Some(again)).await {
+            eprintln!("hypura: {}", error.message);
+        }
+    }
+
+    /// Unloads what nobody has asked for as long as was promised.
+    async fn unload_expired(self: Arc<Self>) {
+        const FAR: Duration = Duration::from_secs(3600);
+        loop {
+            let current = self.current();
+            let left = current.as_ref().and_then(|loaded| loaded.expires_in()).unwrap_or(FAR);
+            let expired = current.filter(|loaded| left.is_zero() && loaded.in_flight() == 0);
+            let Some(loaded) = expired else {
+                // Never asleep for long: an expiry may be moved nearer without our hearing of it.
+                let nap = left.clamp(Duration::from_millis(20), Duration::from_millis(500));
+                let _ = tokio::time::timeout(nap, self.changed.notified()).await;
+                continue;
+            };
+            let gate = Arc::clone(&self.gate).lock_owned().await;
+            let still = self.current().is_some_and(|current| Arc::ptr_eq(&current, &loaded));
+            if still && loaded.in_flight() == 0 && loaded.expires_in().is_some_and(|left| left.is_zero()) {
+                eprintln!("hypura: unloading {}, which is idle", loaded.model.name);
+                let _ = self.switch(&gate, None).await;
+            }
+        }
+    }
+}
+
+impl Loaded {
+    fn serves(&self, model: &Model, context_tokens: Option<u32>) -> bool {
+        self.model.is_same_file(model)
+            && context_tokens.is_none_or(|tokens| tokens == self.context_tokens)
+            && !self.child.has_exited()
+    }
+}
+
+/// Waits until a llama-server answers and returns its `/props`; an error when it ends instead.
+async fn ready(child: &Child) -> Result<Value, String> {
+    const INTERVAL: Duration = Duration::from_millis(30);
+    let upstream = Upstream::new(child.address, &child.key);
+    loop {
+        tokio::select! {
+            // `/props` wants the key, so no other program on the port can pass for ours.
+            answer = upstream.get("/props") => match answer {
+                Ok(properties) => return Ok(serde_json::from_slice(&properties).unwrap_or_default()),
+                Err(_) => tokio::time::sleep(INTERVAL).await,
+            },
+            status = child.exited() => {
+                return Err(format!("llama-server ended with {status}: {}", child.last_words()));
+            }
+        }
+    }
+}

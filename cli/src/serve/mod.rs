@@ -1,0 +1,267 @@
+//! `hypura serve`: Ollama's HTTP API in front of an unmodified llama-server.
+//!
+//! The way of a request: `auth` lets it pass, `request` reads it, `catalog` finds the model, `loader` loads it (`child` is
+//! the process), `options` and `messages` translate, `upstream` and `sse` carry it to llama-server and back,
+//! `generation` cuts the answer into pieces, `answer` puts them into Ollama's words.
+
+mod answer;
+mod auth;
+mod capabilities;
+mod catalog;
+mod chat;
+mod child;
+mod embed;
+mod errors;
+mod generate;
+mod generation;
+mod keep_alive;
+mod live;
+mod loader;
+mod messages;
+mod metrics;
+mod models;
+mod openai;
+mod options;
+mod prompt_template;
+mod request;
+mod server;
+mod sse;
+mod tool_calls;
+mod unsupported;
+mod upstream;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{any, get, post};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use auth::Access;
+use catalog::{Catalog, Model};
+use child::Launch;
+pub use keep_alive::KeepAlive;
+use loader::Loader;
+use metrics::Metrics;
+use server::{Server, Shared};
+
+/// How to serve.
+pub struct Settings {
+    /// A model, or a directory of models.
+    pub path: PathBuf,
+    /// The address to listen on.
+    pub host: String,
+    /// The port; 0 takes a free one.
+    pub port: u16,
+    /// The context of one request, in tokens.
+    pub context_tokens: u32,
+    /// Requests that are computed at once.
+    pub parallel: u32,
+    /// How long an idle model stays; `None` decides by what is served.
+    pub keep_alive: Option<KeepAlive>,
+    /// Keys, of which a client must have one; none means that no key is needed.
+    pub keys: Vec<String>,
+    /// Web pages of other sites that may ask.
+    pub origins: Vec<String>,
+    /// The largest body of a request.
+    pub body_bytes_max: usize,
+    /// How long requests under way may take when the server is to stop.
+    pub shutdown_patience: Duration,
+    /// llama-server.
+    pub program: PathBuf,
+    /// Environment variables for it.
+    pub environment: Vec<(String, String)>,
+    /// More arguments for it.
+    pub arguments: Vec<String>,
+    /// Whether its whole log is shown.
+    pub verbose: bool,
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// A sentence when serving cannot begin.
+pub fn run(settings: Settings) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2) // they only pass bytes on; computing is llama-server's
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start threads: {error}"))?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), String> {
+    let scratch = Scratch::make()?;
+    let catalog = Catalog::open(&settings.path)?;
+    let keep_alive = settings.keep_alive.unwrap_or(match catalog.only() {
+        // Loading is dear, and nothing else wants the memory.
+        Some(_) => KeepAlive::Forever,
+        None => KeepAlive::For(Duration::from_secs(300)),
+    });
+    let address = (settings.host.as_str(), settings.port);
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        format!("cannot listen on {}:{}: {error}; --port takes another", settings.host, settings.port)
+    })?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let stats = std::env::var_os("HYPURA_STATS").map_or_else(|| scratch.0.join("stats.json"), PathBuf::from);
+    let access = Access::new(&settings.keys, settings.origins.clone(), address.ip().is_loopback());
+    let (body_bytes_max, patience) = (settings.body_bytes_max, settings.shutdown_patience);
+    let context_tokens = settings.context_tokens;
+    let loader = Loader::new(make_launch(settings, stats.clone()), context_tokens, keep_alive);
+    let server = Server::new(Shared { catalog, loader, access, body_bytes_max, stats, metrics: Metrics::default() });
+
+    announce(&server, address);
+    let (stop, stopped) = watch::channel(false);
+    let mut serving = tokio::spawn(listen(listener, router(server.clone()), stopped));
+    let loading = load_only(&server);
+    tokio::pin!(loading);
+    let mut loading_failed = Ok(());
+    tokio::select! {
+        signalled = stop_signal() => signalled?,
+        problem = &mut loading => loading_failed = Err(problem),
+    }
+    let _ = stop.send(true);
+    if loading_failed.is_ok()
+        && tokio::time::timeout(patience, async {
+            tokio::select! {
+                _ = &mut serving => {}
+                // Whoever asks twice is in a hurry.
+                _ = stop_signal() => {}
+            }
+        })
+        .await
+        .is_err()
+    {
+        eprintln!("hypura: some requests were not done within {} s", patience.as_secs());
+    }
+    server.loader.stop().await;
+    serving.abort();
+    loading_failed
+}
+
+async fn listen(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
+    let until_stopped = async move {
+        // An error means that the other side is gone, which ends serving as well.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(until_stopped).await {
+        eprintln!("hypura: serving ended: {error}");
+    }
+}
+
+/// Loads the model when there is only one, so that the first request need not wait, and a model that cannot be loaded
+/// shows at once. Returns only when that fails.
+async fn load_only(server: &Server) -> String {
+    if let Some(model) = server.catalog.only() {
+        if let Err(error) = server.loader.acquire(model, None, None).await {
+            return error.message;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Waits for the request to stop: an interrupt from the terminal, or SIGTERM.
+async fn stop_signal() -> Result<(), String> {
+    let listen = |kind| signal(kind).map_err(|error| format!("signals cannot be received: {error}"));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+fn announce(server: &Server, address: SocketAddr) {
+    eprintln!(
+        "hypura: serving {} at http://{address} (Ollama's API; OpenAI's at /v1; live page at /hypura)",
+        server.catalog.place().display()
+    );
+    if !address.ip().is_loopback() && server.access.is_open() {
+        eprintln!("hypura: warning: anyone who reaches {address} may use it; --api-key demands a key");
+    }
+}
+
+fn router(server: Server) -> Router {
+    use unsupported::unsupported;
+    let gone = || any(unsupported);
+    Router::new()
+        .route("/", get(|| async { "Ollama is running" }))
+        .route("/api/version", get(models::version))
+        .route("/api/tags", get(models::tags))
+        .route("/api/ps", get(models::ps))
+        .route("/api/show", post(models::show))
+        .route("/api/generate", post(generate::generate))
+        .route("/api/chat", post(chat::chat))
+        .route("/api/embed", post(embed::embed))
+        .route("/api/embeddings", post(embed::embeddings))
+        .route("/api/pull", gone())
+        .route("/api/push", gone())
+        .route("/api/create", gone())
+        .route("/api/copy", gone())
+        .route("/api/delete", gone())
+        .route("/api/blobs/{digest}", gone())
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*name}", get(openai::model))
+        .route("/v1/{*path}", any(openai::pass))
+        .route("/metrics", get(metrics::metrics))
+        .route("/hypura", get(live::page))
+        .route("/hypura/figures", get(live::figures))
+        .fallback(unsupported::not_found)
+        .method_not_allowed_fallback(unsupported::wrong_method)
+        .layer(from_fn_with_state(server.clone(), auth::check))
+        .route_layer(from_fn_with_state(server.clone(), metrics::count))
+        .with_state(server)
+}
+
+/// How llama-server is started for a model.
+fn make_launch(settings: Settings, stats: PathBuf) -> Box<loader::MakeLaunch> {
+    Box::new(move |model: &Model, context_tokens: u32| {
+        // Those of the model before.
+        let _ = std::fs::remove_file(&stats);
+        let mut arguments: Vec<String> = Vec::new();
+        let mut push = |words: &[&str]| arguments.extend(words.iter().map(|&word| word.to_owned()));
+        let total = (u64::from(context_tokens) * u64::from(settings.parallel)).to_string();
+        push(&["--model", &model.path.to_string_lossy(), "--alias", &model.name]);
+        push(&["--ctx-size", &total, "--parallel", &settings.parallel.to_string(), "--no-kv-unified"]);
+        push(&["--jinja", "--metrics", "--no-ui", "--embeddings"]);
+        if model.is_embedding() {
+            // Such models look at a whole text at once, so a micro-batch must hold it.
+            push(&["--batch-size", &context_tokens.to_string(), "--ubatch-size", &context_tokens.to_string()]);
+        } else {
+            // As Ollama does with models that are made for text: the state after the last token.
+            push(&["--pooling", "last"]);
+        }
+        arguments.extend(settings.arguments.iter().cloned());
+        let mut environment = settings.environment.clone();
+        environment.push(("HYPURA_STATS".to_owned(), stats.to_string_lossy().into_owned()));
+        Launch { program: settings.program.clone(), arguments, environment, verbose: settings.verbose }
+    })
+}
+
+/// A directory for as long as the server runs.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn make() -> Result<Self, String> {
+        let path = std::env::temp_dir().join(format!("hypura-serve-{}", std::process::id()));
+        // One of the same name was left by a process of the same number that was killed.
+        let _ = std::fs::remove_dir_all(&path);
+        make_private(&path).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

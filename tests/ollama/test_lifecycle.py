@@ -1,0 +1,165 @@
+"""Processes: loading, switching, unloading, dying, stopping."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import requests
+
+from hypura_server import GREEDY, SMOLLM2, STREAMED, HypuraServer, is_alive, wait_until
+
+LONG = {"temperature": 0, "num_predict": 400}
+
+
+def loaded(server) -> list[str]:
+    return [model["name"] for model in server.get("/api/ps").json()["models"]]
+
+
+def test_one_model_of_a_directory_at_a_time(directory, tmp_path):
+    with HypuraServer(directory, tmp_path / "log", "--ctx", "512") as server:
+        names = [model["name"] for model in server.get("/api/tags").json()["models"]]
+        assert names == ["first:latest", "other/second:latest"] and "broken.gguf" in server.log
+        assert loaded(server) == [] and server.llama_servers() == []
+        for name in ("first", "other/second", "first"):
+            answer = server.ask("/api/generate", {"model": name, "prompt": "Hi", "stream": False, "options": GREEDY})
+            assert answer["model"] == name and answer["load_duration"] > 1e7
+            assert loaded(server) == [f"{name}:latest"] and len(server.llama_servers()) == 1
+        # OpenAI's clients choose by name, too.
+        chat = {"model": "other/second", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        assert server.ask("/v1/chat/completions", chat)["model"] == "other/second:latest"
+        assert server.post("/v1/chat/completions", chat | {"model": "nothing"}).json()["error"]["code"] == 404
+
+
+def test_switching_waits_for_what_is_under_way(directory, tmp_path):
+    with HypuraServer(directory, tmp_path / "log", "--ctx", "1024") as server:
+        answers = {}
+
+        def ask(name: str) -> None:
+            answers[name] = server.ask("/api/generate", {"model": name, "prompt": "Tell a story.", "stream": False, "options": LONG})
+
+        server.ask("/api/generate", {"model": "first"})
+        first = threading.Thread(target=ask, args=("first",))
+        first.start()
+        wait_until(lambda: server.get("/hypura/figures").json()["model"]["in_flight"] == 1, "the first request")
+        ask("other/second")
+        first.join()
+        assert answers["first"]["eval_count"] > 50 and answers["other/second"]["eval_count"] > 50
+
+
+def test_keep_alive_and_context(directory, tmp_path):
+    with HypuraServer(directory, tmp_path / "log", "--keep-alive", "2s") as server:
+        server.ask("/api/generate", {"model": "first", "options": {"num_ctx": 512}})
+        (model,) = server.get("/api/ps").json()["models"]
+        assert model["context_length"] == 512
+        wait_until(lambda: loaded(server) == [], "unloading an idle model")
+        wait_until(lambda: server.llama_servers() == [], "the end of its llama-server", 10)
+        server.ask("/api/generate", {"model": "first", "keep_alive": -1})
+        (model,) = server.get("/api/ps").json()["models"]
+        assert model["context_length"] == 4096 and model["expires_at"] > "2100"
+        assert server.ask("/api/generate", {"model": "first", "keep_alive": 0})["done_reason"] == "unload"
+        assert loaded(server) == [] and server.llama_servers() == []
+
+
+def test_a_client_that_hangs_up_frees_its_slot(server):
+    for path, body in [
+        ("/api/generate", {"prompt": "Tell a very long story.", "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Tell a very long story."}], "stream": True}),
+    ]:
+        limits = {"options": {"num_predict": 1500}, "max_tokens": 1500}
+        response = server.post(path, {"model": "smollm2"} | body | limits, stream=True)
+        next(response.iter_lines())
+        wait_until(lambda: server.busy_slots() == 1, "generating")
+        response.close()
+        wait_until(lambda: server.busy_slots() == 0, f"cancelling {path}", 10)
+    # Not streamed: the client is gone before any answer.
+    body = {"model": "smollm2", "prompt": "Tell a very long story.", "stream": False, "options": {"num_predict": 1500}}
+    with pytest.raises(requests.Timeout):
+        requests.post(f"{server.url}/api/generate", json=body, timeout=1)
+    wait_until(lambda: server.busy_slots() == 0, "cancelling", 10)
+    assert server.get("/hypura/figures").json()["model"]["in_flight"] == 0
+
+
+def test_a_dead_llama_server_is_replaced(tmp_path):
+    with HypuraServer(SMOLLM2, tmp_path) as server:
+        server.ask("/api/generate", {"model": "smollm2"})
+        (before,) = server.llama_servers()
+        time.sleep(5)  # one that dies sooner is not started again before it is asked for
+        response = server.post("/api/generate", {"model": "smollm2", "prompt": "Tell a story.", "options": LONG}, stream=True)
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(before, signal.SIGKILL)
+        assert "llama-server" in json.loads(list(lines)[-1])["error"], "half an answer does not look whole"
+        wait_until(lambda: server.llama_servers() not in ([], [before]), "a new llama-server")
+        assert server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})["response"]
+        assert "ended by itself" in server.log
+
+
+def test_sigterm_finishes_what_is_under_way(tmp_path):
+    with HypuraServer(SMOLLM2, tmp_path, *STREAMED) as server:
+        server.ask("/api/generate", {"model": "smollm2"})
+        (llama_server,) = server.llama_servers()
+        body = {"model": "smollm2", "prompt": "Tell a story.", "options": LONG | {"num_predict": 100}}
+        response = server.post("/api/generate", body, stream=True)
+        lines = response.iter_lines()
+        next(lines)
+        server.process.terminate()
+        last = json.loads(list(lines)[-1])
+        assert last["done"] and last["eval_count"] == 100
+        assert server.process.wait(30) == 0
+        assert not is_alive(llama_server)
+
+
+def test_a_second_sigterm_does_not_wait(tmp_path):
+    with HypuraServer(SMOLLM2, tmp_path) as server:
+        body = {"model": "smollm2", "prompt": "Tell a story.", "options": LONG | {"num_predict": 3000}}
+        lines = server.post("/api/generate", body, stream=True).iter_lines()
+        next(lines)
+        (llama_server,) = server.llama_servers()
+        server.process.terminate()
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        assert not is_alive(llama_server)
+
+
+@pytest.mark.parametrize("moment", ["loading", "idle", "generating"])
+def test_no_orphan_after_sigkill(tmp_path, moment):
+    with HypuraServer(SMOLLM2, tmp_path, *STREAMED) as server:
+        wait_until(server.llama_servers, "starting llama-server")
+        if moment != "loading":
+            server.ask("/api/generate", {"model": "smollm2"})
+        if moment == "generating":
+            body = {"model": "smollm2", "prompt": "Tell a story.", "options": LONG}
+            lines = server.post("/api/generate", body, stream=True).iter_lines()
+            next(lines)
+        (llama_server,) = server.llama_servers()
+        server.kill()
+        wait_until(lambda: not is_alive(llama_server), "the end of llama-server", 10)
+
+
+def test_a_model_that_cannot_be_loaded_is_told_with_the_reason(tmp_path):
+    vocabulary = tmp_path / "odd.gguf"
+    vocabulary.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    server = HypuraServer(vocabulary, tmp_path)
+    with pytest.raises(AssertionError, match="hypura serve ended"):
+        with server:
+            wait_until(lambda: server.process.poll() is not None, "giving up")
+            raise AssertionError("hypura serve ended")
+    assert server.process.returncode == 1 and "cannot be loaded" in server.log
+
+
+def test_command_lines_that_are_refused(tmp_path):
+    for arguments, words in [
+        ([tmp_path / "nothing.gguf"], "cannot open"),
+        ([tmp_path], "put a .gguf file there"),
+        ([SMOLLM2, "--ram", "6X"], "6X is not a size"),
+        ([SMOLLM2, "--keep-alive", "soon"], "is not a duration"),
+    ]:
+        server = HypuraServer(arguments[0], tmp_path, *arguments[1:])
+        with pytest.raises(AssertionError, match="hypura serve ended"):
+            server.__enter__()
+        assert words in server.log

@@ -1,0 +1,69 @@
+"""The live page and the metrics."""
+
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from hypura_server import GREEDY
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def settled_tokens(server) -> int:
+    """Tokens by the statistics, which are written every two seconds, once nothing is on its way any more."""
+    before = None
+    while True:
+        tokens = server.get("/hypura/figures").json()["statistics"]["tokens"]
+        if tokens == before:
+            return tokens
+        before = tokens
+        time.sleep(2.5)
+
+
+def test_metrics(server):
+    server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})
+    settled_tokens(server)
+    text = server.get("/metrics").text
+    for line in text.splitlines():
+        assert re.fullmatch(r"# (HELP|TYPE) \S+ .+|[a-z_:]+(\{.*\})? -?[0-9.e+-]+", line), line
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values["hypura_model_loaded"] == "1" and values["hypura_requests_in_flight"] == "0"
+    assert float(values["hypura_read_bytes_total"]) > 0 and float(values["hypura_tokens_total"]) > 0
+    assert float(values["llamacpp:tokens_predicted_total"]) > 0, "llama-server's own are there, too"
+    assert float(values['hypura_http_answers_total{path="/api/generate",status="200"}']) > 0
+
+
+def test_figures(server):
+    server.ask("/api/generate", {"model": "smollm2"})
+    figures = server.get("/hypura/figures").json()
+    weights = figures["model"]["weights"]
+    assert weights["experts"] == 0 and sum(weights.values()) == figures["statistics"]["model_bytes"]
+    assert figures["statistics"]["mode"] == "dense-streaming"
+
+
+def test_the_page_needs_nothing_from_elsewhere(server):
+    page = server.get("/hypura")
+    assert not re.search(r"(src|href)\s*=|@import|https?://", page.text)
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_page_in_a_browser(server, tmp_path):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no Chromium; on Debian: apt install chromium")
+    server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})
+    settled_tokens(server)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--hide-scrollbars", "--window-size=980,640"]
+    # Time passes fast for the page; it has to ask a few times before it shows rates.
+    command = [browser, *flags, "--virtual-time-budget=6000", "--enable-logging=stderr", "--dump-dom", f"{server.url}/hypura"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    shown = re.sub(r"<(script|style)>.*?</\1>", "", run.stdout, flags=re.DOTALL)
+    for words in ("smollm2:latest", "llama 134.52M Q4_1", "dense-streaming", "streamed, in RAM now", "per second", "under way"):
+        assert words in shown, f"'{words}' is not on the page:\n{shown}"
+    assert re.search(r'id="problem"[^>]*hidden', shown), "the page reports a problem"
+    assert "CONSOLE" not in run.stderr, run.stderr
+    assert f"{settled_tokens(server)} so far" in shown

@@ -1,0 +1,219 @@
+"""The JSON of every endpoint, field by field, as Ollama documents it."""
+
+import json
+import re
+
+import pytest
+import requests
+
+from hypura_server import GREEDY, SMOLLM2
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
+DIGEST = r"[0-9a-f]{64}"
+
+DETAILS = {
+    "parent_model": "",
+    "format": "gguf",
+    "family": "llama",
+    "families": ["llama"],
+    "parameter_size": "134.52M",
+    "quantization_level": "Q4_1",
+}
+DURATIONS = {
+    "total_duration": int,
+    "load_duration": int,
+    "prompt_eval_count": int,
+    "prompt_eval_duration": int,
+    "eval_count": int,
+    "eval_duration": int,
+}
+MODEL = {"name": "smollm2:latest", "model": "smollm2:latest", "digest": re.compile(DIGEST), "details": DETAILS}
+
+
+def check(value, shape, where: str = "answer") -> None:
+    """The value has the shape: types, patterns, values, and of objects exactly these fields."""
+    if isinstance(shape, dict):
+        assert isinstance(value, dict) and value.keys() == shape.keys(), f"{where}: {value}"
+        for name in shape:
+            check(value[name], shape[name], f"{where}.{name}")
+    elif isinstance(shape, re.Pattern):
+        assert shape.fullmatch(value), f"{where}: {value!r}"
+    elif isinstance(shape, type):
+        assert type(value) is shape, f"{where}: {value!r}"
+    else:
+        assert value == shape, f"{where}: {value!r}"
+
+
+def check_durations(answer: dict) -> None:
+    """They are measured: parts are positive and no larger than the whole."""
+    parts = answer["load_duration"] + answer["prompt_eval_duration"] + answer["eval_duration"]
+    assert answer["load_duration"] > 0 and answer["prompt_eval_duration"] > 0 and answer["eval_duration"] > 0
+    assert parts <= answer["total_duration"] * 1.01
+
+
+def test_root_and_version(server):
+    assert server.get("/").text == "Ollama is running"
+    for path in ("/", "/api/version", "/api/tags"):
+        response = requests.head(server.url + path, timeout=60)
+        assert response.status_code == 200 and response.content == b""
+    check(server.get("/api/version").json(), {"version": re.compile(r"\d+\.\d+\.\d+"), "hypura": re.compile(r"\d+\.\d+\.\d+")})
+
+
+def test_tags_and_ps(server):
+    model = MODEL | {"modified_at": re.compile(TIME), "size": SMOLLM2.stat().st_size}
+    tags = server.get("/api/tags").json()
+    check(tags, {"models": list})
+    (only,) = tags["models"]
+    check(only, model)
+    server.ask("/api/generate", {"model": "smollm2"})
+    (loaded,) = server.get("/api/ps").json()["models"]
+    check(loaded, MODEL | {"size": int, "size_vram": 0, "expires_at": re.compile(TIME), "context_length": 2048})
+    assert 20 << 20 < loaded["size"] < 2 << 30
+
+
+@pytest.mark.parametrize("name", ["smollm2", "smollm2:latest", "SmolLM2.gguf"])
+@pytest.mark.parametrize("field", ["model", "name"])
+def test_show(server, name, field):
+    shape = {
+        "modelfile": re.compile(r"# .*\nFROM .*smollm2\.gguf\nPARAMETER num_ctx 2048\n"),
+        "parameters": re.compile(r"num_ctx +2048"),
+        "template": re.compile(r"(?s).*<\|im_start\|>.*"),
+        "license": "apache-2.0",
+        "details": DETAILS,
+        "model_info": dict,
+        "capabilities": ["completion"],
+        "modified_at": re.compile(TIME),
+    }
+    answer = server.ask("/api/show", {field: name})
+    check(answer, shape)
+    info = answer["model_info"]
+    assert info["general.architecture"] == "llama" and info["general.parameter_count"] == 134515008
+    assert info["llama.context_length"] == 8192 and info["tokenizer.ggml.tokens"] is None
+
+    verbose = server.ask("/api/show", {field: name, "verbose": True})
+    check(verbose, shape | {"tensors": list})
+    assert len(verbose["model_info"]["tokenizer.ggml.tokens"]) == 49152
+    assert {"name": "token_embd.weight", "type": "Q8_0", "shape": [576, 49152]} in verbose["tensors"]
+
+
+def test_generate(server):
+    request = {"model": "smollm2", "prompt": "Say hello.", "options": GREEDY}
+    line = {"model": "smollm2", "created_at": re.compile(TIME), "response": str, "done": False}
+    last = line | {"done": True, "done_reason": "length", "context": list} | DURATIONS
+
+    streamed = server.post("/api/generate", request)
+    assert streamed.headers["content-type"] == "application/x-ndjson"
+    *lines, final = [json.loads(text) for text in streamed.text.splitlines()]
+    assert len(lines) == 8
+    for text in lines:
+        check(text, line)
+    check(final, last | {"response": ""})
+    check_durations(final)
+    assert (final["prompt_eval_count"], final["eval_count"]) == (33, 8)
+
+    whole = server.ask("/api/generate", request | {"stream": False})
+    check(whole, last)
+    assert whole["response"] == "".join(text["response"] for text in lines)
+    assert whole["context"] == final["context"] and len(whole["context"]) == 33 + 8
+    assert whole["prompt_eval_count"] == 33, "tokens in the cache count, too"
+
+
+def test_chat(server):
+    request = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hello."}], "options": GREEDY}
+    line = {"model": "smollm2", "created_at": re.compile(TIME), "message": {"role": "assistant", "content": str}, "done": False}
+    last = line | {"done": True, "done_reason": "length"} | DURATIONS
+    *lines, final = [json.loads(text) for text in server.post("/api/chat", request).text.splitlines()]
+    for text in lines:
+        check(text, line)
+    check(final, last | {"message": {"role": "assistant", "content": ""}})
+    check_durations(final)
+    whole = server.ask("/api/chat", request | {"stream": False})
+    check(whole, last)
+    assert whole["message"]["content"] == "".join(text["message"]["content"] for text in lines)
+
+
+def test_a_stop_text_ends_the_answer(server):
+    request = {"model": "smollm2", "prompt": "Once upon a time", "raw": True, "stream": False}
+    text = server.ask("/api/generate", request | {"options": GREEDY})["response"]
+    stop = text[len(text) // 2 :]
+    answer = server.ask("/api/generate", request | {"options": GREEDY | {"stop": ["nowhere", stop]}})
+    assert (answer["done_reason"], answer["response"]) == ("stop", text[: text.index(stop)])
+    assert "context" not in answer, "raw answers have none"
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
+def test_loading(server, path):
+    part = {"response": ""} if path == "/api/generate" else {"message": {"role": "assistant", "content": ""}}
+    shape = {"model": "smollm2", "created_at": re.compile(TIME), "done": True, "done_reason": "load"} | part
+    check(server.ask(path, {"model": "smollm2"}), shape)
+
+
+def test_embed(server):
+    shape = {"model": "smollm2", "embeddings": list, "total_duration": int, "load_duration": int, "prompt_eval_count": int}
+    answer = server.ask("/api/embed", {"model": "smollm2", "input": ["The sky is blue.", "Fish"]})
+    check(answer, shape)
+    assert [len(vector) for vector in answer["embeddings"]] == [576, 576]
+    for vector in answer["embeddings"]:
+        assert sum(number * number for number in vector) == pytest.approx(1, abs=1e-3)
+    one = server.ask("/api/embed", {"model": "smollm2", "input": "The sky is blue."})
+    assert one["embeddings"][0] == pytest.approx(answer["embeddings"][0], abs=1e-2)
+    assert one["prompt_eval_count"] == 5
+    assert server.ask("/api/embed", {"model": "smollm2", "input": []})["embeddings"] == []
+    short = server.ask("/api/embed", {"model": "smollm2", "input": "Fish", "dimensions": 64})["embeddings"][0]
+    assert len(short) == 64 and sum(number * number for number in short) == pytest.approx(1, abs=1e-3)
+
+
+def test_embed_cuts_what_is_too_long(server):
+    text = "word " * 3000
+    assert server.ask("/api/embed", {"model": "smollm2", "input": text})["prompt_eval_count"] == 2047
+    refusal = server.post("/api/embed", {"model": "smollm2", "input": text, "truncate": False})
+    assert refusal.status_code == 400 and "exceeds the context length" in refusal.json()["error"]
+
+
+def test_embeddings(server):
+    answer = server.ask("/api/embeddings", {"model": "smollm2", "prompt": "Fish"})
+    check(answer, {"embedding": list})
+    assert len(answer["embedding"]) == 576 and sum(number * number for number in answer["embedding"]) > 2
+
+
+REFUSALS = [
+    ("/api/generate", {"model": "nothing", "prompt": "x"}, 404, "model 'nothing' not found"),
+    ("/api/chat", {"model": "nothing"}, 404, "model 'nothing' not found"),
+    ("/api/show", {"model": "nothing"}, 404, "not found"),
+    ("/api/generate", {"prompt": "x"}, 400, "model is required"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "images": ["aGk="]}, 400, "images"),
+    ("/api/chat", {"model": "smollm2", "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, "images"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "suffix": "y"}, 400, "does not support insert"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "raw": True, "system": "y"}, 400, "raw mode does not support"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "template": "{{ range .Messages }}"}, 400, "template"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "format": "yaml"}, 400, "invalid format"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "options": {"top_k": "many"}}, 400, "top_k"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "think": True}, 400, "does not support thinking"),
+    ("/api/chat", {"model": "smollm2", "messages": [{"role": "robot", "content": "x"}]}, 400, "robot"),
+    ("/api/chat", {"model": "smollm2", "messages": [{"role": "user", "content": "x"}], "tools": [{}]}, 400, "does not support tools"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "keep_alive": "soon"}, 400, "keep_alive"),
+    ("/api/generate", {"model": "smollm2", "prompt": "word " * 3000}, 400, "context"),
+    ("/api/pull", {"model": "x"}, 501, "pull is not supported"),
+    ("/api/push", {"model": "x"}, 501, "push is not supported"),
+    ("/api/create", {"model": "x"}, 501, "create is not supported"),
+    ("/api/copy", {"source": "x", "destination": "y"}, 501, "copy is not supported"),
+    ("/api/nothing", {}, 404, "there is no /api/nothing"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "words"), REFUSALS, ids=[f"{r[0]}-{r[3]}" for r in REFUSALS])
+def test_refusals(server, path, body, status, words):
+    response = server.post(path, body)
+    assert response.status_code == status, response.text
+    check(response.json(), {"error": str})
+    assert words in response.json()["error"]
+
+
+def test_requests_that_are_no_json(server):
+    for data, words in [(b"", "missing request body"), (b"{", "not understood"), (b"\xff", "not understood")]:
+        response = server.post("/api/generate", data=data)
+        assert response.status_code == 400 and words in response.json()["error"]
+    assert server.get("/api/generate").status_code == 405
+    assert server.post("/api/tags").json() == {"error": "405 method not allowed"}
+    delete = requests.delete(server.url + "/api/delete", json={"model": "smollm2"}, timeout=60)
+    assert delete.status_code == 501 and "delete is not supported" in delete.json()["error"]

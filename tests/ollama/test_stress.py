@@ -1,0 +1,90 @@
+"""Many clients that hang up at random. A minute of it: make stress-ollama."""
+
+import json
+import os
+import random
+import threading
+import time
+
+import requests
+
+from hypura_server import GREEDY, SMOLLM2, STREAMED, HypuraServer, memory_bytes, wait_until
+
+SECONDS = float(os.environ.get("HYPURA_TEST_STRESS_SECONDS", "15"))
+CLIENTS = 32
+
+
+class Client(threading.Thread):
+    """Asks until the end, and leaves about half of its answers unread."""
+
+    def __init__(self, url: str, seed: int, end: float) -> None:
+        super().__init__()
+        self.url, self.end, self.random = url, end, random.Random(seed)
+        self.finished = self.abandoned = 0
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        while time.monotonic() < self.end:
+            try:
+                self.ask()
+            except (requests.RequestException, AssertionError, ValueError) as error:
+                self.failures.append(repr(error))
+
+    def ask(self) -> None:
+        path = self.random.choice(["/api/generate", "/api/chat", "/api/embed"])
+        options = {"num_predict": self.random.randint(1, 12), "temperature": 0.8}
+        text = f"Count from {self.random.randint(0, 99)}."
+        body = {"model": "smollm2", "options": options, "prompt": text, "input": text, "messages": [{"role": "user", "content": text}]}
+        body["stream"] = self.random.random() < 0.7
+        leaves = self.random.random() < 0.5
+        try:
+            with requests.post(self.url + path, json=body, stream=True, timeout=self.random.uniform(0.05, 2) if leaves else 120) as response:
+                assert response.status_code == 200, response.text
+                last = None
+                for line in response.iter_lines():
+                    last = json.loads(line)
+                    if leaves and self.random.random() < 0.3:
+                        self.abandoned += 1
+                        return
+                assert "error" not in last and (path == "/api/embed" or last["done"]), last
+                self.finished += 1
+        except (requests.Timeout, requests.ConnectionError):
+            if not leaves:
+                raise
+            self.abandoned += 1
+
+
+def test_many_clients_lose_nothing(tmp_path):
+    with HypuraServer(SMOLLM2, tmp_path, *STREAMED, "--parallel", "4", "--ctx", "512") as server:
+        server.ask("/api/generate", {"model": "smollm2"})
+        (llama_server,) = server.llama_servers()
+
+        def load(seconds: float) -> list[Client]:
+            end = time.monotonic() + seconds
+            clients = [Client(server.url, seed, end) for seed in range(CLIENTS)]
+            for client in clients:
+                client.start()
+            for client in clients:
+                client.join()
+            wait_until(lambda: server.busy_slots() == 0, "an idle llama-server")
+            wait_until(lambda: server.get("/hypura/figures").json()["model"]["in_flight"] == 0, "the end of all requests", 10)
+            return clients
+
+        # The first round fills buffers and threads that stay; what the second adds is lost.
+        rounds = [load(SECONDS / 3)]
+        before = [memory_bytes(server.process.pid), memory_bytes(llama_server)]
+        descriptors = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        rounds.append(load(SECONDS * 2 / 3))
+        after = [memory_bytes(server.process.pid), memory_bytes(llama_server)]
+
+        clients = [client for round_ in rounds for client in round_]
+        assert [client.failures for client in clients if client.failures] == []
+        finished, abandoned = sum(client.finished for client in clients), sum(client.abandoned for client in clients)
+        print(f"{finished} answers read, {abandoned} abandoned; memory {before} -> {after}")
+        assert finished > CLIENTS / 2 and abandoned > CLIENTS / 2
+        assert server.llama_servers() == [llama_server]
+        assert len(os.listdir(f"/proc/{server.process.pid}/fd")) <= descriptors + 2
+        assert after[0] < before[0] + (16 << 20) and after[1] < before[1] + (64 << 20)
+        # All slots still answer.
+        for _ in range(4):
+            assert server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})["response"]
