@@ -99,7 +99,7 @@ fn machine(root: &Path) -> MemoryReport {
 }
 
 /// Lines are `Name:   123 kB`, where the kernel's kB is 1024 bytes.
-fn meminfo_bytes(text: &str, name: &str) -> Option<u64> {
+pub(super) fn meminfo_bytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     kibibytes.checked_mul(1024)

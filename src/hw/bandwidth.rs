@@ -1,0 +1,83 @@
+//! How fast the cores read memory, measured: computing a token is, for the most part, reading every weight once.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use crate::persist;
+
+/// How long memory is read.
+const SWEEP_TIME: Duration = Duration::from_millis(30);
+
+/// Bytes that all threads read over and over: more than caches hold, little enough to be had anywhere.
+const SWEEP_BYTES: usize = 256 << 20;
+
+/// Bytes that a thread reads before it looks at the clock.
+const STRETCH_BYTES: usize = 1 << 20;
+
+const FILE: &str = "machine.json";
+
+/// What is remembered of a machine, else what a measurement of about 50 ms finds, in bytes per second. `machine` tells it
+/// from others that share the cache directory.
+pub fn memory_bandwidth(machine: &str, threads: usize) -> f64 {
+    remembered(persist::cache_directory().as_deref(), machine, threads, || sweep(threads, SWEEP_BYTES))
+}
+
+pub(super) fn remembered(
+    directory: Option<&Path>,
+    machine: &str,
+    threads: usize,
+    measure: impl FnOnce() -> f64,
+) -> f64 {
+    let key = format!("{machine}, {threads} threads");
+    let mut stored = match directory.and_then(|directory| persist::read(directory, FILE)) {
+        Some(Value::Object(stored)) => stored,
+        _ => Map::new(),
+    };
+    let sane = |bytes_per_second: &f64| bytes_per_second.is_finite() && (1e8..1e14).contains(bytes_per_second);
+    let known = stored.get(&key).and_then(|entry| entry["memory_bytes_per_second"].as_f64()).filter(sane);
+    if let Some(bytes_per_second) = known {
+        return bytes_per_second;
+    }
+    let bytes_per_second = measure();
+    if let Some(directory) = directory.filter(|_| sane(&bytes_per_second)) {
+        stored.insert(key, json!({"memory_bytes_per_second": bytes_per_second}));
+        persist::write(directory, FILE, &Value::Object(stored));
+    }
+    bytes_per_second
+}
+
+/// Reads memory with some threads at once; bytes per second of all together.
+pub(super) fn sweep(threads: usize, bytes: usize) -> f64 {
+    let threads = threads.max(1);
+    let stretch_words = STRETCH_BYTES / size_of::<u64>();
+    let words = (bytes / threads / STRETCH_BYTES).max(1) * stretch_words;
+    let (ready, finished, read_bytes) = (Barrier::new(threads + 1), AtomicBool::new(false), AtomicU64::new(0));
+    let elapsed = std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                // Not zeros: those would be one page, mapped again and again.
+                let memory = vec![1u64; words];
+                ready.wait();
+                let mut stretches = memory.chunks_exact(stretch_words).cycle();
+                let mut read = 0;
+                while !finished.load(Ordering::Relaxed) {
+                    let stretch = stretches.next().unwrap_or_default();
+                    black_box(black_box(stretch).iter().fold(0u64, |sum, word| sum.wrapping_add(*word)));
+                    read += STRETCH_BYTES as u64;
+                }
+                read_bytes.fetch_add(read, Ordering::Relaxed);
+            });
+        }
+        ready.wait();
+        let start = Instant::now();
+        std::thread::sleep(SWEEP_TIME);
+        finished.store(true, Ordering::Relaxed);
+        start.elapsed()
+    });
+    read_bytes.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64()
+}

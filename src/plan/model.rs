@@ -1,0 +1,266 @@
+//! From a model and a machine to a placement problem.
+
+use std::sync::Arc;
+
+use super::miss::MissCurve;
+use super::problem::{Item, Machine, Problem, Usage};
+use super::role::{Role, layer_of, role_of};
+use crate::gguf::{Gguf, TensorInfo};
+use crate::hw::Profile;
+
+/// How often the experts of a layer were used, by layer and expert; in any unit, since only the proportions count. A layer
+/// without figures is left out.
+pub type Frequencies = std::collections::HashMap<u32, Vec<f64>>;
+
+/// What the session knows and the profile does not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Circumstances {
+    /// RAM for all weights on the host, streamed or not.
+    pub ram_bytes: u64,
+    /// Room on GPUs that the host leaves to us: 0 inside llama.cpp, which has decided by then.
+    pub gpu_bytes: u64,
+    /// What a read costs beyond its bytes.
+    pub read_overhead_seconds: f64,
+}
+
+/// Share of the measured memory bandwidth that multiplying a matrix by a vector reaches when many cores share it. Measured
+/// runs correct this and the next: see [`super::Learned`].
+const CPU_EFFICIENCY: f64 = 0.7;
+
+/// Bytes per second that one core unpacks and multiplies: Q8_0 on a server's core. With few cores this is the limit.
+const CORE_BYTES_PER_SECOND: f64 = 6.5e9;
+
+/// Bytes per second that are assumed of memory where it was not measured: a modest laptop's.
+const MEMORY_BYTES_PER_SECOND: f64 = 20e9;
+
+/// Bytes per second that are assumed of a drive where it was not measured: a modest NVMe drive's.
+const DRIVE_BYTES_PER_SECOND: f64 = 2e9;
+
+/// Bytes per second that are assumed of a GPU's memory: the host does not tell.
+const GPU_BYTES_PER_SECOND: f64 = 400e9;
+
+/// Dense tensors that the ring has room for: one is computed on while others are read.
+const RING_TENSORS: u64 = 6;
+
+/// Makes the problem of placing a model. Tensors that are not `on_host` are on a GPU, by the host's or its user's choice.
+///
+/// What may be streamed is what has a streamable role. Items come in the order of the layers and, within one, attention
+/// first: the order of use in every architecture so far, and a wrong one costs the prediction little.
+pub fn problem_of(
+    gguf: &Gguf,
+    on_host: impl Fn(usize) -> bool,
+    profile: &Profile,
+    circumstances: &Circumstances,
+    frequencies: Option<&Frequencies>,
+) -> Problem {
+    let used = gguf.hyper_parameters().expert_used_count as usize;
+    let is_tied = gguf.find("output.weight").is_none();
+    let mut items: Vec<Item> = Vec::new();
+    let mut order: Vec<usize> = (0..gguf.tensors().len()).collect();
+    order.sort_by_key(|&tensor| position(&gguf.tensors()[tensor].name));
+    for tensor in order {
+        let info = &gguf.tensors()[tensor];
+        let (layer, on_gpu) = (layer_of(&info.name), !on_host(tensor));
+        let experts = if role_of(info) == Role::Expert { info.shape[2] as usize } else { 0 };
+        // A layer's expert matrices are used together, expert by expert.
+        let partner = items.iter_mut().rev().find(|item| {
+            experts > 0 && item.is_routed() && (item.layer, item.on_gpu, item.slot_count) == (layer, on_gpu, experts)
+        });
+        if let Some(partner) = partner {
+            partner.tensors.push(tensor);
+            partner.slot_bytes += info.size_bytes / experts as u64;
+            partner.reads_per_slot += 1;
+            continue;
+        }
+        let (slot_count, usage) = match curve(layer, experts, used, frequencies) {
+            Some(curve) => (experts, Usage::Routed(Arc::new(curve))),
+            None if info.name == "token_embd.weight" && !is_tied => (1, Usage::Lookup),
+            None => (1, Usage::Dense),
+        };
+        items.push(Item {
+            layer,
+            role: label(info).to_owned(),
+            tensors: vec![tensor],
+            slot_bytes: info.size_bytes / slot_count as u64,
+            slot_count,
+            reads_per_slot: 1,
+            usage,
+            on_gpu,
+            streamable: role_of(info) != Role::Other,
+        });
+    }
+    let host = || items.iter().filter(|item| !item.on_gpu && item.streamable);
+    let largest =
+        |routed: bool| host().filter(|item| item.is_routed() == routed).map(|item| item.slot_bytes).max().unwrap_or(0);
+    Problem {
+        dense_ring_bytes: RING_TENSORS.saturating_mul(largest(false)),
+        // A layer's misses are read together.
+        expert_ring_bytes: (used.max(1) as u64).saturating_mul(largest(true)),
+        machine: machine(profile, circumstances),
+        items,
+    }
+}
+
+fn machine(profile: &Profile, circumstances: &Circumstances) -> Machine {
+    let sane =
+        |speed: Option<f64>, assumed: f64| speed.filter(|speed| speed.is_finite() && *speed > 0.0).unwrap_or(assumed);
+    let memory = sane(profile.memory_bytes_per_second, MEMORY_BYTES_PER_SECOND);
+    let cpu = (memory * CPU_EFFICIENCY).min(profile.cores.parallel() as f64 * CORE_BYTES_PER_SECOND);
+    Machine {
+        gpu_bytes: circumstances.gpu_bytes,
+        ram_bytes: circumstances.ram_bytes,
+        cpu_seconds_per_byte: 1.0 / cpu,
+        gpu_seconds_per_byte: 1.0 / GPU_BYTES_PER_SECOND,
+        fixed_seconds: 0.0,
+        drive_seconds_per_byte: 1.0 / sane(profile.drive_bytes_per_second, DRIVE_BYTES_PER_SECOND),
+        read_overhead_seconds: circumstances.read_overhead_seconds.max(0.0),
+    }
+}
+
+/// The miss curve of experts; `None` for what has none, or where the header does not tell how many are used.
+fn curve(layer: Option<u32>, experts: usize, used: usize, frequencies: Option<&Frequencies>) -> Option<MissCurve> {
+    if experts == 0 {
+        return None;
+    }
+    let recorded = layer.and_then(|layer| frequencies?.get(&layer)).filter(|counts| counts.len() == experts);
+    recorded
+        .and_then(|counts| MissCurve::from_frequencies(counts, used))
+        .or_else(|| MissCurve::prior(experts, used.max(1)))
+}
+
+/// Sorts tensors into the order of use.
+fn position(name: &str) -> (u32, u32) {
+    match layer_of(name) {
+        Some(layer) if name.contains(".ffn_") => (layer.saturating_add(1), 1),
+        Some(layer) => (layer.saturating_add(1), 0),
+        None if name.starts_with("output") => (u32::MAX, 0),
+        None => (0, 0),
+    }
+}
+
+/// What a tensor is, for people.
+fn label(info: &TensorInfo) -> &'static str {
+    let part = info.name.split('.').nth(if info.name.starts_with("blk.") { 2 } else { 0 }).unwrap_or_default();
+    match part {
+        _ if info.shape[1] == 1 && info.shape[2] == 1 => "norms and biases",
+        _ if part.ends_with("_exps") => "experts",
+        _ if part.ends_with("_shexp") => "shared experts",
+        _ if part.starts_with("ffn_gate_inp") => "routers",
+        _ if part.starts_with("ffn_") => "feed-forward",
+        _ if part.starts_with("attn") || part.starts_with("ssm") => "attention",
+        "token_embd" => "embeddings",
+        "output" => "output",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::test_directory::TestDirectory;
+    use crate::gguf::test_writer::GgufWriter;
+    use crate::hw::profile_under;
+    use crate::plan::{Seat, solve};
+
+    const F32: u32 = 0;
+
+    /// A mixture of 4 experts of which 2 are used, with one dense layer before it; F32, small numbers.
+    fn mixture(directory: &TestDirectory) -> Gguf {
+        let path = directory.path().join("model.gguf");
+        GgufWriter::new()
+            .text("general.architecture", "test")
+            .u32("test.expert_count", 4)
+            .u32("test.expert_used_count", 2)
+            .zeros("token_embd.weight", F32, &[8, 100])
+            .zeros("output.weight", F32, &[8, 100])
+            .zeros("blk.1.ffn_down_exps.weight", F32, &[16, 8, 4])
+            .zeros("blk.1.ffn_gate_exps.weight", F32, &[8, 16, 4])
+            .zeros("blk.1.ffn_up_exps.weight", F32, &[8, 16, 4])
+            .zeros("blk.1.ffn_gate_inp.weight", F32, &[8, 4])
+            .zeros("blk.1.attn_q.weight", F32, &[8, 8])
+            .zeros("blk.0.ffn_up.weight", F32, &[8, 32])
+            .zeros("blk.0.attn_q.weight", F32, &[8, 8])
+            .zeros("blk.0.attn_norm.weight", F32, &[8])
+            .write(&path);
+        Gguf::open(&[path]).unwrap()
+    }
+
+    fn profile() -> Profile {
+        let root = TestDirectory::new();
+        Profile {
+            memory_bytes_per_second: Some(10e9),
+            drive_bytes_per_second: Some(1e9),
+            ..profile_under(root.path(), root.path())
+        }
+    }
+
+    const PLENTY: Circumstances = Circumstances { ram_bytes: 1 << 30, gpu_bytes: 0, read_overhead_seconds: 0.0 };
+
+    #[test]
+    fn a_model_becomes_items_in_the_order_of_use() {
+        let directory = TestDirectory::new();
+        let gguf = mixture(&directory);
+        let on_gpu = gguf.find("output.weight").unwrap();
+        let problem = problem_of(&gguf, |tensor| tensor != on_gpu, &profile(), &PLENTY, None);
+        let roles: Vec<&str> = problem.items.iter().map(|item| &*item.role).collect();
+        let expected = [
+            "embeddings",
+            "attention",
+            "norms and biases",
+            "feed-forward",
+            "attention",
+            "experts",
+            "routers",
+            "output",
+        ];
+        assert_eq!(roles, expected);
+        let experts = &problem.items[5];
+        assert_eq!((experts.layer, experts.slot_count, experts.reads_per_slot), (Some(1), 4, 3));
+        assert_eq!((experts.tensors.len(), experts.slot_bytes), (3, 3 * 8 * 16 * 4));
+        assert_eq!(problem.items[0].usage, Usage::Lookup);
+        assert!(problem.items[7].on_gpu && !problem.items[5].on_gpu);
+        assert_eq!(problem.items.iter().map(Item::bytes).sum::<u64>(), gguf.model_bytes());
+        assert_eq!((problem.dense_ring_bytes, problem.expert_ring_bytes), (6 * 1024, 2 * 1536));
+        problem.check().unwrap();
+    }
+
+    #[test]
+    fn recorded_frequencies_replace_the_prior_where_they_fit() {
+        let directory = TestDirectory::new();
+        let gguf = mixture(&directory);
+        let misses = |frequencies: Option<&Frequencies>| {
+            let problem = problem_of(&gguf, |_| true, &profile(), &PLENTY, frequencies);
+            let item = problem.items.iter().find(|item| item.is_routed()).unwrap();
+            let Usage::Routed(curve) = &item.usage else { panic!("not routed") };
+            curve.misses(2)
+        };
+        assert!(misses(None) > 0.5);
+        assert!(misses(Some(&Frequencies::from([(1, vec![1.0, 50.0, 1.0, 50.0])]))) < 0.1);
+        for useless in [vec![], vec![1.0; 3], vec![f64::NAN; 4], vec![0.0; 4]] {
+            assert_eq!(misses(Some(&Frequencies::from([(1, useless)]))), misses(None));
+        }
+    }
+
+    #[test]
+    fn a_model_is_placed_in_less_ram_than_it_has_bytes() {
+        let directory = TestDirectory::new();
+        let gguf = mixture(&directory);
+        let ram_bytes = gguf.model_bytes() - 1000;
+        let problem = problem_of(&gguf, |_| true, &profile(), &Circumstances { ram_bytes, ..PLENTY }, None);
+        let solution = solve(&problem).unwrap();
+        assert!(problem.is_feasible(&solution.seats));
+        assert!(solution.seats.iter().any(|seat| matches!(seat, Seat::Host { slots: 0..=3 })), "{solution:?}");
+        assert!(solution.tiers.drive > 0 && solution.prediction.read_bytes > 0.0);
+        let problem = problem_of(&gguf, |_| false, &profile(), &PLENTY, None);
+        assert_eq!(solve(&problem).unwrap().tiers.gpu, gguf.model_bytes());
+    }
+
+    #[test]
+    fn embeddings_that_are_the_output_as_well_are_computed_on() {
+        let directory = TestDirectory::new();
+        let path = directory.path().join("tied.gguf");
+        GgufWriter::new().zeros("token_embd.weight", F32, &[8, 100]).write(&path);
+        let problem = problem_of(&Gguf::open(&[path]).unwrap(), |_| true, &profile(), &PLENTY, None);
+        assert_eq!(problem.items[0].usage, Usage::Dense);
+    }
+}

@@ -1,0 +1,290 @@
+//! A pass on a timeline: how long a token takes with a placement, and why.
+//!
+//! The model. Items are computed one after the other, each with the bytes that a pass uses of it. There is one drive with
+//! two queues. Dense tensors that are on the drive are read in the order of use, ahead of it and across the end of the pass, as
+//! long as they fit into the ring; a tensor gives its room back once it has been computed on. Experts that are missing are known
+//! only when their layer begins: their reads push the dense ones aside, the layer's other experts are computed meanwhile,
+//! and what arrives last is computed last. Passes repeat until one takes as long as the one before.
+
+use super::problem::{Machine, Problem, Seat, Usage};
+
+/// What a placement is expected to do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    /// Seconds from token to token.
+    pub seconds_per_token: f64,
+    /// Of those, computing.
+    pub compute_seconds: f64,
+    /// Of those, the drive was busy.
+    pub drive_seconds: f64,
+    /// Of those, computing waited for the drive.
+    pub stall_seconds: f64,
+    /// Bytes read per token.
+    pub read_bytes: f64,
+    /// What would make it faster.
+    pub limit: Limit,
+}
+
+impl Prediction {
+    /// Tokens per second; 0 when nothing takes any time.
+    pub fn tokens_per_second(&self) -> f64 {
+        if self.seconds_per_token > 0.0 { 1.0 / self.seconds_per_token } else { 0.0 }
+    }
+}
+
+/// What limits the speed: of which there being more would help most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The drive's speed.
+    Drive,
+    /// How fast the CPU gets through weights in RAM.
+    Memory,
+    /// The GPU.
+    Gpu,
+    /// Time that no placement changes.
+    Fixed,
+}
+
+impl Limit {
+    /// For logs and statistics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Drive => "drive",
+            Self::Memory => "memory bandwidth",
+            Self::Gpu => "GPU",
+            Self::Fixed => "fixed work per token",
+        }
+    }
+}
+
+/// Passes after which a ring that has not settled is taken as it is.
+const PASSES_MAX: usize = 8;
+
+/// Predicts what a placement does, and finds what limits it by making one thing at a time faster.
+pub fn simulate(problem: &Problem, seats: &[Seat]) -> Prediction {
+    let pass = |machine: &Machine| Simulator::on(problem, machine).pass(seats);
+    let (machine, base) = (&problem.machine, pass(&problem.machine));
+    const FASTER: f64 = 0.9;
+    let candidates = [
+        (
+            Limit::Drive,
+            Machine {
+                drive_seconds_per_byte: machine.drive_seconds_per_byte * FASTER,
+                read_overhead_seconds: machine.read_overhead_seconds * FASTER,
+                ..machine.clone()
+            },
+        ),
+        (Limit::Memory, Machine { cpu_seconds_per_byte: machine.cpu_seconds_per_byte * FASTER, ..machine.clone() }),
+        (Limit::Gpu, Machine { gpu_seconds_per_byte: machine.gpu_seconds_per_byte * FASTER, ..machine.clone() }),
+        (Limit::Fixed, Machine { fixed_seconds: machine.fixed_seconds * FASTER, ..machine.clone() }),
+    ];
+    let limit = candidates
+        .map(|(limit, machine)| (limit, pass(&machine).seconds))
+        .into_iter()
+        .min_by(|one, other| one.1.total_cmp(&other.1))
+        .map_or(Limit::Memory, |(limit, _)| limit);
+    Prediction {
+        seconds_per_token: base.seconds,
+        compute_seconds: base.compute_seconds,
+        drive_seconds: base.drive_seconds,
+        stall_seconds: (base.seconds - base.compute_seconds).max(0.0),
+        read_bytes: base.read_bytes,
+        limit,
+    }
+}
+
+/// One pass in steady state.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Pass {
+    pub(super) seconds: f64,
+    pub(super) compute_seconds: f64,
+    pub(super) drive_seconds: f64,
+    pub(super) read_bytes: f64,
+}
+
+/// What an item costs.
+#[derive(Clone, Copy)]
+pub(super) struct Cost {
+    /// Computing on it on the host.
+    pub(super) cpu_seconds: f64,
+    /// Computing on it on a GPU.
+    pub(super) gpu_seconds: f64,
+    /// Reading a slot.
+    pub(super) read_seconds: f64,
+    /// Computing on the part of a slot that arrives last.
+    pub(super) tail_seconds: f64,
+}
+
+impl Cost {
+    pub(super) fn of(problem: &Problem, machine: &Machine) -> Vec<Self> {
+        let cost = |item: &super::problem::Item| {
+            let reads = item.reads_per_slot.max(1) as f64;
+            let used = match item.usage {
+                Usage::Lookup => 0.0,
+                _ => item.used_bytes(),
+            };
+            Self {
+                cpu_seconds: used * machine.cpu_seconds_per_byte,
+                gpu_seconds: used * machine.gpu_seconds_per_byte,
+                read_seconds: item.slot_bytes as f64 * machine.drive_seconds_per_byte
+                    + reads * machine.read_overhead_seconds,
+                tail_seconds: item.slot_bytes as f64 / reads * machine.cpu_seconds_per_byte,
+            }
+        };
+        problem.items.iter().map(cost).collect()
+    }
+}
+
+/// Simulates many placements of one problem.
+pub(super) struct Simulator<'a> {
+    problem: &'a Problem,
+    fixed_seconds: f64,
+    costs: Vec<Cost>,
+    /// Dense items on the drive, in order of use; kept to be used again.
+    streamed: Vec<usize>,
+}
+
+impl<'a> Simulator<'a> {
+    pub(super) fn new(problem: &'a Problem) -> Self {
+        Self::on(problem, &problem.machine)
+    }
+
+    fn on(problem: &'a Problem, machine: &Machine) -> Self {
+        Self { problem, fixed_seconds: machine.fixed_seconds, costs: Cost::of(problem, machine), streamed: Vec::new() }
+    }
+
+    pub(super) fn costs(&self) -> &[Cost] {
+        &self.costs
+    }
+
+    /// The steady state of a placement.
+    pub(super) fn pass(&mut self, seats: &[Seat]) -> Pass {
+        let items = &self.problem.items;
+        let streams = |index: usize| match (&items[index].usage, seats[index]) {
+            (Usage::Routed(_), _) | (_, Seat::Gpu) => false,
+            (_, Seat::Host { slots }) => slots == 0,
+        };
+        self.streamed.clear();
+        self.streamed.extend((0..items.len()).filter(|&index| streams(index)));
+        let mut drive = Drive::new(self);
+        let mut now = 0.0;
+        let mut previous = f64::INFINITY;
+        let mut last = Pass { seconds: 0.0, compute_seconds: 0.0, drive_seconds: 0.0, read_bytes: 0.0 };
+        for _ in 0..PASSES_MAX {
+            let begin = now;
+            last = Pass { compute_seconds: self.fixed_seconds, ..last };
+            (last.drive_seconds, last.read_bytes) = (0.0, 0.0);
+            now += self.fixed_seconds;
+            for ((item, cost), seat) in items.iter().zip(&self.costs).zip(seats) {
+                let Seat::Host { slots } = *seat else {
+                    now += cost.gpu_seconds;
+                    last.compute_seconds += cost.gpu_seconds;
+                    continue;
+                };
+                last.compute_seconds += cost.cpu_seconds;
+                match &item.usage {
+                    Usage::Routed(curve) if slots < item.slot_count => {
+                        let misses = curve.misses(slots);
+                        let read_seconds = misses * cost.read_seconds;
+                        drive.interrupt(now, read_seconds);
+                        last.drive_seconds += read_seconds;
+                        last.read_bytes += misses * item.slot_bytes as f64;
+                        let tail_seconds = cost.tail_seconds * misses.min(1.0);
+                        now = (now + cost.cpu_seconds).max(now + read_seconds + tail_seconds);
+                    }
+                    Usage::Dense | Usage::Lookup if slots == 0 => {
+                        now = drive.await_next(now) + cost.cpu_seconds;
+                        drive.give_back(now);
+                        last.drive_seconds += cost.read_seconds;
+                        last.read_bytes += item.slot_bytes as f64;
+                    }
+                    _ => now += cost.cpu_seconds,
+                }
+            }
+            last.seconds = now - begin;
+            // Without a ring nothing carries over from one pass to the next.
+            if self.streamed.is_empty() || (previous - last.seconds).abs() <= 1e-9 * last.seconds {
+                break;
+            }
+            previous = last.seconds;
+        }
+        last
+    }
+}
+
+/// The drive and the ring that dense tensors are read into.
+struct Drive<'a> {
+    simulator: &'a Simulator<'a>,
+    /// Up to when the drive's work is settled.
+    clock: f64,
+    /// Of the read in flight, if there is one.
+    left_seconds: Option<f64>,
+    /// Reads of dense tensors that are complete, over all passes.
+    read_count: usize,
+    /// Those that were computed on.
+    used_count: usize,
+    /// Ring bytes that are being read into or not given back.
+    ring_used_bytes: u64,
+}
+
+impl<'a> Drive<'a> {
+    fn new(simulator: &'a Simulator<'a>) -> Self {
+        Self { simulator, clock: 0.0, left_seconds: None, read_count: 0, used_count: 0, ring_used_bytes: 0 }
+    }
+
+    fn item_of(&self, read: usize) -> usize {
+        self.simulator.streamed[read % self.simulator.streamed.len()]
+    }
+
+    /// Reads ahead until a time, or until so many reads are complete.
+    fn advance(&mut self, until: f64, read_count: usize) {
+        let streamed_count = self.simulator.streamed.len();
+        while self.clock < until && self.read_count < read_count {
+            match self.left_seconds {
+                Some(left) if self.clock + left <= until => {
+                    self.clock += left;
+                    self.left_seconds = None;
+                    self.read_count += 1;
+                }
+                Some(left) => {
+                    self.left_seconds = Some(left - (until - self.clock));
+                    self.clock = until;
+                }
+                None => {
+                    // No further ahead than one pass: the block would still be there from the last time.
+                    let ahead = self.read_count - self.used_count;
+                    let item = if ahead < streamed_count { Some(self.item_of(self.read_count)) } else { None };
+                    let bytes = item.map_or(u64::MAX, |item| self.simulator.problem.items[item].slot_bytes);
+                    let filled = self.ring_used_bytes.saturating_add(bytes);
+                    match item {
+                        Some(item) if ahead == 0 || filled <= self.simulator.problem.dense_ring_bytes => {
+                            self.ring_used_bytes = filled;
+                            self.left_seconds = Some(self.simulator.costs[item].read_seconds);
+                        }
+                        _ => self.clock = until,
+                    }
+                }
+            }
+        }
+    }
+
+    /// When the next dense tensor, asked for now, is there.
+    fn await_next(&mut self, now: f64) -> f64 {
+        self.advance(now, usize::MAX);
+        self.advance(f64::INFINITY, self.used_count + 1);
+        now.max(self.clock)
+    }
+
+    /// The next dense tensor has been computed on.
+    fn give_back(&mut self, now: f64) {
+        self.advance(now, usize::MAX);
+        self.ring_used_bytes -= self.simulator.problem.items[self.item_of(self.used_count)].slot_bytes;
+        self.used_count += 1;
+    }
+
+    /// Reads of missing experts come first.
+    fn interrupt(&mut self, now: f64, seconds: f64) {
+        self.advance(now, usize::MAX);
+        self.clock = now + seconds;
+    }
+}
