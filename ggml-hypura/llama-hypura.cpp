@@ -89,12 +89,25 @@ bool llama_hypura_bind(const ggml_tensor * tensor, uint16_t file, size_t offset)
     return true;
 }
 
-bool llama_hypura_streams(const llama_model & model) {
+static const ggml_tensor * find_streamed(const llama_model & model) {
     const auto * loader = get_loader();
     for (const auto & [_, tensor] : model.tensors_by_name) {
         if (loader && loader->is_streamed(tensor)) {
-            return true;
+            return tensor;
         }
     }
-    return false;
+    return nullptr;
+}
+
+bool llama_hypura_streams(const llama_model & model) {
+    return find_streamed(model) != nullptr;
+}
+
+uint32_t llama_hypura_micro_batch(const llama_model & model, uint32_t n_batch, uint32_t n_ubatch) {
+    const ggml_tensor * streamed = find_streamed(model);
+    // any other value than llama.cpp's own is the user's choice
+    if (!streamed || n_ubatch != llama_context_default_params().n_ubatch) {
+        return n_ubatch;
+    }
+    return get_loader()->micro_batch(streamed, n_batch, n_ubatch);
 }

@@ -30,3 +30,6 @@ bool llama_hypura_bind(const ggml_tensor * tensor, uint16_t file, size_t offset)
 
 // Whether any weight of the model is streamed.
 bool llama_hypura_streams(const llama_model & model);
+
+// The micro-batch to use: larger than llama.cpp's default while weights are streamed, since each is read once for all of it.
+uint32_t llama_hypura_micro_batch(const llama_model & model, uint32_t n_batch, uint32_t n_ubatch);

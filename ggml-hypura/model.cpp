@@ -86,6 +86,11 @@ static bool loader_is_streamed(const ggml_tensor * tensor) {
     return hypura_find_tensor(tensor) != nullptr;
 }
 
+static size_t loader_micro_batch(const ggml_tensor * tensor, size_t n_batch, size_t n_ubatch) {
+    const hypura_tensor * t = hypura_find_tensor(tensor);
+    return t ? hypura_model_micro_batch(t->model->handle, n_batch, n_ubatch) : n_ubatch;
+}
+
 const ggml_backend_hypura_loader * hypura_get_loader() {
     static const ggml_backend_hypura_loader loader = {
         /* .version     = */ GGML_BACKEND_HYPURA_LOADER_VERSION,
@@ -94,6 +99,7 @@ const ggml_backend_hypura_loader * hypura_get_loader() {
         /* .bind        = */ loader_bind,
         /* .end         = */ loader_end,
         /* .is_streamed = */ loader_is_streamed,
+        /* .micro_batch = */ loader_micro_batch,
     };
     return &loader;
 }

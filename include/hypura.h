@@ -285,6 +285,15 @@ int32_t hypura_model_plan(struct hypura_model_t *model,
 // `model` is NULL or comes from hypura_model_open.
 bool hypura_model_streams(const struct hypura_model_t *model, size_t tensor);
 
+// How many tokens to compute at once: `micro_batch`, or more of the `batch` tokens where memory allows it, because what is
+// streamed is read once for all of them. `micro_batch` for NULL and for a model that is not streamed.
+//
+// Arguments:
+// `model` is NULL or comes from hypura_model_open.
+size_t hypura_model_micro_batch(const struct hypura_model_t *model,
+                                size_t batch,
+                                size_t micro_batch);
+
 // Checks that the host and the library agree on where a streamed tensor lies: called instead of reading it.
 //
 // Errors: FORMAT when they do not, INVALID_ARGUMENT when the tensor is not streamed.
@@ -359,6 +368,17 @@ int32_t hypura_fetch_begin(struct hypura_fetch_t *fetch,
                            size_t token_count,
                            char *error,
                            size_t error_size);
+
+// Tells what goes into the multiplication that was demanded last: `row_count` rows of `row_length` floats, one after the other,
+// as the experts get them. The library can then foresee what the next layer wants. Optional, and of use for a few rows.
+//
+// Arguments:
+// `fetch` comes from hypura_fetch_new and is used by no other thread during the call; `rows` points to
+// `row_length` times `row_count` floats.
+void hypura_fetch_look_ahead(struct hypura_fetch_t *fetch,
+                             const float *rows,
+                             size_t row_length,
+                             size_t row_count);
 
 // Delivers up to `capacity` blocks that are ready, what was in RAM first, and waits only when none is. `count` 0 means
 // that all have been delivered, each exactly once. The blocks stay valid until the next call with this fetch.

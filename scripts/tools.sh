@@ -11,7 +11,9 @@ numpy==2.2.6
 gguf==0.19.0
 pytest==8.4.2
 requests==2.32.5
-libclang==18.1.1'
+libclang==18.1.1
+ollama==0.6.3
+openai==3.54.0'
 
 repo=$(cd "$(dirname "$0")/.." && pwd -P)
 venv=$repo/build/venv

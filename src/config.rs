@@ -49,8 +49,20 @@ pub enum PrefetchSetting {
     /// While it pays.
     #[default]
     Auto,
+    /// Always, also where it costs more than it gains.
+    On,
     /// Never.
     Off,
+}
+
+/// How much of a model to stream, when it is streamed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TensorsSetting {
+    /// As few kinds of tensors as let the rest fit.
+    #[default]
+    Auto,
+    /// Every tensor that can be.
+    All,
 }
 
 /// How much to log; a level includes those before it.
@@ -82,10 +94,14 @@ pub struct Config {
     pub direct: DirectSetting,
     /// `HYPURA_PREFETCH`: whether to read ahead of need.
     pub prefetch: PrefetchSetting,
+    /// `HYPURA_TENSORS`: how much of a model to stream.
+    pub tensors: TensorsSetting,
     /// `HYPURA_STATS`: where to write statistics as JSON.
     pub stats: Option<PathBuf>,
     /// `HYPURA_TRACE`: where to record routing for replay.
     pub trace: Option<PathBuf>,
+    /// `HYPURA_TIMELINE`: where to record when what was read and computed.
+    pub timeline: Option<PathBuf>,
     /// `HYPURA_VERIFY`: whether to compare every acquired range with the file.
     pub verify: bool,
     /// `HYPURA_LOG`: how much to log.
@@ -93,14 +109,16 @@ pub struct Config {
 }
 
 /// The variables that are settings.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 11] = [
     "HYPURA",
     "HYPURA_RAM",
     "HYPURA_IO",
     "HYPURA_DIRECT",
     "HYPURA_PREFETCH",
+    "HYPURA_TENSORS",
     "HYPURA_STATS",
     "HYPURA_TRACE",
+    "HYPURA_TIMELINE",
     "HYPURA_VERIFY",
     "HYPURA_LOG",
 ];
@@ -147,8 +165,10 @@ impl Config {
                 "HYPURA_IO" => config.io = choice(name, value, &ENGINES)?,
                 "HYPURA_DIRECT" => config.direct = choice(name, value, &DIRECT)?,
                 "HYPURA_PREFETCH" => config.prefetch = choice(name, value, &PREFETCH)?,
+                "HYPURA_TENSORS" => config.tensors = choice(name, value, &TENSORS)?,
                 "HYPURA_STATS" => config.stats = Some(output_file(name, value)?),
                 "HYPURA_TRACE" => config.trace = Some(output_file(name, value)?),
+                "HYPURA_TIMELINE" => config.timeline = Some(output_file(name, value)?),
                 "HYPURA_VERIFY" => config.verify = choice(name, value, &SWITCH)?,
                 "HYPURA_LOG" => config.log = choice(name, value, &LEVELS)?,
                 unknown => return Err(refused(unknown_message(unknown))),
@@ -169,7 +189,9 @@ const ENGINES: [(&str, IoSetting); 3] =
     [("auto", IoSetting::Auto), ("uring", IoSetting::Uring), ("threads", IoSetting::Threads)];
 const DIRECT: [(&str, DirectSetting); 3] =
     [("auto", DirectSetting::Auto), ("on", DirectSetting::On), ("off", DirectSetting::Off)];
-const PREFETCH: [(&str, PrefetchSetting); 2] = [("auto", PrefetchSetting::Auto), ("off", PrefetchSetting::Off)];
+const PREFETCH: [(&str, PrefetchSetting); 3] =
+    [("auto", PrefetchSetting::Auto), ("on", PrefetchSetting::On), ("off", PrefetchSetting::Off)];
+const TENSORS: [(&str, TensorsSetting); 2] = [("auto", TensorsSetting::Auto), ("all", TensorsSetting::All)];
 const SWITCH: [(&str, bool); 2] = [("0", false), ("1", true)];
 const LEVELS: [(&str, LogLevel); 5] = [
     ("error", LogLevel::Error),
@@ -331,6 +353,8 @@ mod tests {
             ("HYPURA_PREFETCH", "off"),
             ("HYPURA_STATS", stats.to_str().unwrap()),
             ("HYPURA_TRACE", "trace.bin"),
+            ("HYPURA_TIMELINE", "timeline.csv"),
+            ("HYPURA_TENSORS", "all"),
             ("HYPURA_VERIFY", "1"),
             ("HYPURA_LOG", "DEBUG"),
         ]);
@@ -341,7 +365,9 @@ mod tests {
             direct: DirectSetting::On,
             prefetch: PrefetchSetting::Off,
             stats: Some(stats),
+            tensors: TensorsSetting::All,
             trace: Some(PathBuf::from("trace.bin")),
+            timeline: Some(PathBuf::from("timeline.csv")),
             verify: true,
             log: LogLevel::Debug,
         };
@@ -385,7 +411,7 @@ mod tests {
         assert_refused("HYPURA", "on", &["HYPURA=on", "auto, off, stream"]);
         assert_refused("HYPURA_IO", "aio", &["auto, uring, threads"]);
         assert_refused("HYPURA_DIRECT", "1", &["auto, on, off"]);
-        assert_refused("HYPURA_PREFETCH", "on", &["auto, off"]);
+        assert_refused("HYPURA_PREFETCH", "yes", &["auto, on, off"]);
         assert_refused("HYPURA_VERIFY", "yes", &["0, 1"]);
         assert_refused("HYPURA_LOG", "all", &["error, warn, info, debug, trace"]);
     }
@@ -406,7 +432,7 @@ mod tests {
     fn output_files_are_checked_before_the_run() {
         let directory = TestDirectory::new();
         let path = directory.path().to_str().unwrap();
-        for name in ["HYPURA_STATS", "HYPURA_TRACE"] {
+        for name in ["HYPURA_STATS", "HYPURA_TRACE", "HYPURA_TIMELINE"] {
             assert_refused(name, path, &[name, "is a directory"]);
             assert_refused(name, "none/", &[name, "is a directory"]);
             assert_refused(name, "/dev/null", &[name, "not a regular file"]);

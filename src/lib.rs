@@ -14,6 +14,7 @@ pub mod io;
 pub mod persist;
 pub mod plan;
 pub mod predict;
+pub mod replay;
 pub mod stats;
 pub mod stream;
 

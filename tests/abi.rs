@@ -190,11 +190,13 @@ signatures! {
     hypura_model_find_tensor: fn(*const HypuraModel, *const c_char, *mut usize, *mut c_char, usize) -> i32;
     hypura_model_plan: fn(*mut HypuraModel, *const u8, usize, *mut HypuraPlan, *mut c_char, usize) -> i32;
     hypura_model_streams: fn(*const HypuraModel, usize) -> bool;
+    hypura_model_micro_batch: fn(*const HypuraModel, usize, usize) -> usize;
     hypura_model_bind: fn(*const HypuraModel, usize, usize, u64, u64, *mut c_char, usize) -> i32;
     hypura_model_read: fn(*const HypuraModel, usize, u64, usize, *mut u8, *mut c_char, usize) -> i32;
     hypura_model_stats_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_fetch_new: fn(*const HypuraModel, *mut *mut HypuraFetch, *mut c_char, usize) -> i32;
     hypura_fetch_begin: fn(*mut HypuraFetch, usize, *const i32, usize, usize, *mut c_char, usize) -> i32;
+    hypura_fetch_look_ahead: fn(*mut HypuraFetch, *const f32, usize, usize);
     hypura_fetch_next: fn(*mut HypuraFetch, *mut HypuraBlock, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_fetch_end: fn(*mut HypuraFetch);
     hypura_fetch_free: fn(*mut HypuraFetch);

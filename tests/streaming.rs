@@ -584,7 +584,7 @@ fn a_tensor_smaller_than_the_alignment_works() {
 }
 
 /// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 16] = [
+const STATS_KEYS: [&str; 20] = [
     "mode",
     "model_bytes",
     "resident_bytes",
@@ -597,6 +597,10 @@ const STATS_KEYS: [&str; 16] = [
     "prefetch_issued",
     "prefetch_used",
     "tokens",
+    "prefetch_cancelled",
+    "prefetch_wasted",
+    "prefetch_pays",
+    "lookahead_recall",
     "direct_io",
     "io_engine",
     "predicted_tokens_per_second",

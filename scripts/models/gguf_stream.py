@@ -5,6 +5,7 @@ yields its bytes in chunks, and `StreamedGguf.write` pulls one chunk at a time. 
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,18 @@ class StreamedGguf:
         make_chunks: Callable[[], Iterable[np.ndarray]],
     ) -> None:
         self.tensors.append(DeclaredTensor(name, tuple(int(extent) for extent in shape), tensor_type, make_chunks))
+
+    def tensor_bytes(self) -> int:
+        """What the tensors declared so far will take."""
+        return sum(tensor_bytes(tensor.shape, tensor.tensor_type) for tensor in self.tensors)
+
+    def require_room(self, remedy: str) -> None:
+        """Exit with the remedy when the disk has no room for the tensors."""
+        needed_bytes = self.tensor_bytes()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(self.path.parent).free
+        if needed_bytes > free_bytes:
+            raise SystemExit(f"error: {self.path} needs {needed_bytes / 1e9:.1f} GB and {free_bytes / 1e9:.1f} GB are free; {remedy}")
 
     def write(self) -> list[Path]:
         """Write everything and return the paths of the files, in the order of their numbers if there are several."""

@@ -1,6 +1,6 @@
-"""Random weights in any of the ggml types that the tiny models use.
+"""Random weights in any of the ggml types that the made models use.
 
-`gguf.quants` can quantise to some types only. For the others (Q4_K, Q6_K, IQ4_XS) and for MXFP4, valid blocks are made directly: random
+`gguf.quants` can quantise to some types only. For the others (Q4_K, Q5_K, Q6_K, IQ4_XS) and for MXFP4, valid blocks are made directly: random
 quants and random sub-block scales, and a block scale chosen so that the decoded values have mean zero and the wanted standard
 deviation, which keeps activations finite. Block layouts are those of llama.cpp's ggml-common.h.
 """
@@ -49,17 +49,32 @@ def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values.astype(np.float64)))))
 
 
-@makes_blocks_of(Type.Q4_K)
-def _q4_k(rng, block_count, deviation):
-    # value = d * scale * quant - dmin * minimum. With minimum = scale and dmin = 7.5 d this is d * scale * (quant - 7.5).
+def _scales_and_minima(rng, block_count, deviation, quant_count):
+    """The head of a Q4_K or Q5_K block: value = d * scale * quant - dmin * minimum, eight scales and minima of 6 bits.
+
+    With minimum = scale and dmin = d * (the middle of the quants) the values have mean zero.
+    """
+    quants = np.arange(quant_count)
     scales = rng.integers(16, 64, (block_count, 8), dtype=np.uint8)
-    typical = deviation / (_root_mean_square(np.arange(16, 64)) * _root_mean_square(np.arange(16) - 7.5))
+    typical = deviation / (_root_mean_square(np.arange(16, 64)) * _root_mean_square(quants - quants.mean()))
     d = _block_scales(rng, block_count, typical)
-    dmin = (d.astype(np.float32) * 7.5).astype(np.float16)
+    dmin = (d.astype(np.float32) * np.float32(quants.mean())).astype(np.float16)
     low, high = scales[:, :4], scales[:, 4:]
     first = low | (high >> 4 << 6)  # 6 bits of scales 0-3, and the upper 2 bits of scales 4-7; the same again for the minima
     third = (high & 15) | (high << 4)  # the lower 4 bits of scales 4-7 and of minima 4-7
-    return np.hstack([d.view(np.uint8), dmin.view(np.uint8), first, first, third, _random_bytes(rng, block_count, 128)])
+    return np.hstack([d.view(np.uint8), dmin.view(np.uint8), first, first, third])
+
+
+@makes_blocks_of(Type.Q4_K)
+def _q4_k(rng, block_count, deviation):
+    head = _scales_and_minima(rng, block_count, deviation, 16)
+    return np.hstack([head, _random_bytes(rng, block_count, 128)])
+
+
+@makes_blocks_of(Type.Q5_K)
+def _q5_k(rng, block_count, deviation):
+    head = _scales_and_minima(rng, block_count, deviation, 32)
+    return np.hstack([head, _random_bytes(rng, block_count, 32 + 128)])
 
 
 @makes_blocks_of(Type.Q6_K)

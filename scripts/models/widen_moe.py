@@ -12,7 +12,6 @@ Everything is written in sequence, one expert at a time; memory use does not gro
 """
 
 import argparse
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,11 +112,7 @@ def widen_moe(source_path: Path, destination: Path, hidden: int, type_name: str,
                 lambda tensor=tensor, type_=type_, number=number: with_more_rows(tensor, type_, hidden, [seed, number]),
             )
 
-    needed = sum(tensor_bytes(tensor.shape, tensor.tensor_type) for tensor in output.tensors)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(destination.parent).free
-    if needed > free:
-        raise SystemExit(f"error: {destination} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; choose a smaller --ffn or another disk")
+    output.require_room("choose a smaller --ffn or another disk")
     output.write()
     experts, used = (source.get_field(f"{architecture}.expert_{key}").contents() for key in ("count", "used_count"))
     expert_bytes = sum(tensor_bytes(t.shape, t.tensor_type) for t in output.tensors if "_exps." in t.name) // (experts * len(down))

@@ -8,14 +8,15 @@
 //! Invariants, all guarded by the one lock that the owner keeps the pools behind:
 //! 1. A slot is Empty, Loading or Ready. Only a Ready slot's bytes are ever handed out.
 //! 2. `users` counts the fetches that hold or await a slot. A slot with users, or Loading, is never given away.
-//! 3. A Ready slot without users is in exactly one of the two lists: `used` (least recently used first) or `guessed`
-//!    (read ahead, not asked for yet). All other slots are in neither, unless Empty: then in `empty`.
-//! 4. A speculative read takes an empty or a used slot, never another guess; a demand read takes those first, and then
-//!    the guess made last, so a ring full of guesses can never starve a demand.
+//! 3. A Ready slot without users is either in `guessed` (read ahead, not asked for yet) or offered to the pool's
+//!    [`policy`], which says who goes first. All other slots are neither, unless Empty: then in `empty`.
+//! 4. A read ahead of need takes an empty or an offered slot, never another guess; a demand read takes those first, and
+//!    then the guess made last, so a ring full of guesses can never starve a demand.
 
 mod arena;
 mod list;
+pub mod policy;
 mod pool;
 
 pub use arena::Arena;
-pub use pool::{Members, Pool, SlotState};
+pub use pool::{Members, NewBlock, Pool, SlotState};

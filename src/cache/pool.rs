@@ -2,6 +2,7 @@
 
 use super::arena::Arena;
 use super::list::{Links, List};
+use super::policy::{Policy, Position, Use};
 use crate::error::Result;
 use crate::io::Priority;
 
@@ -54,9 +55,23 @@ impl Members {
     }
 }
 
+/// A block that is to be read into a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewBlock {
+    /// Its number.
+    pub block: usize,
+    /// Its number in the pool's policy.
+    pub unit: usize,
+    /// The slot that it gets if that one is empty: blocks that all have a slot then lie in their own order.
+    pub home: usize,
+    /// Where its first byte will be within the slot.
+    pub lead: usize,
+}
+
 #[derive(Clone, Debug)]
 struct Slot {
     block: usize,
+    unit: usize,
     state: SlotState,
     users: u32,
     members: Members,
@@ -75,19 +90,23 @@ pub struct Pool {
     slot_bytes: usize,
     slots: Vec<Slot>,
     links: Links,
-    empty: Vec<usize>,
-    used: List,
+    empty: List,
+    empty_count: usize,
     guessed: List,
+    policy: Box<dyn Policy>,
+    /// By unit: the slot that it is in. Only that of an offered unit is ever looked at.
+    slot_of_unit: Vec<u32>,
 }
 
 impl Pool {
-    /// Reserves `slot_count` slots of `slot_bytes`.
+    /// Reserves `slot_count` slots of `slot_bytes`, whose blocks are given up as `policy` says; it knows `unit_count` units.
     ///
     /// # Errors
     /// `Resource` when the system refuses the memory.
-    pub fn new(slot_bytes: usize, slot_count: usize) -> Result<Self> {
+    pub fn new(slot_bytes: usize, slot_count: usize, policy: Box<dyn Policy>, unit_count: usize) -> Result<Self> {
         let slot = Slot {
             block: 0,
+            unit: 0,
             state: SlotState::Empty,
             users: 0,
             members: Members::default(),
@@ -95,14 +114,18 @@ impl Pool {
             permanent: false,
             lead: 0,
         };
+        let (mut links, mut empty) = (Links::new(slot_count), List::new());
+        (0..slot_count).for_each(|slot| empty.push_back(&mut links, slot));
         Ok(Self {
             arena: Arena::new(slot_bytes * slot_count)?,
             slot_bytes,
             slots: vec![slot; slot_count],
-            links: Links::new(slot_count),
-            empty: (0..slot_count).rev().collect(),
-            used: List::new(),
+            links,
+            empty,
+            empty_count: slot_count,
             guessed: List::new(),
+            policy,
+            slot_of_unit: vec![0; unit_count],
         })
     }
 
@@ -113,42 +136,53 @@ impl Pool {
 
     /// Bytes of slots that were never used: reserved, but not yet taken from the system.
     pub fn untouched_bytes(&self) -> u64 {
-        (self.empty.len() * self.slot_bytes) as u64
+        (self.empty_count * self.slot_bytes) as u64
     }
 
-    /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when
-    /// every slot is in use, or, for a speculative read, not worth taking.
-    pub fn take(&mut self, block: usize, lead: usize, priority: Priority) -> Option<(usize, Option<usize>)> {
-        let (slot, evicted) = match self.empty.pop() {
+    /// A block is wanted, whether it is in a slot or not; to be called once for each block of a demand.
+    pub fn used(&mut self, unit: usize, at: Position, usage: Use) {
+        self.policy.used(unit, at, usage);
+    }
+
+    /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when every
+    /// slot is in use, or, for a read ahead of need, not worth taking.
+    pub fn take(&mut self, new: NewBlock, at: Position, priority: Priority) -> Option<(usize, Option<usize>)> {
+        let (slot, evicted) = match self.take_empty(new.home) {
             Some(slot) => (slot, None),
             None => {
-                let slot = self.victim(priority)?;
+                let slot = self.victim(at, priority)?;
                 (slot, Some(self.slots[slot].block))
             }
         };
-        let guess = priority == Priority::Speculative;
         self.slots[slot] = Slot {
-            block,
+            block: new.block,
+            unit: new.unit,
             state: SlotState::Loading,
             users: 0,
             members: Members::default(),
-            guess,
+            guess: priority != Priority::Demand,
             permanent: false,
-            lead,
+            lead: new.lead,
         };
+        self.slot_of_unit[new.unit] = slot as u32;
         Some((slot, evicted))
     }
 
-    fn victim(&mut self, priority: Priority) -> Option<usize> {
-        if let Some(slot) = self.used.front() {
-            self.used.remove(&mut self.links, slot);
-            return Some(slot);
-        }
-        if priority == Priority::Speculative {
-            return None;
-        }
-        let slot = self.guessed.back()?;
-        self.guessed.remove(&mut self.links, slot);
+    fn take_empty(&mut self, home: usize) -> Option<usize> {
+        let is_empty = |slot: &Slot| slot.state == SlotState::Empty;
+        let slot = if self.slots.get(home).is_some_and(is_empty) { home } else { self.empty.front()? };
+        self.empty.remove(&mut self.links, slot);
+        self.empty_count -= 1;
+        Some(slot)
+    }
+
+    fn victim(&mut self, at: Position, priority: Priority) -> Option<usize> {
+        let slot = match self.policy.victim(at) {
+            Some(unit) => self.slot_of_unit[unit] as usize,
+            None if priority == Priority::Demand => self.guessed.back()?,
+            None => return None,
+        };
+        self.unlist(slot);
         Some(slot)
     }
 
@@ -163,10 +197,7 @@ impl Pool {
     /// Adds a user: the slot stays until [`Self::leave`]. Says whether this is the first use of a block that was read
     /// ahead.
     pub fn join(&mut self, slot: usize, member: u32) -> bool {
-        if self.is_listed(slot) {
-            let list = if self.slots[slot].guess { &mut self.guessed } else { &mut self.used };
-            list.remove(&mut self.links, slot);
-        }
+        self.unlist(slot);
         let entry = &mut self.slots[slot];
         entry.users += 1;
         entry.members.insert(member);
@@ -184,10 +215,31 @@ impl Pool {
         self.settle(slot);
     }
 
-    /// Keeps the slot's block for good.
-    pub fn make_permanent(&mut self, slot: usize) {
-        debug_assert!(!self.is_listed(slot));
-        self.slots[slot].permanent = true;
+    /// Whether a slot's block was read ahead and not asked for since.
+    pub fn is_guess(&self, slot: usize) -> bool {
+        self.slots[slot].guess
+    }
+
+    /// A guess was wrong: its slot may be taken like any other.
+    pub fn expire(&mut self, slot: usize) {
+        self.unlist(slot);
+        self.slots[slot].guess = false;
+        self.settle(slot);
+    }
+
+    /// The read into a Loading slot was taken back before it began: the slot is Empty again.
+    pub fn abandon(&mut self, slot: usize) {
+        debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
+        self.slots[slot].state = SlotState::Empty;
+        self.empty.push_back(&mut self.links, slot);
+        self.empty_count += 1;
+    }
+
+    /// Keeps the slot's block for good, or no longer.
+    pub fn set_permanent(&mut self, slot: usize, permanent: bool) {
+        self.unlist(slot);
+        self.slots[slot].permanent = permanent;
+        self.settle(slot);
     }
 
     /// The state of a slot.
@@ -215,10 +267,21 @@ impl Pool {
         slot.state == SlotState::Ready && slot.users == 0 && !slot.permanent
     }
 
+    fn unlist(&mut self, slot: usize) {
+        if self.is_listed(slot) {
+            match self.slots[slot].guess {
+                true => self.guessed.remove(&mut self.links, slot),
+                false => self.policy.withdraw(self.slots[slot].unit),
+            }
+        }
+    }
+
     fn settle(&mut self, slot: usize) {
         if self.is_listed(slot) {
-            let list = if self.slots[slot].guess { &mut self.guessed } else { &mut self.used };
-            list.push_back(&mut self.links, slot);
+            match self.slots[slot].guess {
+                true => self.guessed.push_back(&mut self.links, slot),
+                false => self.policy.offer(self.slots[slot].unit),
+            }
         }
     }
 }
@@ -226,67 +289,103 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::policy::{PolicyKind, Shape};
+
+    const HERE: Position = Position { pass: 1, layer: 0 };
+
+    /// Slots for blocks below 16, given up least recently used first.
+    fn pool(slot_count: usize) -> Pool {
+        let shape = Shape { layer_count: 1, expert_count: 16 };
+        Pool::new(64, slot_count, PolicyKind::Lru.build(shape), shape.unit_count()).unwrap()
+    }
+
+    fn take(pool: &mut Pool, block: usize, home: usize, priority: Priority) -> Option<(usize, Option<usize>)> {
+        pool.take(NewBlock { block, unit: block, home, lead: 0 }, HERE, priority)
+    }
 
     fn load(pool: &mut Pool, block: usize, priority: Priority) -> Option<usize> {
-        let (slot, _) = pool.take(block, 0, priority)?;
+        let (slot, _) = take(pool, block, block, priority)?;
         pool.loaded(slot);
         Some(slot)
     }
 
     #[test]
     fn the_least_recently_used_block_goes_first() {
-        let mut pool = Pool::new(64, 3).unwrap();
+        let mut pool = pool(3);
         assert_eq!(pool.untouched_bytes(), 192);
         let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, Priority::Demand).unwrap()).collect();
         assert_eq!(pool.untouched_bytes(), 0);
         pool.join(slots[0], 0);
         pool.leave(slots[0], 0);
-        assert_eq!(pool.take(3, 0, Priority::Demand).unwrap(), (slots[1], Some(1)));
-        assert_eq!(pool.take(4, 0, Priority::Demand).unwrap(), (slots[2], Some(2)));
-        assert_eq!(pool.take(5, 0, Priority::Demand).unwrap(), (slots[0], Some(0)));
-        assert_eq!(pool.take(6, 0, Priority::Demand), None, "a Loading slot is never given away");
+        assert_eq!(take(&mut pool, 3, 0, Priority::Demand).unwrap(), (slots[1], Some(1)));
+        assert_eq!(take(&mut pool, 4, 0, Priority::Demand).unwrap(), (slots[2], Some(2)));
+        assert_eq!(take(&mut pool, 5, 0, Priority::Demand).unwrap(), (slots[0], Some(0)));
+        assert_eq!(take(&mut pool, 6, 0, Priority::Demand), None, "a Loading slot is never given away");
+    }
+
+    #[test]
+    fn while_there_is_room_every_block_gets_its_own_place() {
+        let mut pool = pool(4);
+        let places: Vec<usize> =
+            [2, 0, 9, 3].iter().map(|&home| take(&mut pool, home, home, Priority::Demand).unwrap().0).collect();
+        assert_eq!(places, [2, 0, 1, 3], "9 is no slot and gets the first that is left");
+        assert_eq!(take(&mut pool, 1, 1, Priority::Demand), None);
     }
 
     #[test]
     fn a_slot_in_use_or_permanent_stays() {
-        let mut pool = Pool::new(64, 2).unwrap();
+        let mut pool = pool(2);
         let used = load(&mut pool, 0, Priority::Demand).unwrap();
         pool.join(used, 0);
         pool.join(used, 0);
         pool.leave(used, 0);
-        let (kept, _) = pool.take(1, 0, Priority::Demand).unwrap();
-        pool.make_permanent(kept);
+        let (kept, _) = take(&mut pool, 1, 0, Priority::Demand).unwrap();
+        pool.set_permanent(kept, true);
         pool.loaded(kept);
-        assert_eq!(pool.take(2, 0, Priority::Demand), None);
+        assert_eq!(take(&mut pool, 2, 0, Priority::Demand), None);
         pool.leave(used, 0);
-        assert_eq!(pool.take(2, 0, Priority::Demand), Some((used, Some(0))));
+        assert_eq!(take(&mut pool, 2, 0, Priority::Demand), Some((used, Some(0))));
+        pool.set_permanent(kept, false);
+        assert_eq!(take(&mut pool, 3, 0, Priority::Demand), Some((kept, Some(1))));
     }
 
     #[test]
     fn a_completed_read_names_those_that_wait_for_it() {
-        let mut pool = Pool::new(64, 2).unwrap();
-        let (slot, _) = pool.take(0, 0, Priority::Demand).unwrap();
+        let mut pool = pool(2);
+        let (slot, _) = take(&mut pool, 0, 0, Priority::Demand).unwrap();
         pool.join(slot, 3);
         pool.join(slot, 70);
         pool.join(slot, 5);
         pool.leave(slot, 5);
         assert_eq!(pool.loaded(slot).iter().collect::<Vec<_>>(), [3, 63]);
-        let (other, _) = pool.take(1, 0, Priority::Speculative).unwrap();
+        let (other, _) = take(&mut pool, 1, 0, Priority::Ahead).unwrap();
         assert_eq!(pool.loaded(other), Members::default());
     }
 
     #[test]
     fn guesses_never_push_each_other_out_but_yield_to_demand_last_first() {
-        let mut pool = Pool::new(64, 3).unwrap();
-        let first = load(&mut pool, 0, Priority::Speculative).unwrap();
-        let last = load(&mut pool, 1, Priority::Speculative).unwrap();
+        let mut pool = pool(3);
+        let first = load(&mut pool, 0, Priority::Ahead).unwrap();
+        let last = load(&mut pool, 1, Priority::Ahead).unwrap();
         let used = load(&mut pool, 2, Priority::Demand).unwrap();
-        assert_eq!(pool.take(3, 0, Priority::Speculative).unwrap().0, used);
+        assert_eq!(take(&mut pool, 3, 0, Priority::Ahead).unwrap().0, used);
         pool.loaded(used);
-        assert_eq!(pool.take(4, 0, Priority::Speculative), None);
-        assert_eq!(pool.take(4, 0, Priority::Demand), Some((used, Some(3))));
-        assert_eq!(pool.take(5, 0, Priority::Demand), Some((last, Some(1))));
+        assert_eq!(take(&mut pool, 4, 0, Priority::Ahead), None);
+        assert_eq!(take(&mut pool, 4, 0, Priority::Demand), Some((used, Some(3))));
+        assert_eq!(take(&mut pool, 5, 0, Priority::Demand), Some((last, Some(1))));
         assert!(pool.join(first, 0), "the first use of a guess is reported");
         assert!(!pool.join(first, 0));
+    }
+
+    #[test]
+    fn a_wrong_guess_is_let_go_and_one_that_was_taken_back_leaves_an_empty_slot() {
+        let mut pool = pool(2);
+        let read = load(&mut pool, 0, Priority::Guess).unwrap();
+        let (queued, _) = take(&mut pool, 1, 1, Priority::Guess).unwrap();
+        pool.expire(read);
+        pool.abandon(queued);
+        assert!(!pool.is_guess(read));
+        assert_eq!(take(&mut pool, 2, 1, Priority::Guess), Some((queued, None)));
+        assert_eq!(take(&mut pool, 3, 1, Priority::Guess), Some((read, Some(0))));
     }
 }

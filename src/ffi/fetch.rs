@@ -85,6 +85,27 @@ pub unsafe extern "C" fn hypura_fetch_begin(
     unsafe { guard(error, error_size, body) }
 }
 
+/// Tells what goes into the multiplication that was demanded last: `row_count` rows of `row_length` floats, one after the other,
+/// as the experts get them. The library can then foresee what the next layer wants. Optional, and of use for a few rows.
+///
+/// # Safety
+/// `fetch` comes from hypura_fetch_new and is used by no other thread during the call; `rows` points to
+/// `row_length` times `row_count` floats.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_look_ahead(
+    fetch: *mut HypuraFetch,
+    rows: *const f32,
+    row_length: usize,
+    row_count: usize,
+) {
+    // SAFETY: the contract of this function.
+    let Some(this) = (unsafe { fetch.as_ref() }) else { return };
+    let Some(length) = row_length.checked_mul(row_count).filter(|_| !rows.is_null()) else { return };
+    // SAFETY: the contract of this function.
+    let rows = unsafe { std::slice::from_raw_parts(rows, length) };
+    guard_infallible((), || this.fetch.look_ahead(row_length, rows));
+}
+
 /// Delivers up to `capacity` blocks that are ready, what was in RAM first, and waits only when none is. `count` 0 means
 /// that all have been delivered, each exactly once. The blocks stay valid until the next call with this fetch.
 ///

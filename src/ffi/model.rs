@@ -338,6 +338,25 @@ pub unsafe extern "C" fn hypura_model_streams(model: *const HypuraModel, tensor:
     session.is_some_and(|session| session.streams(tensor))
 }
 
+/// How many tokens to compute at once: `micro_batch`, or more of the `batch` tokens where memory allows it, because what is
+/// streamed is read once for all of them. `micro_batch` for NULL and for a model that is not streamed.
+///
+/// # Safety
+/// `model` is NULL or comes from hypura_model_open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_micro_batch(
+    model: *const HypuraModel,
+    batch: usize,
+    micro_batch: usize,
+) -> usize {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let session = unsafe { model.as_ref() }.and_then(|model| model.session.as_ref());
+        session.map_or(micro_batch, |session| session.micro_batch(batch as u64, micro_batch as u64) as usize)
+    };
+    guard_infallible(micro_batch, body)
+}
+
 /// Checks that the host and the library agree on where a streamed tensor lies: called instead of reading it.
 ///
 /// Errors: FORMAT when they do not, INVALID_ARGUMENT when the tensor is not streamed.

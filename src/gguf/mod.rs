@@ -14,6 +14,7 @@ mod reader;
 mod split;
 mod tensors;
 mod types;
+mod values;
 
 #[cfg(test)]
 pub(crate) mod test_directory;
@@ -134,6 +135,17 @@ impl Gguf {
     }
 }
 
+/// All key-value pairs of one file, as JSON; see [`Gguf::open`] for what is wrong with a file. Arrays of more than
+/// `array_elements_max` elements and numbers that JSON cannot express are `null`.
+///
+/// # Errors
+///
+/// As [`Gguf::open`].
+pub fn key_values(path: &Path, array_elements_max: u64) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let (_identity, mapping) = map(path)?;
+    values::read(path, &mapping, array_elements_max)
+}
+
 /// What one file's header says.
 struct Header {
     part: Part,
@@ -142,6 +154,13 @@ struct Header {
 }
 
 fn read_header(path: &Path, file_index: usize) -> Result<(GgufFile, Header)> {
+    let (identity, mapping) = map(path)?;
+    let header = parse(path, &mapping, file_index)?;
+    Ok((GgufFile { path: path.to_owned(), size_bytes: mapping.len() as u64, identity }, header))
+}
+
+/// Maps a file that has any bytes, to be read by this module and forgotten.
+fn map(path: &Path) -> Result<(FileIdentity, memmap2::Mmap)> {
     let cannot_open = |reason: &dyn std::fmt::Display| {
         Error::new(ErrorCode::Open, format!("cannot open {}: {reason}", path.display()))
     };
@@ -159,11 +178,10 @@ fn read_header(path: &Path, file_index: usize) -> Result<(GgufFile, Header)> {
     // Nobody but another process could write to the file meanwhile. Numbers and names are copied before they are checked, so
     // what was checked is what is used even then; only cutting the file short in this moment would raise SIGBUS, as it
     // would under llama.cpp's own mapping of the same file.
-    // SAFETY: `file` is open for reading. Its bytes are borrowed until this function returns (everything in `Header` is a
-    // copy), and nothing in this process writes to a model's file.
+    // SAFETY: `file` is open for reading. Its bytes are borrowed only within the callers, which return copies, and nothing in
+    // this process writes to a model's file.
     let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| cannot_open(&error))?;
-    let header = parse(path, &mapping, file_index)?;
-    Ok((GgufFile { path: path.to_owned(), size_bytes: mapping.len() as u64, identity }, header))
+    Ok((identity, mapping))
 }
 
 /// Parses the header at the start of a file's bytes.

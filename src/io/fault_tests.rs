@@ -290,7 +290,7 @@ impl Case {
             // SAFETY: the token's slot is longer than any widened range, aligned to pages, and left alone until the
             // request is reported or cancelled.
             let destination = unsafe { Destination::new(self.slot(token).as_mut_ptr()) };
-            let priority = [Priority::Demand, Priority::Speculative][self.random.below(2)];
+            let priority = [Priority::Demand, Priority::Ahead, Priority::Guess][self.random.below(3)];
             let request = Request { token, file, range, destination, priority };
             self.fates[token] = Fate::Reading(request);
             requests.push(request);
@@ -313,7 +313,7 @@ impl Case {
         let was_cancelled = self.queue.cancel(token);
         if was_cancelled {
             let Fate::Reading(request) = &self.fates[token] else { panic!("{token} was not being read") };
-            assert_eq!(request.priority, Priority::Speculative);
+            assert_ne!(request.priority, Priority::Demand);
             assert!(is_untouched(self.slot(token)), "cancelled after it began");
             self.fates[token] = Fate::Cancelled;
         }
@@ -442,7 +442,7 @@ impl FaultyEngine {
                 if pending.stopping {
                     return;
                 }
-                if pending.is_empty() {
+                if !for_thread.queue.has_work(&pending) {
                     for_thread.work.wait(&mut pending);
                 }
             }

@@ -9,6 +9,7 @@
 //! request is cut into several parts, small adjacent ones are merged into one); a range is *widened* when it is extended
 //! to the alignment that direct I/O demands; *depth* is how many parts are in flight at once.
 
+mod delay;
 mod direct_file;
 mod part;
 mod probe;
@@ -27,12 +28,15 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorCode, Result};
 
 /// How urgent a read is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
-    /// Someone waits for these bytes, or certainly will.
+    /// Someone waits for these bytes.
     Demand,
-    /// A guess: it is served only when no demand read is queued.
-    Speculative,
+    /// They will be needed soon: served when no demand is queued.
+    Ahead,
+    /// They may be needed: served when nothing else is queued, a few parts at a time, so that a demand which comes in between
+    /// does not wait for long.
+    Guess,
 }
 
 /// One range of a file and where to put it.
@@ -99,10 +103,10 @@ pub trait Engine: Send + Sync {
     /// engine is dropped first.
     fn submit(&self, requests: &mut Vec<Request>);
 
-    /// Makes a queued speculative read a demand read.
+    /// Makes a queued read a demand read.
     fn promote(&self, token: usize);
 
-    /// Takes back a speculative read of which nothing has been given to the drive yet. Says whether it was: then it is not
+    /// Takes back a read, unless it is a demand, of which nothing has been given to the drive yet. Says whether it was: then it is not
     /// reported.
     fn cancel(&self, token: usize) -> bool;
 
@@ -121,6 +125,7 @@ pub fn start(
     token_count: usize,
     sink: Arc<dyn Sink>,
 ) -> Result<Box<dyn Engine>> {
+    let sink = delay::for_tests(sink);
     #[cfg(target_os = "linux")]
     if tuning.engine == EngineKind::Uring {
         match uring::UringEngine::start(Arc::clone(&files), tuning, token_count, Arc::clone(&sink)) {

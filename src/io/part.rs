@@ -31,6 +31,8 @@ pub(super) struct Part {
     attempts: u32,
     segments: [Segment; MERGED_REQUESTS],
     segment_count: usize,
+    /// Whether it was taken as a guess.
+    pub(super) is_guess: bool,
 }
 
 /// The I/O vectors of a part: what is still to be read.
@@ -51,7 +53,16 @@ pub(super) enum Step {
 
 impl Part {
     pub(super) fn new(file: usize, offset: u64, first: Segment, required: usize) -> Self {
-        Self { file, offset, required, done: 0, attempts: 0, segments: [first; MERGED_REQUESTS], segment_count: 1 }
+        Self {
+            file,
+            offset,
+            required,
+            done: 0,
+            attempts: 0,
+            segments: [first; MERGED_REQUESTS],
+            segment_count: 1,
+            is_guess: false,
+        }
     }
 
     /// Appends a request that begins where this part ends. Says no when there is no room for one more.

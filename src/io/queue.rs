@@ -1,7 +1,7 @@
 //! What is to be read, in which order, and how far every request is.
 //!
 //! Invariants:
-//! 1. A request is in one of the two queues until its last part has been handed out; parts are cut when they are taken, so
+//! 1. A request is in the queue of its priority until its last part has been handed out; parts are cut when they are taken, so
 //!    an urgent request that arrives meanwhile overtakes the rest of a large one.
 //! 2. Every part that was handed out comes back through [`Queue::part_done`] exactly once, and is counted off its requests.
 //! 3. Who counts off a request's last part reports it. None of its parts is in flight any more, so the sink may reuse the
@@ -9,7 +9,7 @@
 //! 4. The lock is never held during a system call or while the sink runs.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -21,12 +21,16 @@ pub(super) struct Queue {
     pending: Mutex<Pending>,
     progress: Box<[Progress]>,
     block_bytes: usize,
+    guesses_in_flight: AtomicUsize,
 }
+
+/// How many parts of guesses may be in flight at once.
+const GUESSES_IN_FLIGHT: usize = 4;
 
 /// What the lock guards.
 pub(super) struct Pending {
-    demand: VecDeque<Waiting>,
-    speculative: VecDeque<Waiting>,
+    /// By priority.
+    waiting: [VecDeque<Waiting>; 3],
     pub(super) stopping: bool,
 }
 
@@ -48,14 +52,11 @@ struct Progress {
 impl Queue {
     /// A queue for tokens below `token_count` that cuts requests into parts of `block_bytes`.
     pub(super) fn new(token_count: usize, block_bytes: usize) -> Self {
-        let pending = Pending {
-            // Room for every token, so that queueing never allocates.
-            demand: VecDeque::with_capacity(token_count),
-            speculative: VecDeque::with_capacity(token_count),
-            stopping: false,
-        };
+        // Room for every token, so that queueing never allocates.
+        let waiting = [(); 3].map(|()| VecDeque::with_capacity(token_count));
+        let pending = Pending { waiting, stopping: false };
         let progress = (0..token_count).map(|_| Progress::default()).collect();
-        Self { pending: Mutex::new(pending), progress, block_bytes }
+        Self { pending: Mutex::new(pending), progress, block_bytes, guesses_in_flight: AtomicUsize::new(0) }
     }
 
     /// Queues requests and empties the list; returns into how many parts they will be cut, at most.
@@ -67,11 +68,8 @@ impl Queue {
             self.progress[request.token].remaining.store(count as u32, Ordering::Relaxed);
             parts += count;
             let promoted = self.progress[request.token].promoted.load(Ordering::Relaxed);
-            let queue = match request.priority {
-                Priority::Speculative if !promoted => &mut pending.speculative,
-                _ => &mut pending.demand,
-            };
-            queue.push_back(Waiting { request, cut: 0 });
+            let priority = if promoted { Priority::Demand } else { request.priority };
+            pending.waiting[priority as usize].push_back(Waiting { request, cut: 0 });
         }
         parts
     }
@@ -79,37 +77,51 @@ impl Queue {
     pub(super) fn promote(&self, token: usize) {
         let mut pending = self.pending.lock();
         self.progress[token].promoted.store(true, Ordering::Relaxed);
-        if let Some(index) = pending.speculative.iter().position(|waiting| waiting.request.token == token) {
-            if let Some(waiting) = pending.speculative.remove(index) {
-                pending.demand.push_back(waiting);
-            }
+        let [demand, later @ ..] = &mut pending.waiting;
+        for queue in later {
+            let found = queue.iter().position(|waiting| waiting.request.token == token);
+            demand.extend(found.and_then(|index| queue.remove(index)));
         }
     }
 
     pub(super) fn cancel(&self, token: usize) -> bool {
         let mut pending = self.pending.lock();
         let untouched = |waiting: &Waiting| waiting.request.token == token && waiting.cut == 0;
-        match pending.speculative.iter().position(untouched) {
-            Some(index) => pending.speculative.remove(index).is_some(),
-            None => false,
-        }
+        let [_, later @ ..] = &mut pending.waiting;
+        later.iter_mut().any(|queue| {
+            let found = queue.iter().position(untouched);
+            found.and_then(|index| queue.remove(index)).is_some()
+        })
     }
 
     /// Forgets what is queued and lets nothing more be taken.
     pub(super) fn stop(&self) {
         let mut pending = self.pending.lock();
         pending.stopping = true;
-        pending.demand.clear();
-        pending.speculative.clear();
+        pending.waiting.iter_mut().for_each(VecDeque::clear);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock()
     }
 
+    /// Whether there is a part to take now.
+    pub(super) fn has_work(&self, pending: &Pending) -> bool {
+        self.most_urgent(pending).is_some()
+    }
+
+    /// The queue to take from. Guesses beyond their limit are left to whoever ends one that is in flight.
+    fn most_urgent(&self, pending: &Pending) -> Option<usize> {
+        let priority = pending.waiting.iter().position(|queue| !queue.is_empty())?;
+        let too_many = self.guesses_in_flight.load(Ordering::Relaxed) >= GUESSES_IN_FLIGHT;
+        (priority != Priority::Guess as usize || !too_many).then_some(priority)
+    }
+
     /// Takes the most urgent part.
     pub(super) fn take(&self, pending: &mut Pending) -> Option<Part> {
-        let queue = if pending.demand.is_empty() { &mut pending.speculative } else { &mut pending.demand };
+        let priority = self.most_urgent(pending)?;
+        let is_guess = priority == Priority::Guess as usize;
+        let queue = &mut pending.waiting[priority];
         let waiting = queue.front_mut()?;
         let Request { token, file, range, destination, .. } = waiting.request;
         let start = waiting.cut;
@@ -117,6 +129,8 @@ impl Queue {
         let segment = Segment { token, destination: destination.at(start), length };
         let required = range.required.saturating_sub(start).min(length);
         let mut part = Part::new(file, range.offset + start as u64, segment, required);
+        part.is_guess = is_guess;
+        self.guesses_in_flight.fetch_add(usize::from(is_guess), Ordering::Relaxed);
         waiting.cut += length;
         if waiting.cut < range.length {
             return Some(part);
@@ -143,6 +157,7 @@ impl Queue {
 
     /// A part is over: counts it off its requests and reports those that are complete.
     pub(super) fn part_done(&self, part: &Part, outcome: Result<()>, sink: &dyn Sink) {
+        self.guesses_in_flight.fetch_sub(usize::from(part.is_guess), Ordering::Relaxed);
         for segment in part.segments() {
             let progress = &self.progress[segment.token];
             if let Err(error) = &outcome {
@@ -155,12 +170,6 @@ impl Queue {
                 sink.finished(segment.token, error.map_or(Ok(()), Err));
             }
         }
-    }
-}
-
-impl Pending {
-    pub(super) fn is_empty(&self) -> bool {
-        self.demand.is_empty() && self.speculative.is_empty()
     }
 }
 
@@ -186,19 +195,37 @@ mod tests {
     }
 
     #[test]
-    fn demand_overtakes_even_the_rest_of_a_speculative_request() {
+    fn demand_overtakes_even_the_rest_of_a_request_made_ahead() {
         let queue = Queue::new(4, 100);
-        queue.push(&mut vec![request(0, 0, 250, Priority::Speculative)]);
+        queue.push(&mut vec![request(0, 0, 250, Priority::Ahead)]);
         assert_eq!(queue.take(&mut queue.lock()).unwrap().length(), 100);
         queue.push(&mut vec![request(1, 1000, 50, Priority::Demand)]);
         assert_eq!(taken(&queue), [(1000, 50, vec![1]), (100, 100, vec![0]), (200, 50, vec![0])]);
     }
 
     #[test]
+    fn guesses_come_last_and_few_at_a_time() {
+        let queue = Queue::new(4, 100);
+        let guess = request(0, 0, 600, Priority::Guess);
+        queue.push(&mut vec![guess, request(1, 1000, 50, Priority::Ahead), request(2, 2000, 50, Priority::Demand)]);
+        let parts: Vec<Part> = std::iter::from_fn(|| queue.take(&mut queue.lock())).collect();
+        assert_eq!(parts.iter().map(|part| part.offset).collect::<Vec<_>>(), [2000, 1000, 0, 100, 200, 300]);
+        struct Ignore;
+        impl Sink for Ignore {
+            fn finished(&self, _: usize, _: Result<()>) {}
+            fn broken(&self, _: Error) {}
+        }
+        queue.part_done(&parts[0], Ok(()), &Ignore);
+        assert!(queue.take(&mut queue.lock()).is_none());
+        queue.part_done(&parts[2], Ok(()), &Ignore);
+        assert_eq!(taken(&queue), [(400, 100, vec![0])]);
+    }
+
+    #[test]
     fn a_promotion_may_come_before_its_request() {
         let queue = Queue::new(4, 100);
         queue.promote(1);
-        queue.push(&mut vec![request(0, 0, 10, Priority::Speculative), request(1, 500, 10, Priority::Speculative)]);
+        queue.push(&mut vec![request(0, 0, 10, Priority::Ahead), request(1, 500, 10, Priority::Ahead)]);
         assert_eq!(taken(&queue), [(500, 10, vec![1]), (0, 10, vec![0])]);
     }
 
@@ -219,11 +246,11 @@ mod tests {
     }
 
     #[test]
-    fn only_an_untouched_guess_can_be_cancelled() {
+    fn only_what_is_untouched_and_no_demand_can_be_cancelled() {
         let queue = Queue::new(4, 100);
         queue.push(&mut vec![
-            request(0, 0, 150, Priority::Speculative),
-            request(1, 500, 10, Priority::Speculative),
+            request(0, 0, 150, Priority::Ahead),
+            request(1, 500, 10, Priority::Ahead),
             request(2, 900, 10, Priority::Demand),
         ]);
         assert!(!queue.cancel(2), "someone waits for it");

@@ -58,6 +58,8 @@ impl Engine for ThreadEngine {
 
     fn promote(&self, token: usize) {
         self.shared.queue.promote(token);
+        // It may have been held back with other guesses while this thread slept.
+        self.shared.work.notify_one();
     }
 
     fn cancel(&self, token: usize) -> bool {

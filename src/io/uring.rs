@@ -124,13 +124,13 @@ impl UringEngine {
 impl Engine for UringEngine {
     fn submit(&self, requests: &mut Vec<Request>) {
         self.shared.queue.push(requests);
-        if self.shared.wants_work.swap(false, Ordering::SeqCst) {
-            self.shared.signal();
-        }
+        self.shared.announce();
     }
 
     fn promote(&self, token: usize) {
         self.shared.queue.promote(token);
+        // It may have been held back with other guesses while the thread slept.
+        self.shared.announce();
     }
 
     fn cancel(&self, token: usize) -> bool {
@@ -154,6 +154,13 @@ impl Drop for UringEngine {
 }
 
 impl Shared {
+    /// There is work: wakes the thread, if that is why it sleeps.
+    fn announce(&self) {
+        if self.wants_work.swap(false, Ordering::SeqCst) {
+            self.signal();
+        }
+    }
+
     fn signal(&self) {
         let one = 1u64;
         // SAFETY: writes the 8 bytes of `one` to an open descriptor. It can only fail when the counter is full, and then
@@ -216,7 +223,8 @@ impl Driver {
             if !self.free.is_empty() && !stopping {
                 // Announce first, look again after: a submitter that saw no announcement queued before this look.
                 self.shared.wants_work.store(true, Ordering::SeqCst);
-                if !self.shared.queue.lock().is_empty() {
+                let queue = &self.shared.queue;
+                if queue.has_work(&queue.lock()) {
                     self.shared.wants_work.store(false, Ordering::SeqCst);
                     continue;
                 }

@@ -1,6 +1,7 @@
 //! Dividing the memory budget among the pools.
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::hw::MemoryReport;
 
 /// The slots of one size that a model could use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +10,8 @@ pub struct SlotClass {
     pub slot_bytes: u64,
     /// Blocks that share these slots.
     pub block_count: usize,
+    /// Whether every pass uses every block, as it does for all weights but experts.
+    pub every_pass: bool,
 }
 
 impl SlotClass {
@@ -23,8 +26,17 @@ pub fn minimum_bytes(classes: &[SlotClass]) -> u64 {
     classes.iter().map(|class| class.slot_bytes * class.minimum_slots() as u64).sum()
 }
 
-/// Slots per class under a budget: every class its minimum, and beyond that the same share of its blocks, so that no
-/// layer is favoured for being quantised differently.
+/// The pool's size when the user gives none: what is available now, less room to breathe that grows with the machine.
+pub fn automatic_budget(memory: &MemoryReport) -> u64 {
+    const MARGIN_BYTES: u64 = 64 << 20;
+    const LARGEST_MARGIN_BYTES: u64 = 1 << 30;
+    let margin_bytes = (MARGIN_BYTES + memory.limit_bytes / 16).min(LARGEST_MARGIN_BYTES);
+    memory.available_bytes.saturating_sub(margin_bytes)
+}
+
+/// Slots per class under a budget: every class its minimum, then what every pass uses, then experts, of which a token uses
+/// few. Among classes of one kind each gets the same share of its blocks, so that no layer is favoured for being quantised
+/// differently.
 ///
 /// # Errors
 /// `Budget` when the budget is below [`minimum_bytes`]; the message names it.
@@ -44,18 +56,30 @@ pub fn distribute(budget_bytes: u64, classes: &[SlotClass]) -> Result<Vec<usize>
     }
     let mut slots: Vec<usize> = classes.iter().map(|class| class.minimum_slots()).collect();
     let mut left = budget_bytes - minimum;
-    let total: u64 = classes.iter().map(|class| class.slot_bytes * class.block_count as u64).sum();
-    let share = budget_bytes as f64 / total.max(1) as f64;
-    for (slots, class) in slots.iter_mut().zip(classes) {
+    for every_pass in [true, false] {
+        let kind: Vec<usize> = (0..classes.len()).filter(|&index| classes[index].every_pass == every_pass).collect();
+        left = share_out(left, classes, &kind, &mut slots);
+    }
+    Ok(slots)
+}
+
+/// Gives more slots to some of the classes, the same share of its blocks to each; returns the bytes that are left.
+fn share_out(mut left: u64, classes: &[SlotClass], kind: &[usize], slots: &mut [usize]) -> u64 {
+    let total: u64 = kind.iter().map(|&index| classes[index].slot_bytes * classes[index].block_count as u64).sum();
+    let held: u64 = kind.iter().map(|&index| classes[index].slot_bytes * slots[index] as u64).sum();
+    let share = (left + held) as f64 / total.max(1) as f64;
+    for &index in kind {
+        let class = classes[index];
         let target = ((share * class.block_count as f64) as usize).min(class.block_count);
-        let extra = (target.saturating_sub(*slots) as u64).min(left / class.slot_bytes);
-        *slots += extra as usize;
+        let extra = (target.saturating_sub(slots[index]) as u64).min(left / class.slot_bytes);
+        slots[index] += extra as usize;
         left -= extra * class.slot_bytes;
     }
     // Rounding leaves less than a slot or so per class: it goes where the share is smallest.
-    while let Some(poorest) = (0..classes.len())
-        .filter(|&index| slots[index] < classes[index].block_count && classes[index].slot_bytes <= left)
-        .min_by(|&one, &other| {
+    while let Some(&poorest) = kind
+        .iter()
+        .filter(|&&index| slots[index] < classes[index].block_count && classes[index].slot_bytes <= left)
+        .min_by(|&&one, &&other| {
             let share = |index: usize| slots[index] as f64 / classes[index].block_count as f64;
             share(one).total_cmp(&share(other))
         })
@@ -63,7 +87,7 @@ pub fn distribute(budget_bytes: u64, classes: &[SlotClass]) -> Result<Vec<usize>
         slots[poorest] += 1;
         left -= classes[poorest].slot_bytes;
     }
-    Ok(slots)
+    left
 }
 
 #[cfg(test)]
@@ -71,9 +95,9 @@ mod tests {
     use super::*;
 
     const CLASSES: [SlotClass; 3] = [
-        SlotClass { slot_bytes: 1000, block_count: 60 },
-        SlotClass { slot_bytes: 1500, block_count: 20 },
-        SlotClass { slot_bytes: 10, block_count: 1 },
+        SlotClass { slot_bytes: 1000, block_count: 60, every_pass: false },
+        SlotClass { slot_bytes: 1500, block_count: 20, every_pass: false },
+        SlotClass { slot_bytes: 10, block_count: 1, every_pass: false },
     ];
 
     #[test]
@@ -85,6 +109,14 @@ mod tests {
             assert!(used <= budget && budget.min(total) - used < 1500, "{budget}: {slots:?}");
             assert!(slots.iter().zip(CLASSES).all(|(&slots, class)| slots >= class.minimum_slots()));
         }
+    }
+
+    #[test]
+    fn what_every_pass_uses_comes_before_experts() {
+        let dense = SlotClass { slot_bytes: 100, block_count: 10, every_pass: true };
+        let experts = SlotClass { slot_bytes: 10, block_count: 1000, every_pass: false };
+        assert_eq!(distribute(520, &[experts, dense]).unwrap(), [2, 5]);
+        assert_eq!(distribute(1520, &[experts, dense]).unwrap(), [52, 10]);
     }
 
     #[test]

@@ -9,25 +9,43 @@ pub enum Role {
     Expert,
     /// A dense layer's feed-forward matrix.
     DenseFeedForward,
+    /// A matrix of the experts that every token uses.
+    SharedExpert,
+    /// A projection of attention: query, key, value (also fused), or output.
+    Attention,
     /// Anything else: always resident.
     Other,
 }
 
+impl Role {
+    /// The roles that can be streamed, in the order in which memory is gained by it at the least cost: experts are most of
+    /// a model's bytes and the least used of them; then what few, large reads serve best.
+    pub const STREAMABLE: [Self; 4] = [Self::Expert, Self::DenseFeedForward, Self::SharedExpert, Self::Attention];
+}
+
 /// The role of a tensor.
 ///
-/// Only matrices that every architecture multiplies with as they are (`MUL_MAT`, `MUL_MAT_ID`) have a streamable role.
-/// Shared experts (`*_shexp`) are used by every token, biases and scales are small: they are `Other`.
+/// Only matrices that every architecture multiplies with as they are (`MUL_MAT`, `MUL_MAT_ID`) have a streamable role;
+/// norms, biases and scales are small: they are `Other`, as are the embedding and output matrices.
 pub fn role_of(tensor: &TensorInfo) -> Role {
     let Some(rest) = tensor.name.strip_prefix("blk.") else { return Role::Other };
     let Some((_layer, part)) = rest.split_once('.') else { return Role::Other };
     let [_, _, count, fourth] = tensor.shape;
+    if fourth != 1 {
+        return Role::Other;
+    }
     match part {
         "ffn_gate_exps.weight" | "ffn_up_exps.weight" | "ffn_down_exps.weight" | "ffn_gate_up_exps.weight"
-            if count > 1 && fourth == 1 =>
+            if count > 1 =>
         {
             Role::Expert
         }
-        "ffn_gate.weight" | "ffn_up.weight" | "ffn_down.weight" if count == 1 && fourth == 1 => Role::DenseFeedForward,
+        _ if count != 1 => Role::Other,
+        "ffn_gate.weight" | "ffn_up.weight" | "ffn_down.weight" => Role::DenseFeedForward,
+        "ffn_gate_shexp.weight" | "ffn_up_shexp.weight" | "ffn_down_shexp.weight" => Role::SharedExpert,
+        "attn_q.weight" | "attn_k.weight" | "attn_v.weight" | "attn_qkv.weight" | "attn_output.weight" => {
+            Role::Attention
+        }
         _ => Role::Other,
     }
 }
@@ -35,6 +53,12 @@ pub fn role_of(tensor: &TensorInfo) -> Role {
 /// The layer number in a tensor's name; tensors outside the layers have none.
 pub fn layer_of(name: &str) -> Option<u32> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+/// Where a tensor is likely to come among those of its layer: a first guess at the order of use.
+pub fn rank_in_layer(name: &str) -> usize {
+    const USUAL: [&str; 6] = ["attn_q", "attn_k", "attn_v", "attn_output", "up", "gate"];
+    USUAL.iter().position(|part| name.contains(part)).unwrap_or(USUAL.len())
 }
 
 #[cfg(test)]
@@ -54,16 +78,27 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_feed_forward_matrices_are_streamable() {
+    fn only_whole_matrices_of_the_layers_are_streamable() {
         assert_eq!(role("blk.0.ffn_up_exps.weight", [64, 32, 8, 1]), Role::Expert);
         assert_eq!(role("blk.10.ffn_gate_up_exps.weight", [64, 64, 8, 1]), Role::Expert);
         assert_eq!(role("blk.3.ffn_down.weight", [32, 64, 1, 1]), Role::DenseFeedForward);
-        for name in ["blk.0.ffn_up_exps.bias", "blk.0.ffn_up_shexp.weight", "blk.0.ffn_gate_inp.weight"] {
-            assert_eq!(role(name, [64, 32, 8, 1]), Role::Other, "{name}");
+        assert_eq!(role("blk.0.ffn_up_shexp.weight", [64, 32, 1, 1]), Role::SharedExpert);
+        assert_eq!(role("blk.0.attn_qkv.weight", [64, 32, 1, 1]), Role::Attention);
+        assert_eq!(role("blk.0.attn_output.weight", [64, 32, 1, 1]), Role::Attention);
+        for name in ["ffn_up_exps.bias", "ffn_gate_inp.weight", "attn_k_b.weight", "attn_q_norm.weight", "attn_q.bias"]
+        {
+            assert_eq!(role(&format!("blk.0.{name}"), [64, 32, 1, 1]), Role::Other, "{name}");
         }
-        assert_eq!(role("blk.0.ffn_norm.weight", [64, 1, 1, 1]), Role::Other);
+        assert_eq!(role("blk.0.ffn_up.weight", [64, 32, 8, 1]), Role::Other);
         assert_eq!(role("output.weight", [64, 32, 1, 1]), Role::Other);
         assert_eq!(layer_of("blk.17.ffn_up.weight"), Some(17));
         assert_eq!(layer_of("output.weight"), None);
+    }
+
+    #[test]
+    fn attention_comes_before_the_feed_forward_matrices() {
+        let names = ["attn_q", "attn_v", "attn_output", "ffn_up", "ffn_gate_exps", "ffn_down"];
+        let ranks: Vec<usize> = names.iter().map(|name| rank_in_layer(&format!("blk.1.{name}.weight"))).collect();
+        assert!(ranks.is_sorted(), "{ranks:?}");
     }
 }

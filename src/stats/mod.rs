@@ -29,6 +29,11 @@ impl Counter {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// A time that was counted.
+    pub fn time(&self) -> Duration {
+        Duration::from_nanos(self.get())
+    }
+
     fn seconds(&self) -> f64 {
         self.get() as f64 / 1e9
     }
@@ -37,7 +42,7 @@ impl Counter {
 /// What a session counts. Times in nanoseconds, sizes in bytes.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Bytes read from the drive, widening included.
+    /// Bytes of weights read from the drive.
     pub read_bytes: Counter,
     /// Time with at least one read in flight.
     pub read_time: Counter,
@@ -51,6 +56,14 @@ pub struct Counters {
     pub prefetch_issued: Counter,
     /// Those that were asked for later, while still there.
     pub prefetch_used: Counter,
+    /// Those that were taken back before their read began.
+    pub prefetch_cancelled: Counter,
+    /// Guesses that were read, and not wanted where they were foreseen.
+    pub prefetch_wasted: Counter,
+    /// Experts that a layer wanted and looking ahead had named.
+    pub foreseen: Counter,
+    /// Experts that layers wanted which had been looked ahead to.
+    pub foreseeable: Counter,
     /// Tokens computed, prompts included.
     pub tokens: Counter,
     /// Failed reads and failed verifications.
@@ -72,9 +85,22 @@ pub struct Facts {
     pub direct_io: bool,
     /// The engine's name.
     pub io_engine: &'static str,
+    /// Whether reading what is foreseen made computing wait less, as far as that is known.
+    pub prefetch_pays: Option<bool>,
+}
+
+/// A share, if there is a whole.
+fn ratio(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
 }
 
 impl Counters {
+    /// How fast the drive has been while it was reading; `None` before it was.
+    pub fn read_bytes_per_second(&self) -> Option<f64> {
+        let seconds = self.read_time.seconds();
+        (seconds > 0.0).then(|| self.read_bytes.get() as f64 / seconds)
+    }
+
     /// The snapshot that `HYPURA_STATS` writes.
     pub fn to_json(&self, facts: &Facts) -> Value {
         json!({
@@ -89,6 +115,10 @@ impl Counters {
             "expert_misses": self.expert_misses.get(),
             "prefetch_issued": self.prefetch_issued.get(),
             "prefetch_used": self.prefetch_used.get(),
+            "prefetch_cancelled": self.prefetch_cancelled.get(),
+            "prefetch_wasted": self.prefetch_wasted.get(),
+            "prefetch_pays": facts.prefetch_pays,
+            "lookahead_recall": ratio(self.foreseen.get(), self.foreseeable.get()),
             "tokens": self.tokens.get(),
             "direct_io": facts.direct_io,
             "io_engine": facts.io_engine,

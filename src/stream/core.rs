@@ -5,13 +5,18 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::cache::{Members, Pool};
+use crate::cache::policy::{PolicyKind, Position};
+use crate::cache::{Members, NewBlock, Pool};
+use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::predict::Order;
 use crate::stats::Counters;
 
+use super::guesses::Guesses;
+use super::pins::Pins;
 use super::tensors::StreamedTensors;
+use super::timeline::{Event, Timeline};
 
 /// A slot: its pool and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +31,17 @@ pub(super) struct State {
     /// By block: the slot that it is in or being read into.
     pub(super) location: Vec<Option<SlotId>>,
     pub(super) order: Order,
+    /// Where the computation is, as policies count it.
+    pub(super) position: Position,
+    pub(super) pins: Pins,
+    pub(super) guesses: Guesses,
     /// The first failure. Nothing is handed out after it.
     pub(super) error: Option<Error>,
     /// The fetches that exist.
     pub(super) fetches: Members,
     /// Those that sleep until a slot can be had.
     pub(super) want_room: Members,
-    reads_in_flight: usize,
+    pub(super) reads_in_flight: usize,
     reading_since: Instant,
 }
 
@@ -44,8 +53,7 @@ pub(super) struct Core {
     pub(super) signals: Box<[Condvar]>,
     pub(super) counters: Counters,
     pub(super) streamed: Arc<StreamedTensors>,
-    /// By block: never evicted.
-    permanent: Vec<bool>,
+    pub(super) timeline: Option<Timeline>,
     /// By pool: the token of its first slot.
     first_token: Vec<usize>,
 }
@@ -63,19 +71,32 @@ pub(super) fn promised_bytes() -> u64 {
 }
 
 impl Core {
-    pub(super) fn new(streamed: Arc<StreamedTensors>, slots_per_pool: &[usize]) -> Result<Arc<Self>> {
+    pub(super) fn new(
+        streamed: Arc<StreamedTensors>,
+        slots_per_pool: &[usize],
+        timeline: Option<Timeline>,
+        prefetch: PrefetchSetting,
+    ) -> Result<Arc<Self>> {
         let pools = streamed
             .classes
             .iter()
             .zip(slots_per_pool)
-            .map(|(class, &slots)| Pool::new(class.slot_bytes as usize, slots))
+            .map(|(class, &slots)| {
+                // Dense blocks come round in turn; which of them stay is not left to a policy.
+                let kind = if class.every_pass { PolicyKind::Lru } else { PolicyKind::DEFAULT };
+                let shape = streamed.policy_shape(class.every_pass);
+                Pool::new(class.slot_bytes as usize, slots, kind.build(shape), shape.unit_count())
+            })
             .collect::<Result<Vec<_>>>()?;
         let first_token =
             slots_per_pool.iter().scan(0, |next, &slots| Some(std::mem::replace(next, *next + slots))).collect();
         let state = State {
             pools,
             location: vec![None; streamed.blocks.len()],
-            order: Order::new(streamed.tensors.len()),
+            order: Order::new(&streamed.likely_order()),
+            position: Position { pass: 0, layer: 0 },
+            pins: Pins::new(&streamed, slots_per_pool),
+            guesses: Guesses::new(prefetch == PrefetchSetting::On),
             error: None,
             fetches: Members::default(),
             want_room: Members::default(),
@@ -86,7 +107,7 @@ impl Core {
             state: Mutex::new(state),
             signals: (0..Members::COUNT).map(|_| Condvar::new()).collect(),
             counters: Counters::default(),
-            permanent: streamed.permanent_blocks(slots_per_pool),
+            timeline,
             streamed,
             first_token,
         });
@@ -108,21 +129,22 @@ impl Core {
         debug_assert!(state.location[block].is_none());
         let extent = self.streamed.blocks[block];
         let range = files[extent.file].widen(extent.offset, extent.size_bytes);
-        let (slot, evicted) = state.pools[pool].take(block, range.lead, priority)?;
+        let (tensor, number) = self.streamed.tensor_of(block);
+        let (home, unit) = (tensor.first_in_pool + number, tensor.first_unit + number);
+        let new = NewBlock { block, unit, home, lead: range.lead };
+        let (slot, evicted) = state.pools[pool].take(new, state.position, priority)?;
         if let Some(evicted) = evicted {
             state.location[evicted] = None;
         }
-        if self.permanent[block] {
-            state.pools[pool].make_permanent(slot);
+        if state.pins.is_permanent(block) {
+            state.pools[pool].set_permanent(slot, true);
         }
         let id = SlotId { pool, slot };
         state.location[block] = Some(id);
-        if state.reads_in_flight == 0 {
-            state.reading_since = Instant::now();
-        }
+        self.count_read_time(state);
         state.reads_in_flight += 1;
-        self.counters.read_bytes.add(range.length as u64);
-        if priority == Priority::Speculative {
+        self.record(Event::ReadBegin, block);
+        if priority != Priority::Demand {
             self.counters.prefetch_issued.add(1);
         }
         // SAFETY: the slot is as large as any widened block of its class and page-aligned; it is Loading, so by the
@@ -132,6 +154,34 @@ impl Core {
         Some(id)
     }
 
+    /// Brings the time with a read in flight up to date: a busy drive may not pause for minutes.
+    pub(super) fn count_read_time(&self, state: &mut State) {
+        let since = std::mem::replace(&mut state.reading_since, Instant::now());
+        if state.reads_in_flight > 0 {
+            self.counters.read_time.add_time(since.elapsed());
+        }
+    }
+
+    /// Chooses anew which dense tensors stay, once there are passes to judge by and then less and less often. Returns the
+    /// number of slots that the others flow through, if it has changed.
+    pub(super) fn retune(&self, state: &mut State, first: usize) -> Option<usize> {
+        let complete = state.order.passes() - 1;
+        if complete < 2 || !complete.is_power_of_two() {
+            return None;
+        }
+        let is_dense = |tensor: &usize| !self.streamed.tensors[*tensor].is_expert;
+        let order: Vec<usize> = std::iter::once(first).chain(state.order.after(first)).filter(is_dense).collect();
+        let dense_count = (0..self.streamed.tensors.len()).filter(is_dense).count();
+        self.count_read_time(state);
+        let bytes_per_second = self.counters.read_bytes_per_second()?;
+        // A pass that leaves tensors out says nothing about them.
+        if order.is_empty() || order.len() != dense_count {
+            return None;
+        }
+        let State { pins, pools, location, .. } = state;
+        pins.retune(&self.streamed, &order, bytes_per_second, pools, location).then(|| pins.ring())
+    }
+
     pub(super) fn token(&self, id: SlotId) -> usize {
         self.first_token[id.pool] + id.slot
     }
@@ -139,6 +189,17 @@ impl Core {
     fn slot_of(&self, token: usize) -> SlotId {
         let pool = self.first_token.partition_point(|&first| first <= token) - 1;
         SlotId { pool, slot: token - self.first_token[pool] }
+    }
+
+    /// Notes an event of a block, if someone wants to know.
+    pub(super) fn record(&self, event: Event, block: usize) {
+        let Some(timeline) = &self.timeline else { return };
+        let (tensor, expert) = self.streamed.tensor_of(block);
+        let bytes = self.streamed.blocks[block].size_bytes;
+        match tensor.is_expert {
+            true => timeline.record(event, &format!("{}#{expert}", tensor.name), bytes),
+            false => timeline.record(event, &tensor.name, bytes),
+        }
     }
 
     /// Records a failure, and wakes everybody to see it. Neither logging nor waking is done under the lock: a host may ask
@@ -169,12 +230,13 @@ impl Sink for Core {
     fn finished(&self, token: usize, outcome: Result<()>) {
         let id = self.slot_of(token);
         let mut state = self.state.lock();
+        self.count_read_time(&mut state);
         state.reads_in_flight -= 1;
-        if state.reads_in_flight == 0 {
-            self.counters.read_time.add_time(state.reading_since.elapsed());
-        }
         match outcome {
             Ok(()) => {
+                let block = state.pools[id.pool].block(id.slot);
+                self.counters.read_bytes.add(self.streamed.blocks[block].size_bytes as u64);
+                self.record(Event::ReadEnd, block);
                 let awaited_by = state.pools[id.pool].loaded(id.slot);
                 let wake = if awaited_by == Members::default() { state.want_room } else { awaited_by };
                 drop(state);

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::cache::policy::{Position, Use};
 use crate::cache::{Members, SlotState};
-use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
 use crate::io::{Priority, Request};
 
 use super::core::{Core, SlotId, State};
 use super::session::{Running, Session};
 use super::tensors::StreamedTensor;
+use super::timeline::Event;
 use super::trace::Routing;
 
 /// Weights that are ready, and stay so until the fetch goes on.
@@ -31,8 +32,12 @@ pub struct Block {
 /// A thread must hold at most one fetch that is not finished: two could each wait for slots that the other holds.
 pub struct Fetch {
     session: Arc<Session>,
+    /// The tensor of the latest demand.
+    tensor: Option<usize>,
     first_block: usize,
     pool: usize,
+    /// Since when a dense tensor is computed on, or was, until the next is wanted.
+    computing_since: Option<Instant>,
     /// Demanded, no slot yet; in reverse order.
     missing: Vec<usize>,
     /// Demanded, in a slot that is ours, not delivered.
@@ -41,9 +46,10 @@ pub struct Fetch {
     held: Vec<SlotId>,
     /// The distinct experts of the demand, in order of first use.
     experts: Vec<usize>,
-    /// By expert: the number of the demand that last named it.
-    named_in: Vec<u64>,
-    demand: u64,
+    /// By expert: how many rows of the demand are sent to it, if any.
+    row_counts: Vec<u32>,
+    /// The expert layer that the latest demand is the first one of, if it is.
+    entered: Option<usize>,
     /// Between a successful `begin` and `end`.
     begun: bool,
     /// Our number among the session's fetches, from the first demand on.
@@ -61,14 +67,16 @@ impl Fetch {
     pub(super) fn new(session: Arc<Session>) -> Self {
         Self {
             session,
+            tensor: None,
             first_block: 0,
             pool: 0,
+            computing_since: None,
             missing: Vec::new(),
             awaited: Vec::new(),
             held: Vec::new(),
             experts: Vec::new(),
-            named_in: Vec::new(),
-            demand: 0,
+            row_counts: Vec::new(),
+            entered: None,
             begun: false,
             member: None,
             requests: Vec::new(),
@@ -99,13 +107,25 @@ impl Fetch {
         check(&state)?;
         let member = *self.member.get_or_insert_with(|| state.fetches.first_free());
         state.fetches.insert(member);
-        let previous = state.order.observe(index);
+        let mut new_ring = None;
+        let previous = self.tensor.replace(index);
+        state.order.observe(previous, index);
+        if let (Some(previous), Some(since)) = (previous, self.computing_since.take()) {
+            state.pins.computed(previous, since.elapsed());
+        }
         if state.order.is_first(index) {
             core.counters.tokens.add(tokens as u64);
+            new_ring = core.retune(&mut state, index);
+            state.guesses.begin_pass(core.counters.stall_time.time(), tokens);
         }
+        state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };
         self.record_trace(running, &state, index, previous, routing, tokens);
         for index in 0..self.experts.len() {
-            let block = streamed.first_block + self.experts[index];
+            let expert = self.experts[index];
+            let block = streamed.first_block + expert;
+            let position = state.position;
+            let usage = Use { token_count: tokens as u32, routed_count: self.row_counts[expert] };
+            state.pools[streamed.pool].used(streamed.first_unit + expert, position, usage);
             let hit = match state.location[block] {
                 Some(id) => {
                     self.awaited.push(id);
@@ -122,14 +142,31 @@ impl Fetch {
             }
         }
         self.missing.reverse();
-        self.request_missing(core, &mut state, member);
-        if session.config.prefetch != PrefetchSetting::Off {
-            self.read_ahead(core, &mut state, index);
+        let layer_before = previous.and_then(|previous| session.streamed.tensors[previous].expert_layer);
+        self.entered =
+            streamed.expert_layer.filter(|_| layer_before != streamed.expert_layer || state.order.is_first(index));
+        if let Some(layer) = self.entered {
+            core.settle_guesses(&mut state, &*running.engine, layer, &self.experts);
         }
+        self.request_missing(core, &mut state, member);
+        let Self { experts, requests, .. } = self;
+        core.read_ahead(&mut state, &session.files, session.config.prefetch, index, experts, requests);
         drop(state);
+        if let Some(slots) = new_ring {
+            tracing::debug!("dense weights now flow through {slots} slots of each size");
+        }
         self.submit(running);
         self.begun = true;
         Ok(())
+    }
+
+    /// Tells what goes into the multiplication that the demand is for, as rows of `row_length`, so that the experts of the next
+    /// layer can be foreseen. Optional; makes no difference but in time.
+    pub fn look_ahead(&self, row_length: usize, inputs: &[f32]) {
+        let Some(layer) = self.entered.filter(|_| self.begun) else { return };
+        if let Ok(Running { foresight: Some(foresight), .. }) = self.session.running() {
+            foresight.look_ahead(layer, row_length, inputs);
+        }
     }
 
     /// Gives back what the last call delivered and delivers what is ready now, waiting until something is. Nothing
@@ -146,7 +183,7 @@ impl Fetch {
             return Err(Error::new(ErrorCode::InvalidArgument, "no demand has begun"));
         };
         let mut state = core.state.lock();
-        let mut freed = self.release_held(&mut state, member);
+        let mut freed = self.release_held(core, &mut state, member);
         let mut waiting_since: Option<Instant> = None;
         loop {
             check(&state)?;
@@ -173,11 +210,21 @@ impl Fetch {
             if !self.missing.is_empty() {
                 state.want_room.insert(member);
             }
-            waiting_since.get_or_insert_with(Instant::now);
+            if waiting_since.is_none() {
+                waiting_since = Some(Instant::now());
+                core.record(Event::WaitBegin, self.first_block);
+            }
             core.signals[member as usize].wait(&mut state);
         }
         if let Some(since) = waiting_since {
             core.counters.stall_time.add_time(since.elapsed());
+            core.record(Event::WaitEnd, self.first_block);
+        }
+        if !session.streamed.tensors[self.tensor.unwrap_or(0)].is_expert {
+            self.computing_since.get_or_insert_with(Instant::now);
+        }
+        for &SlotId { pool, slot } in &self.held {
+            core.record(Event::ComputeBegin, state.pools[pool].block(slot));
         }
         deliver.extend(self.held.iter().map(|&SlotId { pool, slot }| {
             let pool = &state.pools[pool];
@@ -209,8 +256,13 @@ impl Fetch {
         if let (Ok(running), Some(member)) = (session.running(), self.member) {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
-            let freed = self.release_held(&mut state, member);
+            let freed = self.release_held(&running.core, &mut state, member);
+            if let Some(tensor) = self.tensor.filter(|&tensor| !session.streamed.tensors[tensor].is_expert) {
+                let (files, setting) = (&session.files, session.config.prefetch);
+                running.core.read_ahead(&mut state, files, setting, tensor, &[], &mut self.requests);
+            }
             drop(state);
+            self.submit(running);
             running.core.wake(freed);
         }
         self.missing.clear();
@@ -228,19 +280,20 @@ impl Fetch {
 
     fn collect_experts(&mut self, streamed: &StreamedTensor, routing: &[i32], tokens: usize) -> Result<()> {
         self.experts.clear();
+        self.row_counts.clear();
+        self.row_counts.resize(streamed.block_count, 0);
         let invalid = |message: String| Err(Error::new(ErrorCode::InvalidArgument, message));
         if !streamed.is_expert {
             if !routing.is_empty() {
                 return invalid("experts are demanded of a tensor that has none".to_owned());
             }
             self.experts.push(0);
+            self.row_counts[0] = tokens as u32;
             return Ok(());
         }
         if !routing.is_empty() && (tokens == 0 || routing.len() % tokens != 0) {
             return invalid(format!("{} experts cannot be the same number for each of {tokens} tokens", routing.len()));
         }
-        self.demand += 1;
-        self.named_in.resize(self.named_in.len().max(streamed.block_count), 0);
         for &id in routing {
             let expert = usize::try_from(id).ok().filter(|&expert| expert < streamed.block_count).ok_or_else(|| {
                 Error::new(
@@ -248,9 +301,10 @@ impl Fetch {
                     format!("there is no expert {id}: the tensor has {}", streamed.block_count),
                 )
             })?;
-            if std::mem::replace(&mut self.named_in[expert], self.demand) != self.demand {
+            if self.row_counts[expert] == 0 {
                 self.experts.push(expert);
             }
+            self.row_counts[expert] += 1;
         }
         Ok(())
     }
@@ -287,49 +341,13 @@ impl Fetch {
         }
     }
 
-    /// Starts reading what comes after this tensor, into slots whose contents are no longer needed: for a dense tensor the
-    /// next ones in the order of use, for experts the same experts of the layer's other matrices.
-    fn read_ahead(&mut self, core: &Core, state: &mut State, index: usize) {
-        let streamed = &self.session.streamed;
-        let from = &streamed.tensors[index];
-        let State { order, .. } = state;
-        // The order is borrowed while slots change hands, so the few successors of interest are copied out first.
-        const REACH: usize = 32;
-        let mut following = [0usize; REACH];
-        let mut count = 0;
-        for next in order.after(index).take(REACH) {
-            let to = &streamed.tensors[next];
-            if from.is_expert && (!to.is_expert || to.layer != from.layer) {
-                break;
-            }
-            following[count] = next;
-            count += 1;
-        }
-        for &next in &following[..count] {
-            let to = &streamed.tensors[next];
-            if from.is_expert && self.experts.len() * 4 > state.pools[to.pool].slot_count() {
-                continue;
-            }
-            for index in 0..self.experts.len() {
-                let block = to.first_block + if to.is_expert { self.experts[index] } else { 0 };
-                if state.location[block].is_some() {
-                    continue;
-                }
-                let files = &self.session.files;
-                let read = core.read(state, files, to.pool, block, Priority::Speculative, &mut self.requests);
-                if read.is_none() {
-                    break; // this pool is full; another may not be
-                }
-            }
-        }
-    }
-
     /// Gives slots back; returns who may want them.
-    fn release_held(&mut self, state: &mut State, member: u32) -> Members {
+    fn release_held(&mut self, core: &Core, state: &mut State, member: u32) -> Members {
         if self.held.is_empty() {
             return Members::default();
         }
         for id in self.held.drain(..) {
+            core.record(Event::ComputeEnd, state.pools[id.pool].block(id.slot));
             state.pools[id.pool].leave(id.slot, member);
         }
         std::mem::take(&mut state.want_room)

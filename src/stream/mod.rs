@@ -7,10 +7,15 @@
 //! The one rule above all: bytes are handed out only from a slot that is Ready, and a slot that someone holds is never
 //! reused. The first failed read latches: from then on every fetch fails, until the model is loaded again.
 
+mod ahead;
 mod core;
 mod fetch;
+mod foresight;
+mod guesses;
+mod pins;
 mod session;
 mod tensors;
+mod timeline;
 mod trace;
 mod verify;
 

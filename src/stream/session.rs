@@ -3,17 +3,20 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use crate::config::Config;
+use crate::config::{Config, PrefetchSetting};
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
 use crate::hw::{self, MemoryReport};
 use crate::io::{self, DirectFile, Engine, Sink, Tuning};
-use crate::plan::{self, Plan, distribute, in_gigabytes, minimum_bytes};
+use crate::plan::{self, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
+use crate::predict::read_routers;
 use crate::stats::{Counters, Facts, StatsWriter};
 
 use super::core::{Core, promised_bytes};
 use super::fetch::Fetch;
+use super::foresight::Foresight;
 use super::tensors::StreamedTensors;
+use super::timeline::Timeline;
 use super::trace::Trace;
 use super::verify::Verifier;
 
@@ -30,8 +33,9 @@ pub struct Session {
 
 /// What exists from the first fetch on: by then the host has allocated everything else, and what is left is known.
 pub(super) struct Running {
-    // First, so that it is dropped first: afterwards nothing writes to the slots any more.
-    pub(super) engine: Box<dyn Engine>,
+    // In this order they are dropped: who gives the engine work, the engine, and then nothing writes to the slots any more.
+    pub(super) foresight: Option<Foresight>,
+    pub(super) engine: Arc<dyn Engine>,
     _stats: Option<StatsWriter>,
     pub(super) core: Arc<Core>,
     pub(super) verifier: Option<Verifier>,
@@ -86,6 +90,11 @@ impl Session {
         &self.plan
     }
 
+    /// How many tokens the host should compute at once, given what it would by itself.
+    pub fn micro_batch(&self, batch: u64, micro_batch: u64) -> u64 {
+        plan::micro_batch(&self.gguf, batch, micro_batch, &hw::memory())
+    }
+
     /// The smallest budget that works, in bytes.
     pub fn minimum_bytes(&self) -> u64 {
         minimum_bytes(&self.streamed.classes)
@@ -130,21 +139,21 @@ impl Session {
             None => self.automatic_budget(hw::memory())?,
         };
         let slots = distribute(budget_bytes, &self.streamed.classes)?;
-        let core = Core::new(Arc::clone(&self.streamed), &slots)?;
-        let engine = make_engine(Arc::clone(&self.files), slots.iter().sum(), core.clone())?;
+        let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
+        let core = Core::new(Arc::clone(&self.streamed), &slots, timeline, self.config.prefetch)?;
+        let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), slots.iter().sum(), core.clone())?.into();
+        let foresight = self.foresight(&core, &engine)?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
             false => None,
         };
-        let trace = match &self.config.trace {
-            Some(path) => Some(Trace::create(path, &self.name())?),
-            None => None,
-        };
-        let mut running = Running { engine, _stats: None, core, verifier, trace };
+        let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
+        let mut running = Running { foresight, engine, _stats: None, core, verifier, trace };
         if let Some(path) = &self.config.stats {
             let (core, facts) = (Arc::clone(&running.core), running.facts(self));
             running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &facts))?);
         }
+        self.warn_of_the_cliff(&slots);
         let pool_bytes: u64 =
             slots.iter().zip(&self.streamed.classes).map(|(&s, class)| s as u64 * class.slot_bytes).sum();
         // A warning, because that is the least level that llama.cpp's tools show unasked, and how a model runs is something
@@ -159,6 +168,18 @@ impl Session {
             self.tuning,
         );
         Ok(running)
+    }
+
+    /// The thread that looks ahead, when there are experts and routers to do it with.
+    fn foresight(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<Foresight>> {
+        if self.config.prefetch == PrefetchSetting::Off || self.streamed.expert_layers.is_empty() {
+            return Ok(None);
+        }
+        let routers = read_routers(&self.gguf, &self.streamed.expert_layer_numbers());
+        if routers.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        Foresight::start(routers, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
     }
 
     /// What is available, but no more than the weights need.
@@ -182,6 +203,27 @@ impl Session {
         Ok(budget_bytes)
     }
 
+    /// With fewer slots than one token uses, every expert is gone before it comes round again.
+    fn warn_of_the_cliff(&self, slots: &[usize]) {
+        let used = self.gguf.hyper_parameters().expert_used_count as usize;
+        let tensors = &self.streamed.tensors;
+        let mut needed = vec![0_usize; slots.len()];
+        tensors.iter().for_each(|tensor| needed[tensor.pool] += if tensor.is_expert { used } else { 1 });
+        let bytes = |slots: &[usize]| -> u64 {
+            let classes = self.streamed.classes.iter().zip(slots);
+            classes.map(|(class, &slots)| class.slot_bytes * slots as u64).sum()
+        };
+        let is_short = |(pool, class): (usize, &SlotClass)| !class.every_pass && slots[pool] < needed[pool];
+        if self.streamed.classes.iter().enumerate().any(is_short) {
+            tracing::warn!(
+                "{} for weights is less than one token uses, so each of its experts is read for every token; \
+                 from {} on, experts that are used again are still there",
+                in_gigabytes(bytes(slots)),
+                in_gigabytes(bytes(&needed)),
+            );
+        }
+    }
+
     fn name(&self) -> String {
         let paths: Vec<PathBuf> = self.files.iter().map(|file| file.path().to_owned()).collect();
         paths
@@ -203,6 +245,7 @@ impl Session {
             budget_bytes: 0,
             direct_io: self.is_direct(),
             io_engine: "none",
+            prefetch_pays: None,
         }
     }
 }
@@ -220,7 +263,8 @@ impl Running {
 }
 
 fn snapshot(core: &Core, facts: &Facts) -> String {
-    let state = core.state.lock();
+    let mut state = core.state.lock();
+    core.count_read_time(&mut state);
     let resident_bytes = state
         .location
         .iter()
@@ -228,6 +272,7 @@ fn snapshot(core: &Core, facts: &Facts) -> String {
         .filter(|(location, _)| location.is_some())
         .map(|(_, extent)| extent.size_bytes as u64)
         .sum();
+    let prefetch_pays = state.guesses.trial().verdict();
     drop(state);
-    core.counters.to_json(&Facts { resident_bytes, ..facts.clone() }).to_string()
+    core.counters.to_json(&Facts { resident_bytes, prefetch_pays, ..facts.clone() }).to_string()
 }

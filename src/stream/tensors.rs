@@ -1,8 +1,9 @@
 //! The streamed tensors as blocks and slot classes.
 
+use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::io::DirectFile;
-use crate::plan::{Plan, Role, SlotClass, layer_of, role_of};
+use crate::plan::{Plan, Role, SlotClass, layer_of, rank_in_layer, role_of};
 
 /// A stretch of a file that is read and used as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -15,13 +16,23 @@ pub(super) struct BlockExtent {
 /// One streamed tensor: `block_count` blocks, one for a dense tensor, one per expert otherwise.
 #[derive(Clone, Debug)]
 pub(super) struct StreamedTensor {
+    pub(super) name: String,
     pub(super) first_block: usize,
     pub(super) block_count: usize,
     pub(super) is_expert: bool,
     /// Tensors of one layer are needed together.
     pub(super) layer: u32,
+    /// Index in [`StreamedTensors::expert_layers`].
+    pub(super) expert_layer: Option<usize>,
+    /// Where it is likely to come among them.
+    pub(super) rank_in_layer: usize,
     /// The pool that its blocks live in.
     pub(super) pool: usize,
+    /// Blocks of earlier tensors in that pool: where its own go when all fit.
+    pub(super) first_in_pool: usize,
+    /// Where it comes among the tensors of its kind, and the number of its first block, as policies count them.
+    pub(super) policy_layer: usize,
+    pub(super) first_unit: usize,
 }
 
 /// Everything that is streamed.
@@ -30,6 +41,8 @@ pub(super) struct StreamedTensors {
     pub(super) tensors: Vec<StreamedTensor>,
     pub(super) blocks: Vec<BlockExtent>,
     pub(super) classes: Vec<SlotClass>,
+    /// The layers that have experts, in order: the tensors that hold them.
+    pub(super) expert_layers: Vec<Vec<usize>>,
     /// By index in [`Gguf::tensors`].
     by_tensor: Vec<Option<usize>>,
 }
@@ -44,6 +57,7 @@ impl StreamedTensors {
             tensors: Vec::new(),
             blocks: Vec::new(),
             classes: Vec::new(),
+            expert_layers: Vec::new(),
             by_tensor: vec![None; gguf.tensors().len()],
         };
         for &tensor in &plan.streamed {
@@ -54,14 +68,21 @@ impl StreamedTensors {
             // Widening adds less than one unit of alignment at each end.
             let widening_bytes = 2 * files[info.file].alignment().offset_bytes as u64 - 2;
             let slot_bytes = (block_bytes + widening_bytes).next_multiple_of(slot_unit);
-            let pool = this.class_of(slot_bytes, block_count);
+            let pool = this.class_of(slot_bytes, block_count, !is_expert);
+            let first_in_pool = this.classes[pool].block_count - block_count;
             this.by_tensor[tensor] = Some(this.tensors.len());
             this.tensors.push(StreamedTensor {
+                name: info.name.clone(),
                 first_block: this.blocks.len(),
                 block_count,
                 is_expert,
                 layer: layer_of(&info.name).unwrap_or(u32::MAX),
+                expert_layer: None,
+                rank_in_layer: rank_in_layer(&info.name),
                 pool,
+                first_in_pool,
+                policy_layer: 0,
+                first_unit: 0,
             });
             this.blocks.extend((0..block_count as u64).map(|block| BlockExtent {
                 file: info.file,
@@ -69,17 +90,49 @@ impl StreamedTensors {
                 size_bytes: block_bytes as usize,
             }));
         }
+        this.number_in_order();
         this
     }
 
-    fn class_of(&mut self, slot_bytes: u64, block_count: usize) -> usize {
-        match self.classes.iter().position(|class| class.slot_bytes == slot_bytes) {
+    /// Finds the layers that have experts, and numbers tensors and units as policies count them.
+    fn number_in_order(&mut self) {
+        let expert_count = self.policy_shape(false).expert_count;
+        let (mut layer, mut dense_count, mut expert_tensor_count) = (None, 0, 0);
+        for index in self.likely_order() {
+            let tensor = &mut self.tensors[index];
+            let (count, units) = match tensor.is_expert {
+                true => (&mut expert_tensor_count, expert_count),
+                false => (&mut dense_count, 1),
+            };
+            tensor.policy_layer = *count;
+            tensor.first_unit = *count * units;
+            *count += 1;
+            if !tensor.is_expert {
+                continue;
+            }
+            if layer.replace(tensor.layer) != Some(tensor.layer) {
+                self.expert_layers.push(Vec::new());
+            }
+            let last = self.expert_layers.len() - 1;
+            tensor.expert_layer = Some(last);
+            self.expert_layers[last].push(index);
+        }
+    }
+
+    /// The layer numbers of [`Self::expert_layers`].
+    pub(super) fn expert_layer_numbers(&self) -> Vec<u32> {
+        self.expert_layers.iter().map(|tensors| self.tensors[tensors[0]].layer).collect()
+    }
+
+    fn class_of(&mut self, slot_bytes: u64, block_count: usize, every_pass: bool) -> usize {
+        let same = |class: &SlotClass| class.slot_bytes == slot_bytes && class.every_pass == every_pass;
+        match self.classes.iter().position(same) {
             Some(pool) => {
                 self.classes[pool].block_count += block_count;
                 pool
             }
             None => {
-                self.classes.push(SlotClass { slot_bytes, block_count });
+                self.classes.push(SlotClass { slot_bytes, block_count, every_pass });
                 self.classes.len() - 1
             }
         }
@@ -90,24 +143,30 @@ impl StreamedTensors {
         self.by_tensor.get(tensor).copied().flatten()
     }
 
-    /// The blocks that never leave once read, when `slots_per_pool` slots are available.
-    ///
-    /// A dense pass uses every block once, in the same order each time: with fewer slots than blocks, least-recently-used
-    /// replacement would miss every time, and keeping a fixed set is the best that any policy can do. The set is spread
-    /// evenly over the pass, so that reads are too; the other slots are the ring that the rest flows through.
-    pub(super) fn permanent_blocks(&self, slots_per_pool: &[usize]) -> Vec<bool> {
-        const RING_SLOTS: usize = 6;
-        let mut permanent = vec![false; self.blocks.len()];
-        let mut seen = vec![0usize; self.classes.len()];
-        for tensor in self.tensors.iter().filter(|tensor| !tensor.is_expert) {
-            let class = self.classes[tensor.pool];
-            let slots = slots_per_pool[tensor.pool];
-            let kept =
-                if slots >= class.block_count { slots } else { slots.saturating_sub(RING_SLOTS.min(slots / 2 + 1)) };
-            let index = seen[tensor.pool];
-            seen[tensor.pool] += 1;
-            permanent[tensor.first_block] = (index + 1) * kept / class.block_count > index * kept / class.block_count;
+    /// What policies are told of the pools of dense blocks or of experts: every tensor is a layer to them.
+    pub(super) fn policy_shape(&self, dense: bool) -> Shape {
+        let tensors = self.tensors.iter().filter(|tensor| tensor.is_expert != dense);
+        Shape {
+            layer_count: tensors.clone().count(),
+            expert_count: tensors.map(|tensor| tensor.block_count).max().unwrap_or(0),
         }
-        permanent
+    }
+
+    /// The tensor that a block belongs to, and its number there.
+    pub(super) fn tensor_of(&self, block: usize) -> (&StreamedTensor, usize) {
+        let index = self.tensors.partition_point(|tensor| tensor.first_block <= block) - 1;
+        (&self.tensors[index], block - self.tensors[index].first_block)
+    }
+
+    /// All tensors in the order in which a pass is likely to use them.
+    pub(super) fn likely_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.tensors.len()).collect();
+        order.sort_by_key(|&tensor| (self.tensors[tensor].layer, self.tensors[tensor].rank_in_layer));
+        order
+    }
+
+    /// Those of them that every pass uses.
+    pub(super) fn dense_in_likely_order(&self) -> Vec<usize> {
+        self.likely_order().into_iter().filter(|&tensor| !self.tensors[tensor].is_expert).collect()
     }
 }

@@ -49,3 +49,32 @@ impl Trace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::common::TestDirectory;
+
+    #[test]
+    fn what_is_recorded_can_be_replayed() {
+        let directory = TestDirectory::new();
+        let path = directory.path().join("trace.csv");
+        let trace = Trace::create(&path, "tiny.gguf").unwrap();
+        // A prompt of two tokens and a token, over layers 1 and 3.
+        for (step, layer, experts) in
+            [(1, 1, &[4, 0, 0, 2][..]), (1, 3, &[1, 2, 1, 3]), (2, 1, &[4, 2]), (2, 3, &[0, 1])]
+        {
+            trace.record(&Routing { step, layer, experts, used: 2, expert_bytes: 64 }, |expert| expert == 4);
+        }
+        drop(trace);
+        let replayed = crate::replay::Trace::open(&path).unwrap();
+        assert_eq!(replayed.model, "tiny.gguf");
+        assert_eq!((replayed.shape.layer_count, replayed.shape.expert_count), (2, 5));
+        let passes: Vec<(bool, u32, usize)> = replayed
+            .passes
+            .iter()
+            .map(|pass| (pass.is_decode, pass.layers[0].token_count, pass.layers[0].experts.len()))
+            .collect();
+        assert_eq!(passes, [(false, 2, 3), (true, 1, 2)]);
+    }
+}

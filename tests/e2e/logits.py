@@ -69,15 +69,16 @@ class LogitsProgram:
         self.run(model.path, mode, positions, settings | more, output).succeeded()
         return output, json.loads(stats.read_text())
 
-    def smallest_budget(self, model: Model) -> int:
+    def smallest_budget(self, model: Model, **more: str) -> int:
         """The least memory that libhypura accepts for a model, as its refusal of less names it."""
-        if model.name not in self.smallest_budgets:
-            settings = {"HYPURA": "stream", "HYPURA_RAM": "1"}
+        key = (model.name, *more.items())
+        if key not in self.smallest_budgets:
+            settings = {"HYPURA": "stream", "HYPURA_RAM": "1"} | more
             refusal = self.run(model.path, "single", 1, settings, self.scratch / "refused").refused("HYPURA_RAM=")
             kibibytes = re.search(r"HYPURA_RAM=(\d+)K", refusal.log)
             assert kibibytes, f"the refusal names no budget that would do:\n{refusal.log}"
-            self.smallest_budgets[model.name] = int(kibibytes.group(1)) << 10
-        return self.smallest_budgets[model.name]
+            self.smallest_budgets[key] = int(kibibytes.group(1)) << 10
+        return self.smallest_budgets[key]
 
     def discard(self) -> None:
         """Logits take half a gigabyte."""

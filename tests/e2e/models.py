@@ -19,6 +19,7 @@ TRAINED_MOE_PATH = REPOSITORY.parent / "shared" / "models" / "minimoe-64x8-q3_k_
 
 EXPERT = re.compile(r"blk\.\d+\.ffn_(gate|up|down|gate_up)_exps\.weight")
 DENSE = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.weight")
+OTHERS = re.compile(r"blk\.\d+\.(ffn_(gate|up|down)_shexp|attn_(q|k|v|qkv|output))\.weight")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Model:
     @cached_property
     def streamable_bytes(self) -> int:
         return sum(int(tensor.n_bytes) for tensor in self.streamable)
+
+    @cached_property
+    def all_streamable_bytes(self) -> int:
+        """With `HYPURA_TENSORS=all`: shared experts and attention as well."""
+        patterns = (EXPERT, DENSE, OTHERS)
+        return sum(int(tensor.n_bytes) for tensor in self.tensors if any(p.fullmatch(tensor.name) for p in patterns))
 
     @cached_property
     def other_bytes(self) -> int:

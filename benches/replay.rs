@@ -1,0 +1,47 @@
+//! Hit rates of every cache policy beside Belady's, on recorded traces, and how well the predictors foresee them.
+//!
+//! `cargo bench --bench replay -- TRACE...`; HYPURA_TRACE records traces.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use hypura::error::Result;
+use hypura::replay::{SHARES, Trace, compare};
+
+fn main() -> ExitCode {
+    // cargo adds --bench.
+    let paths: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if paths.is_empty() {
+        eprintln!("which traces? cargo bench --bench replay -- TRACE...");
+        return ExitCode::FAILURE;
+    }
+    for path in &paths {
+        if let Err(error) = report(Path::new(path)) {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn report(path: &Path) -> Result<()> {
+    let trace = Trace::open(path)?;
+    let (layers, experts) = (trace.shape.layer_count, trace.shape.expert_count);
+    let decoded = trace.passes.iter().filter(|pass| pass.is_decode).count();
+    println!("{}: {}, {layers} layers of {experts} experts, {decoded} tokens", path.display(), trace.model);
+    print_table("hits in %, after the prompts", &trace);
+    print_table("hits in %, generated tokens alone, from cold", &trace.without_prompts());
+    Ok(())
+}
+
+fn print_table(title: &str, trace: &Trace) {
+    print!("\n  {title:<46}");
+    SHARES.iter().for_each(|share| print!("{share:>7}%"));
+    println!();
+    for row in compare(trace) {
+        print!("  {:<46}", row.name);
+        row.hit_percents.iter().for_each(|percent| print!("{percent:>8.1}"));
+        println!();
+    }
+    println!();
+}

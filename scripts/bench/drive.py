@@ -1,0 +1,91 @@
+"""The drive's speed for large direct reads in random order, by fio where it is installed and by a measurement of our own.
+
+The roofline takes the larger: fio's buffers consist of small pages, and a drive that likes long segments reads faster into huge ones. A virtual
+drive's speed changes from minute to minute, so it is measured directly before and after each run that is compared with it.
+"""
+
+import ctypes
+import json
+import mmap
+import os
+import random
+import shutil
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SECONDS = 1.0
+# Bytes of a read, and reads in flight.
+SETTINGS = ((1 << 20, 16), (4 << 20, 4), (4 << 20, 32), (16 << 20, 4))
+HUGE_PAGE_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class DriveSpeed:
+    """Bytes per second; `fio` is None where it is not installed."""
+
+    own: float
+    fio: float | None
+
+    @property
+    def best(self) -> float:
+        return max(self.own, self.fio or 0.0)
+
+    def __str__(self) -> str:
+        fio = "fio is not installed" if self.fio is None else f"fio {self.fio / 1e9:.2f}"
+        return f"{self.best / 1e9:.2f} GB/s (own measurement {self.own / 1e9:.2f}, {fio})"
+
+
+def drive_speed(file: Path) -> DriveSpeed:
+    """The best of several block sizes and depths."""
+    own = max(read_speed(file, block_bytes, depth) for block_bytes, depth in SETTINGS)
+    fio = max(fio_speed(file, block_bytes, depth) for block_bytes, depth in SETTINGS) if shutil.which("fio") else None
+    return DriveSpeed(own, fio)
+
+
+def read_speed(file: Path, block_bytes: int, depth: int) -> float:
+    """`depth` threads that each read random blocks past the page cache, into huge pages where the system has them."""
+    buffers = [huge_buffer(block_bytes) for _ in range(depth)]
+    counts = [0] * depth
+    descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
+    try:
+        start = time.monotonic()
+        arguments = [(start + SECONDS, descriptor, buffer, counts, index) for index, buffer in enumerate(buffers)]
+        readers = [threading.Thread(target=read_until, args=some) for some in arguments]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        return sum(counts) * block_bytes / (time.monotonic() - start)
+    finally:
+        os.close(descriptor)
+
+
+def huge_buffer(size_bytes: int) -> memoryview:
+    """Touched memory. Private, and aligned to a huge page: no other is put into one."""
+    memory = mmap.mmap(-1, size_bytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    first = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE_PAGE_BYTES
+    buffer = memoryview(memory)[first : first + size_bytes]
+    for position in range(0, size_bytes, mmap.PAGESIZE):
+        buffer[position] = 1
+    return buffer
+
+
+def read_until(end: float, descriptor: int, buffer: memoryview, counts: list[int], index: int) -> None:
+    block_count = os.fstat(descriptor).st_size // len(buffer)
+    places = random.Random()  # other places each time: a host may have a cache of its own
+    while time.monotonic() < end:
+        read_bytes = os.preadv(descriptor, [buffer], places.randrange(block_count) * len(buffer))
+        if read_bytes != len(buffer):
+            raise OSError(f"a read of {len(buffer)} bytes returned {read_bytes}")
+        counts[index] += 1
+
+
+def fio_speed(file: Path, block_bytes: int, depth: int) -> float:
+    command = ["fio", f"--filename={file}", "--name=read", "--rw=randread", "--readonly", "--time_based", "--direct=1"]
+    command += ["--norandommap", "--randrepeat=0", "--ioengine=io_uring", f"--bs={block_bytes}", f"--iodepth={depth}", f"--runtime={SECONDS * 1000:.0f}ms", "--output-format=json"]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(report[report.index("{") :])["jobs"][0]["read"]["bw_bytes"]

@@ -1,0 +1,60 @@
+//! Least recently used first.
+
+use super::{Policy, Position, Shape, Use};
+use crate::cache::list::{Links, List};
+
+/// Evicts what was let go of longest ago.
+#[derive(Debug)]
+pub struct Lru {
+    links: Links,
+    list: List,
+    /// By unit: when it was last offered, counted in offers from 1; 0 for never.
+    offered_at: Vec<u64>,
+    is_offered: Vec<bool>,
+    offers: u64,
+}
+
+impl Lru {
+    /// A policy that knows nothing yet.
+    pub fn new(shape: Shape) -> Self {
+        let count = shape.unit_count();
+        Self {
+            links: Links::new(count),
+            list: List::new(),
+            offered_at: vec![0; count],
+            is_offered: vec![false; count],
+            offers: 0,
+        }
+    }
+}
+
+impl Policy for Lru {
+    fn name(&self) -> &'static str {
+        "LRU"
+    }
+
+    fn used(&mut self, _unit: usize, _at: Position, _usage: Use) {}
+
+    fn offer(&mut self, unit: usize) {
+        if std::mem::replace(&mut self.is_offered[unit], true) {
+            return;
+        }
+        self.offers += 1;
+        self.offered_at[unit] = self.offers;
+        self.list.push_back(&mut self.links, unit);
+    }
+
+    fn withdraw(&mut self, unit: usize) {
+        if std::mem::replace(&mut self.is_offered[unit], false) {
+            self.list.remove(&mut self.links, unit);
+        }
+    }
+
+    fn victim(&self, _at: Position) -> Option<usize> {
+        self.list.front()
+    }
+
+    fn worth(&self, unit: usize, _at: Position) -> f64 {
+        self.offered_at[unit] as f64
+    }
+}

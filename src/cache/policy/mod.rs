@@ -1,0 +1,135 @@
+//! Which expert to give up when a slot is needed.
+//!
+//! Terms: a *unit* is one expert of one layer, numbered `layer * expert_count + expert`. A *pass* is one run through the
+//! layers, for one token (decode) or for many (a prompt's batch). A unit is *offered* while it may be evicted: its bytes
+//! are in RAM and nobody holds them. Passes run through the layers in order, so for a unit of the layer just computed
+//! the next use is a whole pass away, and for one of the next layer it is near.
+//!
+//! Every pool owns one policy. The policy knows units by number and never touches slots. It also remembers units that
+//! are not in RAM: there are few enough for flat arrays. No verb allocates, and none costs more than O(log units).
+//! [`Forecast`] is the default; `make replay` compares the policies on recorded routing.
+
+mod forecast;
+mod heap;
+mod lfu;
+mod lrfu;
+mod lru;
+#[cfg(test)]
+mod tests;
+
+pub use forecast::Forecast;
+pub use lfu::Lfu;
+pub use lrfu::Lrfu;
+pub use lru::Lru;
+
+/// The units that exist: `layer_count` layers, in the order in which they are computed, of `expert_count` experts each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Layers that have experts.
+    pub layer_count: usize,
+    /// Experts of a layer; of the largest one, should they differ.
+    pub expert_count: usize,
+}
+
+impl Shape {
+    /// How many units there are.
+    pub fn unit_count(self) -> usize {
+        self.layer_count * self.expert_count
+    }
+
+    /// The number of a unit.
+    pub fn unit(self, layer: usize, expert: usize) -> usize {
+        debug_assert!(layer < self.layer_count && expert < self.expert_count);
+        layer * self.expert_count + expert
+    }
+
+    /// The layer of a unit.
+    pub fn layer(self, unit: usize) -> usize {
+        unit / self.expert_count
+    }
+}
+
+/// Where the computation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The number of the pass; a new pass has a larger one.
+    pub pass: u64,
+    /// The layer that is computed now, as an index into the layers of [`Shape`].
+    pub layer: usize,
+}
+
+/// How a unit is used in a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Tokens in the batch: 1 in a decode step.
+    pub token_count: u32,
+    /// Those of them that the router sent to this unit, at least 1.
+    pub routed_count: u32,
+}
+
+impl Use {
+    /// The use by a decode step.
+    pub const DECODE: Self = Self { token_count: 1, routed_count: 1 };
+}
+
+/// An order of eviction.
+///
+/// The owner withdraws a unit before it is used and offers it when it is let go of, so a policy may rank an offered unit
+/// by what it knew when the unit was offered.
+pub trait Policy: Send + std::fmt::Debug {
+    /// The name in tables and logs.
+    fn name(&self) -> &'static str;
+
+    /// A unit is used, in RAM or not. Called once for a unit and a pass, in the order of the layers.
+    fn used(&mut self, unit: usize, at: Position, usage: Use);
+
+    /// A unit may be evicted from now on. Nothing happens when it is offered already.
+    fn offer(&mut self, unit: usize);
+
+    /// A unit may not be evicted any more: it is held, being read, or gone. Nothing happens when it is not offered.
+    fn withdraw(&mut self, unit: usize);
+
+    /// The offered unit to evict at this point, `None` when none is offered. It stays offered until it is withdrawn.
+    fn victim(&self, at: Position) -> Option<usize>;
+
+    /// How much a unit deserves its slot, offered or not, in RAM or not: of two units of one policy at one position, the
+    /// larger value is to be kept. What is about to be read on a guess should be worth more than the victim.
+    fn worth(&self, unit: usize, at: Position) -> f64;
+
+    /// Tells what earlier runs know: how often a token uses this unit, 0 to 1. To be called before the first use; a
+    /// policy that has no use for it ignores it.
+    fn remember(&mut self, unit: usize, uses_per_token: f32) {
+        let _ = (unit, uses_per_token);
+    }
+}
+
+/// The policies that exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// [`Lru`]
+    Lru,
+    /// [`Lfu`]
+    Lfu,
+    /// [`Lrfu`]
+    Lrfu,
+    /// [`Forecast`], the default.
+    Forecast,
+}
+
+impl PolicyKind {
+    /// All of them, the default last.
+    pub const ALL: [Self; 4] = [Self::Lru, Self::Lfu, Self::Lrfu, Self::Forecast];
+
+    /// What a pool uses unless told otherwise.
+    pub const DEFAULT: Self = Self::Forecast;
+
+    /// A new policy without any history.
+    pub fn build(self, shape: Shape) -> Box<dyn Policy> {
+        match self {
+            Self::Lru => Box::new(Lru::new(shape)),
+            Self::Lfu => Box::new(Lfu::new(shape)),
+            Self::Lrfu => Box::new(Lrfu::new(shape)),
+            Self::Forecast => Box::new(Forecast::new(shape)),
+        }
+    }
+}

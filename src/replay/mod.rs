@@ -1,0 +1,17 @@
+//! Replays recorded expert routing: what a policy or a predictor would have reached on a trace.
+//!
+//! The way through: [`Trace`] reads what `HYPURA_TRACE` writes, [`simulate`] plays it against a policy and a number of
+//! slots, [`Belady`] is the policy that knows the future. [`compare`] does all of it, for a table.
+
+mod belady;
+mod compare;
+mod simulate;
+mod trace;
+
+#[cfg(test)]
+mod tests;
+
+pub use belady::Belady;
+pub use compare::{Row, SHARES, compare};
+pub use simulate::{Outcome, simulate};
+pub use trace::{ExpertUse, LayerUse, Pass, Trace};

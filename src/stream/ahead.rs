@@ -1,0 +1,56 @@
+//! Reading ahead of need: what comes after a tensor in the learned order, into slots whose contents are no longer needed.
+
+use crate::config::PrefetchSetting;
+use crate::io::{DirectFile, Priority, Request};
+
+use super::core::{Core, State};
+
+/// How many tensors ahead. The number of slots is what limits a ring; this only bounds the work of a call.
+const REACH: usize = 48;
+
+/// The experts of a demand are read ahead for the layer's other matrices while they take one in so many slots at most: a
+/// prompt's would push each other out.
+const SLOTS_PER_EXPERT: usize = 4;
+
+impl Core {
+    /// Starts reading what comes after a tensor: the next dense tensors, across the end of the pass, and, behind experts of a
+    /// tensor, the same `experts` of the layer's other matrices.
+    pub(super) fn read_ahead(
+        &self,
+        state: &mut State,
+        files: &[DirectFile],
+        setting: PrefetchSetting,
+        after: usize,
+        experts: &[usize],
+        requests: &mut Vec<Request>,
+    ) {
+        if setting == PrefetchSetting::Off {
+            return;
+        }
+        // The order is borrowed while slots change hands, so the few successors of interest are copied out first.
+        let mut following = [0usize; REACH];
+        let mut count = 0;
+        for next in state.order.after(after).take(REACH) {
+            following[count] = next;
+            count += 1;
+        }
+        let tensors = &self.streamed.tensors;
+        let from = &tensors[after];
+        for &next in &following[..count] {
+            let to = &tensors[next];
+            let experts: &[usize] = match (to.is_expert, from.is_expert && to.layer == from.layer) {
+                (false, _) => &[0],
+                (true, true) if experts.len() * SLOTS_PER_EXPERT <= state.pools[to.pool].slot_count() => experts,
+                _ => continue,
+            };
+            for &expert in experts {
+                let block = to.first_block + expert;
+                if state.location[block].is_none()
+                    && self.read(state, files, to.pool, block, Priority::Ahead, requests).is_none()
+                {
+                    break; // this pool is full; another may not be
+                }
+            }
+        }
+    }
+}

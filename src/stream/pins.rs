@@ -1,0 +1,93 @@
+//! Which dense tensors stay in RAM: chosen at the start, and again once it is known how long reading and computing take.
+
+use std::time::Duration;
+
+use crate::cache::Pool;
+use crate::plan::{Pass, Step, pinned};
+
+use super::core::SlotId;
+use super::tensors::StreamedTensors;
+
+/// What is kept, and the times that decide it.
+pub(super) struct Pins {
+    /// By block: never evicted.
+    permanent: Vec<bool>,
+    /// Slots of each class that the rest flows through.
+    ring: usize,
+    /// By tensor: seconds from its multiplication's start until the next tensor is wanted.
+    compute_seconds: Vec<f64>,
+}
+
+impl Pins {
+    /// A ring that serves while nothing has been measured.
+    const FIRST_RING: usize = 4;
+
+    pub(super) fn new(streamed: &StreamedTensors, slots: &[usize]) -> Self {
+        let mut this = Self {
+            permanent: vec![false; streamed.blocks.len()],
+            ring: Self::FIRST_RING,
+            compute_seconds: vec![0.0; streamed.tensors.len()],
+        };
+        this.choose(streamed, slots, &streamed.dense_in_likely_order());
+        this
+    }
+
+    pub(super) fn is_permanent(&self, block: usize) -> bool {
+        self.permanent[block]
+    }
+
+    pub(super) fn ring(&self) -> usize {
+        self.ring
+    }
+
+    /// A multiplication with a tensor took this long. Pauses between tokens come along now and then: a longer time is believed
+    /// slowly.
+    pub(super) fn computed(&mut self, tensor: usize, time: Duration) {
+        let (seconds, known) = (time.as_secs_f64(), self.compute_seconds[tensor]);
+        self.compute_seconds[tensor] = match known {
+            0.0 => seconds,
+            _ => known + (seconds.min(2.0 * known) - known) / 4.0,
+        };
+    }
+
+    /// Chooses anew for the dense tensors in their order of use, and lets go what no longer stays. What stays from now on is
+    /// kept from its next read or use on. Says whether the ring has changed.
+    pub(super) fn retune(
+        &mut self,
+        streamed: &StreamedTensors,
+        order: &[usize],
+        bytes_per_second: f64,
+        pools: &mut [Pool],
+        location: &[Option<SlotId>],
+    ) -> bool {
+        let slots: Vec<usize> = pools.iter().map(Pool::slot_count).collect();
+        let step = |&tensor: &usize| Step {
+            class: streamed.tensors[tensor].pool,
+            read_seconds: streamed.blocks[streamed.tensors[tensor].first_block].size_bytes as f64 / bytes_per_second,
+            compute_seconds: self.compute_seconds[tensor],
+        };
+        let steps: Vec<Step> = order.iter().map(step).collect();
+        let pass = Pass { steps: &steps, slots: &slots };
+        let ring = pass.best_ring();
+        // Changing what is kept costs reads: it has to be worth them.
+        if ring == self.ring || pass.seconds(ring) > 0.98 * pass.seconds(self.ring) {
+            return false;
+        }
+        self.ring = ring;
+        self.choose(streamed, &slots, order);
+        for &tensor in order {
+            let block = streamed.tensors[tensor].first_block;
+            if let Some(SlotId { pool, slot }) = location[block] {
+                pools[pool].set_permanent(slot, self.permanent[block]);
+            }
+        }
+        true
+    }
+
+    fn choose(&mut self, streamed: &StreamedTensors, slots: &[usize], order: &[usize]) {
+        let classes = order.iter().map(|&tensor| streamed.tensors[tensor].pool);
+        for (&tensor, permanent) in order.iter().zip(pinned(classes, slots, self.ring)) {
+            self.permanent[streamed.tensors[tensor].first_block] = permanent;
+        }
+    }
+}
