@@ -10,8 +10,10 @@ import requests
 
 from programs import BIN, COMPARABLE, TIMEOUT_SECONDS, environment
 
-# A prompt that takes long enough to read that requests sent meanwhile are all waiting when it is done.
-LONG_PROMPT = "The harbour freezes in the middle of December, and from then until spring the island lives on what it has put away. " * 15
+# Repeated, it makes a prompt that takes long enough to read that requests sent meanwhile are all waiting when it is done.
+# How long depends on the machine and on what else it does: 60 times still fit a slot's context.
+SENTENCE = "The harbour freezes in the middle of December, and from then until spring the island lives on what it has put away. "
+REPEATS = (15, 15, 30, 30, 60, 60, 60, 60)
 
 
 class Server:
@@ -89,13 +91,15 @@ class Server:
         the logits: stock llama-server answers the same request differently from one time to the next. So that texts
         can be compared, all requests must be waiting when a batch begins. They are sent while the server is busy with
         a long prompt; each asks for its own slot, and for the same number of tokens. That it worked is told by
-        the number of batches: one for the prompts, then one for each further token. Otherwise it is tried again.
+        the number of batches: one for the prompts, then one for each further token. Otherwise it is tried again,
+        with a longer prompt.
         """
-        for _ in range(5):
+        for repeats in REPEATS:
             with ThreadPoolExecutor(1) as blocker:
                 before = self.decode_count()
-                blocked: Future = blocker.submit(self.text, "/completion", {"prompt": LONG_PROMPT, "n_predict": 1, "id_slot": 0})
-                time.sleep(0.3)
+                busy = {"prompt": SENTENCE * repeats, "n_predict": 1, "id_slot": 0}
+                blocked: Future = blocker.submit(self.text, "/completion", busy)
+                time.sleep(0.1)
                 fixed = {"n_predict": tokens, "max_tokens": tokens, "ignore_eos": True}
                 answers = self.texts([(path, body | fixed | {"id_slot": slot}) for slot, (path, body) in enumerate(requests_)])
                 blocked.result()
