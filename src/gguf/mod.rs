@@ -6,8 +6,9 @@
 //! Versions 2 and 3 of the format are read, little-endian only.
 //!
 //! The way through: `reader` bounds every access, `metadata` walks the key-value pairs, `hyper` and `split` pick their
-//! keys from them, `tensors` reads and checks the table with the sizes in `types`.
+//! keys from them, `tensors` reads and checks the table with the sizes in `types`; `fingerprint` tells models apart.
 
+mod fingerprint;
 mod hyper;
 mod metadata;
 mod reader;
@@ -33,6 +34,7 @@ pub use types::GgmlType;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::file_identity::FileIdentity;
+use fingerprint::Fingerprint;
 use metadata::Metadata;
 use reader::{Reader, malformed, quoted, truncated};
 use split::Part;
@@ -51,6 +53,7 @@ pub struct Gguf {
     tensor_by_name: HashMap<String, usize>,
     hyper_parameters: HyperParameters,
     model_bytes: u64,
+    fingerprint: String,
 }
 
 /// One file of a model.
@@ -78,7 +81,8 @@ impl Gguf {
         let Some(first) = paths.first() else {
             return Err(Error::new(ErrorCode::InvalidArgument, "no model file was named"));
         };
-        let (file, header) = read_header(first, 0)?;
+        let mut fingerprint = Fingerprint::default();
+        let (file, header) = read_header(first, 0, &mut fingerprint)?;
         let count = if paths.len() == 1 { header.part.count } else { paths.len() as u64 };
         header.part.expect(first, 0, count)?;
 
@@ -91,7 +95,7 @@ impl Gguf {
                 Some(path) => path.clone(),
                 None => split::sibling(first, number, count)?,
             };
-            let (file, header) = read_header(&path, files.len())?;
+            let (file, header) = read_header(&path, files.len(), &mut fingerprint)?;
             header.part.expect(&path, number, count)?;
             files.push(file);
             tensors.extend(header.tensors);
@@ -106,7 +110,8 @@ impl Gguf {
         let tensor_by_name = index_by_name(&files, &tensors)?;
         // Extents are apart and within their files, so the sum is at most the sum of the sizes of the files.
         let model_bytes = tensors.iter().map(|tensor| tensor.size_bytes).fold(0, u64::saturating_add);
-        Ok(Gguf { files, tensors, tensor_by_name, hyper_parameters, model_bytes })
+        let fingerprint = fingerprint.digits();
+        Ok(Gguf { files, tensors, tensor_by_name, hyper_parameters, model_bytes, fingerprint })
     }
 
     /// The files, first part first.
@@ -127,6 +132,11 @@ impl Gguf {
     /// What the first file says about the architecture.
     pub fn hyper_parameters(&self) -> &HyperParameters {
         &self.hyper_parameters
+    }
+
+    /// Sixteen hexadecimal digits that tell this model from others by its content, wherever its files lie.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Bytes of all tensors together, without headers and padding.
@@ -151,11 +161,14 @@ struct Header {
     part: Part,
     hyper_parameters: HyperParameters,
     tensors: Vec<TensorInfo>,
+    /// Up to the end of the table of tensors.
+    size_bytes: usize,
 }
 
-fn read_header(path: &Path, file_index: usize) -> Result<(GgufFile, Header)> {
+fn read_header(path: &Path, file_index: usize, fingerprint: &mut Fingerprint) -> Result<(GgufFile, Header)> {
     let (identity, mapping) = map(path)?;
     let header = parse(path, &mapping, file_index)?;
+    fingerprint.add_file(&mapping, header.size_bytes);
     Ok((GgufFile { path: path.to_owned(), size_bytes: mapping.len() as u64, identity }, header))
 }
 
@@ -197,8 +210,10 @@ fn parse(path: &Path, bytes: &[u8], file_index: usize) -> Result<Header> {
             .malformed(format_args!("general.alignment is {alignment}, not a power of two up to {ALIGNMENT_MAX}")));
     }
     let mut tensors = tensors::read(&mut reader, tensor_count, file_index)?;
+    let size_bytes = reader.position() as usize;
     tensors::place(&reader, &mut tensors, alignment)?;
-    Ok(Header { part: Part::read(&metadata, path)?, hyper_parameters: HyperParameters::read(&metadata)?, tensors })
+    let hyper_parameters = HyperParameters::read(&metadata)?;
+    Ok(Header { part: Part::read(&metadata, path)?, hyper_parameters, tensors, size_bytes })
 }
 
 fn check_magic_and_version(reader: &mut Reader<'_>) -> Result<()> {
