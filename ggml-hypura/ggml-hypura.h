@@ -16,7 +16,7 @@ GGML_BACKEND_API ggml_backend_reg_t ggml_backend_hypura_reg(void);
 // The name by which ggml_backend_reg_get_proc_address gives out a const struct ggml_backend_hypura_loader *.
 #define GGML_BACKEND_HYPURA_LOADER "ggml_backend_hypura_loader"
 
-#define GGML_BACKEND_HYPURA_LOADER_VERSION 2
+#define GGML_BACKEND_HYPURA_LOADER_VERSION 3
 
 // Loading a model, in the order of the calls; all on one thread. Those that can fail return false and write the reason.
 struct ggml_backend_hypura_loader {
@@ -39,6 +39,9 @@ struct ggml_backend_hypura_loader {
 
     // how many tokens to compute at once with a model, given one of its streamed tensors: n_ubatch, or more of n_batch
     size_t (*micro_batch)(const struct ggml_tensor * tensor, size_t n_batch, size_t n_ubatch);
+
+    // so much memory is about to be taken: models that are streamed give up what is needed for it
+    void (*make_room)(size_t size);
 };
 
 #ifdef __cplusplus

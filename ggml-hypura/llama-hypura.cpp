@@ -103,11 +103,29 @@ bool llama_hypura_streams(const llama_model & model) {
     return find_streamed(model) != nullptr;
 }
 
-uint32_t llama_hypura_micro_batch(const llama_model & model, uint32_t n_batch, uint32_t n_ubatch) {
-    const ggml_tensor * streamed = find_streamed(model);
-    // any other value than llama.cpp's own is the user's choice
-    if (!streamed || n_ubatch != llama_context_default_params().n_ubatch) {
+// KV cache and intermediate results in RAM, roughly: logits and some rows of the residual stream for each token of a micro-batch.
+static size_t context_bytes(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_ubatch) {
+    const auto & hparams = model.hparams;
+    size_t bytes = size_t(n_ubatch) * (model.vocab.n_tokens() + 16 * hparams.n_embd) * sizeof(float);
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        const bool on_gpu = params.offload_kqv && ggml_backend_dev_type(model.dev_layer(il)) == GGML_BACKEND_DEVICE_TYPE_GPU;
+        if (!on_gpu) {
+            bytes += n_ctx * (ggml_row_size(params.type_k, hparams.n_embd_k_gqa(il)) + ggml_row_size(params.type_v, hparams.n_embd_v_gqa(il)));
+        }
+    }
+    return bytes;
+}
+
+uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch) {
+    const auto * loader = get_loader();
+    if (!loader) {
         return n_ubatch;
     }
-    return get_loader()->micro_batch(streamed, n_batch, n_ubatch);
+    const ggml_tensor * streamed = find_streamed(model);
+    // any other value than llama.cpp's own is the user's choice
+    if (streamed && n_ubatch == llama_context_default_params().n_ubatch) {
+        n_ubatch = loader->micro_batch(streamed, n_batch, n_ubatch);
+    }
+    loader->make_room(context_bytes(model, params, n_ctx, n_ubatch));
+    return n_ubatch;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 struct ggml_tensor;
+struct llama_context_params;
 struct llama_model;
 struct llama_model_loader;
 struct llama_model_tensor_buft_override;
@@ -31,5 +32,6 @@ bool llama_hypura_bind(const ggml_tensor * tensor, uint16_t file, size_t offset)
 // Whether any weight of the model is streamed.
 bool llama_hypura_streams(const llama_model & model);
 
-// The micro-batch to use: larger than llama.cpp's default while weights are streamed, since each is read once for all of it.
-uint32_t llama_hypura_micro_batch(const llama_model & model, uint32_t n_batch, uint32_t n_ubatch);
+// A context is about to be made: lets models that are streamed already make room for it. Returns the micro-batch to use: larger
+// than llama.cpp's default while weights are streamed, since each is read once for all of it.
+uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch);

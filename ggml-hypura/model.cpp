@@ -91,6 +91,10 @@ static size_t loader_micro_batch(const ggml_tensor * tensor, size_t n_batch, siz
     return t ? hypura_model_micro_batch(t->model->handle, n_batch, n_ubatch) : n_ubatch;
 }
 
+static void loader_make_room(size_t size) {
+    hypura_make_room(size);
+}
+
 const ggml_backend_hypura_loader * hypura_get_loader() {
     static const ggml_backend_hypura_loader loader = {
         /* .version     = */ GGML_BACKEND_HYPURA_LOADER_VERSION,
@@ -100,6 +104,7 @@ const ggml_backend_hypura_loader * hypura_get_loader() {
         /* .end         = */ loader_end,
         /* .is_streamed = */ loader_is_streamed,
         /* .micro_batch = */ loader_micro_batch,
+        /* .make_room   = */ loader_make_room,
     };
     return &loader;
 }

@@ -199,6 +199,11 @@ const char *hypura_version(void);
 // `setting` points to an int32_t; `error` to `error_size` bytes, or is NULL.
 int32_t hypura_setting_from_environment(int32_t *setting, char *error, size_t error_size);
 
+// The host is about to take so many bytes of memory, for another context say. Streamed models of this process give up what is
+// needed for it, as far as they can, and take it back when it turns out to be free after all. Optional: they also
+// give way when memory runs short, but take a moment to see it.
+void hypura_make_room(uint64_t bytes);
+
 // Sets who receives the library's log messages, process-wide; HYPURA_LOG chooses which (default info).
 //
 // Arguments:

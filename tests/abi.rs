@@ -190,6 +190,7 @@ signatures! {
     hypura_model_find_tensor: fn(*const HypuraModel, *const c_char, *mut usize, *mut c_char, usize) -> i32;
     hypura_model_plan: fn(*mut HypuraModel, *const u8, usize, *mut HypuraPlan, *mut c_char, usize) -> i32;
     hypura_model_streams: fn(*const HypuraModel, usize) -> bool;
+    hypura_make_room: fn(u64);
     hypura_model_micro_batch: fn(*const HypuraModel, usize, usize) -> usize;
     hypura_model_bind: fn(*const HypuraModel, usize, usize, u64, u64, *mut c_char, usize) -> i32;
     hypura_model_read: fn(*const HypuraModel, usize, u64, usize, *mut u8, *mut c_char, usize) -> i32;

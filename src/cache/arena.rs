@@ -60,6 +60,24 @@ impl Arena {
         debug_assert!(offset < self.length);
         self.start.as_ptr().wrapping_add(offset)
     }
+
+    /// Gives memory back to the system; it is zeroed, or for all that is known holds what it held, when it is touched again. Whole
+    /// pages only: the ends are rounded inwards.
+    pub fn release(&mut self, offset: usize, length: usize) {
+        #[cfg(target_os = "linux")]
+        const ADVICE: libc::c_int = libc::MADV_DONTNEED;
+        #[cfg(not(target_os = "linux"))]
+        const ADVICE: libc::c_int = libc::MADV_FREE;
+        let page = crate::hw::page_size();
+        let (from, to) = (offset.next_multiple_of(page), (offset + length).min(self.length) / page * page);
+        if from < to {
+            // Only advice: where it is refused, the memory stays with us and serves again.
+            // SAFETY: the range lies within the mapping, which `self` owns; the caller has exclusive access.
+            unsafe {
+                libc::madvise(self.at(from).cast(), to - from, ADVICE);
+            }
+        }
+    }
 }
 
 impl Drop for Arena {

@@ -9,7 +9,8 @@
 //! 1. A slot is Empty, Loading or Ready. Only a Ready slot's bytes are ever handed out.
 //! 2. `users` counts the fetches that hold or await a slot. A slot with users, or Loading, is never given away.
 //! 3. A Ready slot without users is either in `guessed` (read ahead, not asked for yet) or offered to the pool's
-//!    [`policy`], which says who goes first. All other slots are neither, unless Empty: then in `empty`.
+//!    [`policy`], which says who goes first. All other slots are neither, unless Empty: then in `empty`. A slot that was
+//!    *closed*, because memory ran short, is in none of them and gets no block.
 //! 4. A read ahead of need takes an empty or an offered slot, never another guess; a demand read takes those first, and
 //!    then the guess made last, so a ring full of guesses can never starve a demand.
 
@@ -19,4 +20,4 @@ pub mod policy;
 mod pool;
 
 pub use arena::Arena;
-pub use pool::{Members, NewBlock, Pool, SlotState};
+pub use pool::{Members, NewBlock, Pool, SlotCount, SlotState};

@@ -55,6 +55,15 @@ impl Members {
     }
 }
 
+/// How many slots a pool has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotCount {
+    /// To begin with.
+    pub now: usize,
+    /// However large it grows; costs addresses, not memory.
+    pub most: usize,
+}
+
 /// A block that is to be read into a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewBlock {
@@ -88,7 +97,10 @@ struct Slot {
 pub struct Pool {
     arena: Arena,
     slot_bytes: usize,
+    /// As many as there can ever be.
     slots: Vec<Slot>,
+    /// As many as may be used now: those from here on are closed.
+    slot_count: usize,
     links: Links,
     empty: List,
     empty_count: usize,
@@ -99,11 +111,13 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Reserves `slot_count` slots of `slot_bytes`, whose blocks are given up as `policy` says; it knows `unit_count` units.
+    /// Reserves addresses for `slots.most` slots of `slot_bytes`, of which `slots.now` may be used until it is resized. Blocks are
+    /// given up as `policy` says; it knows `unit_count` units. Where the system is sparing with addresses, there will be no more
+    /// than `slots.now`.
     ///
     /// # Errors
     /// `Resource` when the system refuses the memory.
-    pub fn new(slot_bytes: usize, slot_count: usize, policy: Box<dyn Policy>, unit_count: usize) -> Result<Self> {
+    pub fn new(slot_bytes: usize, slots: SlotCount, policy: Box<dyn Policy>, unit_count: usize) -> Result<Self> {
         let slot = Slot {
             block: 0,
             unit: 0,
@@ -114,24 +128,63 @@ impl Pool {
             permanent: false,
             lead: 0,
         };
-        let (mut links, mut empty) = (Links::new(slot_count), List::new());
-        (0..slot_count).for_each(|slot| empty.push_back(&mut links, slot));
+        let (arena, most) = match Arena::new(slot_bytes * slots.most) {
+            Ok(arena) => (arena, slots.most),
+            Err(_) => (Arena::new(slot_bytes * slots.now)?, slots.now),
+        };
+        let (mut links, mut empty) = (Links::new(most), List::new());
+        (0..slots.now).for_each(|slot| empty.push_back(&mut links, slot));
         Ok(Self {
-            arena: Arena::new(slot_bytes * slot_count)?,
+            arena,
             slot_bytes,
-            slots: vec![slot; slot_count],
+            slots: vec![slot; most],
+            slot_count: slots.now,
             links,
             empty,
-            empty_count: slot_count,
+            empty_count: slots.now,
             guessed: List::new(),
             policy,
             slot_of_unit: vec![0; unit_count],
         })
     }
 
-    /// How many slots there are.
+    /// How many slots may be used.
     pub fn slot_count(&self) -> usize {
+        self.slot_count
+    }
+
+    /// How many slots there can be.
+    pub fn largest_slot_count(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Opens or closes slots until `slot_count` may be used, and calls `evicted` with each block that lost its slot. What is closed
+    /// goes back to the system. A slot that is in use or being read into stays until a later call; nothing new comes into it.
+    pub fn resize(&mut self, slot_count: usize, mut evicted: impl FnMut(usize)) {
+        for slot in self.slot_count..slot_count {
+            match self.slots[slot].state {
+                SlotState::Empty => self.add_empty(slot),
+                // It was in use when it should have been closed.
+                _ => {
+                    self.slot_count = slot + 1;
+                    self.settle(slot);
+                }
+            }
+        }
+        for slot in slot_count..self.slot_count {
+            match self.slots[slot].state {
+                SlotState::Empty => self.remove_empty(slot),
+                _ => self.unlist(slot),
+            }
+        }
+        self.slot_count = slot_count;
+        for slot in slot_count..self.slots.len() {
+            if self.slots[slot].state == SlotState::Ready && self.slots[slot].users == 0 {
+                self.slots[slot].state = SlotState::Empty;
+                evicted(self.slots[slot].block);
+                self.arena.release(slot * self.slot_bytes, self.slot_bytes);
+            }
+        }
     }
 
     /// Bytes of slots that were never used: reserved, but not yet taken from the system.
@@ -170,10 +223,20 @@ impl Pool {
 
     fn take_empty(&mut self, home: usize) -> Option<usize> {
         let is_empty = |slot: &Slot| slot.state == SlotState::Empty;
-        let slot = if self.slots.get(home).is_some_and(is_empty) { home } else { self.empty.front()? };
+        let slot =
+            if self.slots[..self.slot_count].get(home).is_some_and(is_empty) { home } else { self.empty.front()? };
+        self.remove_empty(slot);
+        Some(slot)
+    }
+
+    fn add_empty(&mut self, slot: usize) {
+        self.empty.push_back(&mut self.links, slot);
+        self.empty_count += 1;
+    }
+
+    fn remove_empty(&mut self, slot: usize) {
         self.empty.remove(&mut self.links, slot);
         self.empty_count -= 1;
-        Some(slot)
     }
 
     fn victim(&mut self, at: Position, priority: Priority) -> Option<usize> {
@@ -231,8 +294,9 @@ impl Pool {
     pub fn abandon(&mut self, slot: usize) {
         debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
         self.slots[slot].state = SlotState::Empty;
-        self.empty.push_back(&mut self.links, slot);
-        self.empty_count += 1;
+        if slot < self.slot_count {
+            self.add_empty(slot);
+        }
     }
 
     /// Keeps the slot's block for good, or no longer.
@@ -263,8 +327,9 @@ impl Pool {
     }
 
     fn is_listed(&self, slot: usize) -> bool {
+        let is_open = slot < self.slot_count;
         let slot = &self.slots[slot];
-        slot.state == SlotState::Ready && slot.users == 0 && !slot.permanent
+        is_open && slot.state == SlotState::Ready && slot.users == 0 && !slot.permanent
     }
 
     fn unlist(&mut self, slot: usize) {
@@ -296,7 +361,8 @@ mod tests {
     /// Slots for blocks below 16, given up least recently used first.
     fn pool(slot_count: usize) -> Pool {
         let shape = Shape { layer_count: 1, expert_count: 16 };
-        Pool::new(64, slot_count, PolicyKind::Lru.build(shape), shape.unit_count()).unwrap()
+        let slots = SlotCount { now: slot_count, most: slot_count.max(4) };
+        Pool::new(64, slots, PolicyKind::Lru.build(shape), shape.unit_count()).unwrap()
     }
 
     fn take(pool: &mut Pool, block: usize, home: usize, priority: Priority) -> Option<(usize, Option<usize>)> {
@@ -387,5 +453,60 @@ mod tests {
         assert!(!pool.is_guess(read));
         assert_eq!(take(&mut pool, 2, 1, Priority::Guess), Some((queued, None)));
         assert_eq!(take(&mut pool, 3, 1, Priority::Guess), Some((read, Some(0))));
+    }
+
+    /// The blocks that lose their slots.
+    fn resize(pool: &mut Pool, slot_count: usize) -> Vec<usize> {
+        let mut evicted = Vec::new();
+        pool.resize(slot_count, |block| evicted.push(block));
+        evicted
+    }
+
+    #[test]
+    fn closed_slots_lose_their_blocks_and_are_empty_when_they_open_again() {
+        let mut pool = pool(4);
+        for (block, priority) in [(0, Priority::Demand), (1, Priority::Demand), (2, Priority::Ahead)] {
+            load(&mut pool, block, priority).unwrap();
+        }
+        pool.set_permanent(1, true);
+        assert_eq!(resize(&mut pool, 1), [1, 2], "of permanent ones and of guesses as well");
+        assert_eq!((pool.slot_count(), pool.untouched_bytes()), (1, 0));
+        assert_eq!(take(&mut pool, 5, 3, Priority::Demand), Some((0, Some(0))), "a home that is closed is no home");
+        assert_eq!(take(&mut pool, 6, 1, Priority::Demand), None);
+        assert_eq!(resize(&mut pool, 3), [0; 0]);
+        assert_eq!(pool.untouched_bytes(), 128);
+        assert_eq!(take(&mut pool, 6, 1, Priority::Demand), Some((1, None)));
+    }
+
+    #[test]
+    fn a_slot_in_use_closes_once_it_is_given_back() {
+        let mut pool = pool(3);
+        let used = load(&mut pool, 2, Priority::Demand).unwrap();
+        pool.join(used, 0);
+        let (loading, _) = take(&mut pool, 1, 1, Priority::Ahead).unwrap();
+        assert_eq!(resize(&mut pool, 1), [0; 0]);
+        pool.leave(used, 0);
+        pool.loaded(loading);
+        assert_eq!(take(&mut pool, 3, 0, Priority::Demand), Some((0, None)));
+        assert_eq!(take(&mut pool, 4, 0, Priority::Demand), None, "neither of the two may be taken");
+        assert_eq!(resize(&mut pool, 1), [1, 2]);
+        // A read that is taken back leaves a closed slot closed.
+        assert_eq!(resize(&mut pool, 2), [0; 0]);
+        let (queued, _) = take(&mut pool, 5, 1, Priority::Guess).unwrap();
+        assert_eq!(resize(&mut pool, 1), [0; 0]);
+        pool.abandon(queued);
+        assert_eq!(take(&mut pool, 6, 1, Priority::Demand), None);
+    }
+
+    #[test]
+    fn a_slot_that_should_have_closed_is_like_any_other_when_there_is_room_again() {
+        let mut pool = pool(2);
+        let used = load(&mut pool, 1, Priority::Demand).unwrap();
+        pool.join(used, 0);
+        assert_eq!(resize(&mut pool, 1), [0; 0]);
+        assert_eq!(resize(&mut pool, 2), [0; 0]);
+        pool.leave(used, 0);
+        take(&mut pool, 0, 0, Priority::Demand).unwrap();
+        assert_eq!(take(&mut pool, 2, 0, Priority::Demand), Some((used, Some(1))));
     }
 }

@@ -2,9 +2,10 @@
 
 use std::ffi::c_char;
 
-use super::boundary::guard;
+use super::boundary::{guard, guard_infallible};
 use super::pointers;
 use crate::config::{Config, ModeSetting};
+use crate::stream::make_room;
 
 /// The version of this ABI. It changes when a function or struct changes its meaning; additions keep it.
 pub const HYPURA_ABI_VERSION: u32 = 1;
@@ -87,6 +88,14 @@ pub unsafe extern "C" fn hypura_setting_from_environment(
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
+}
+
+/// The host is about to take so many bytes of memory, for another context say. Streamed models of this process give up what is
+/// needed for it, as far as they can, and take it back when it turns out to be free after all. Optional: they also
+/// give way when memory runs short, but take a moment to see it.
+#[unsafe(no_mangle)]
+pub extern "C" fn hypura_make_room(bytes: u64) {
+    guard_infallible((), || make_room(bytes));
 }
 
 #[cfg(test)]

@@ -26,12 +26,11 @@ pub fn minimum_bytes(classes: &[SlotClass]) -> u64 {
     classes.iter().map(|class| class.slot_bytes * class.minimum_slots() as u64).sum()
 }
 
-/// The pool's size when the user gives none: what is available now, less room to breathe that grows with the machine.
-pub fn automatic_budget(memory: &MemoryReport) -> u64 {
-    const MARGIN_BYTES: u64 = 64 << 20;
-    const LARGEST_MARGIN_BYTES: u64 = 1 << 30;
-    let margin_bytes = (MARGIN_BYTES + memory.limit_bytes / 16).min(LARGEST_MARGIN_BYTES);
-    memory.available_bytes.saturating_sub(margin_bytes)
+/// What should stay free beside everything else, in bytes: room to breathe that grows with the machine.
+pub fn margin_bytes(memory: &MemoryReport) -> u64 {
+    const LEAST_BYTES: u64 = 64 << 20;
+    const MOST_BYTES: u64 = 1 << 30;
+    (LEAST_BYTES + memory.limit_bytes / 16).min(MOST_BYTES)
 }
 
 /// Slots per class under a budget: every class its minimum, then what every pass uses, then experts, of which a token uses

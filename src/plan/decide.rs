@@ -44,7 +44,7 @@ pub struct Plan {
 }
 
 /// Room for what is not a weight (KV cache, compute buffers, the program) when judging whether a model fits.
-const WORKING_BYTES: u64 = 1 << 30;
+pub const WORKING_BYTES: u64 = 1 << 30;
 
 /// One byte of slots for so many streamed ones must find room beside what stays in RAM; else more of that is streamed.
 const STREAMED_PER_SLOT_BYTE: u64 = 16;

@@ -7,6 +7,7 @@
 //! and predict how fast that is: see `docs/PLANNING.md`.
 
 mod budget;
+mod control;
 mod decide;
 mod explain;
 mod learned;
@@ -19,14 +20,16 @@ mod refine;
 mod relax;
 mod ring;
 mod role;
+mod share;
 mod simulate;
 mod solve;
 
 #[cfg(test)]
 mod solve_tests;
 
-pub use budget::{SlotClass, automatic_budget, distribute, minimum_bytes};
-pub use decide::{Mode, Plan, decide};
+pub use budget::{SlotClass, distribute, margin_bytes, minimum_bytes};
+pub use control::{Change, Control, Reading};
+pub use decide::{Mode, Plan, WORKING_BYTES, decide};
 pub use learned::{Learned, Measured};
 pub use micro_batch::micro_batch;
 pub use miss::MissCurve;
@@ -34,6 +37,7 @@ pub use model::{Circumstances, Frequencies, problem_of};
 pub use problem::{Item, Machine, Problem, Seat, TierBytes, Usage};
 pub use ring::{Pass, Step, pinned};
 pub use role::{Role, layer_of, rank_in_layer, role_of};
+pub use share::{Claim, share};
 pub use simulate::{Limit, Prediction, simulate};
 pub use solve::{Solution, solve, speed_by_ram};
 

@@ -38,6 +38,11 @@ impl Order {
         self.first == Some(tensor)
     }
 
+    /// The tensor that passes begin with.
+    pub fn first(&self) -> Option<usize> {
+        self.first
+    }
+
     /// How many passes have begun.
     pub fn passes(&self) -> u64 {
         self.passes

@@ -1,15 +1,16 @@
 //! The state that fetches and read threads share, behind one lock.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cache::policy::{PolicyKind, Position};
-use crate::cache::{Members, NewBlock, Pool};
+use crate::cache::{Members, NewBlock, Pool, SlotCount};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
+use crate::plan::{distribute, minimum_bytes};
 use crate::predict::Order;
 use crate::stats::Counters;
 
@@ -58,22 +59,10 @@ pub(super) struct Core {
     first_token: Vec<usize>,
 }
 
-/// The models that run in this process.
-static RUNNING: Mutex<Vec<Weak<Core>>> = Mutex::new(Vec::new());
-
-/// Bytes that the models of this process have reserved and not used yet. The system still counts them as available, but a
-/// budget must not: they are spoken for.
-pub(super) fn promised_bytes() -> u64 {
-    let mut running = RUNNING.lock();
-    running.retain(|core| core.strong_count() > 0);
-    let untouched = |core: Arc<Core>| core.state.lock().pools.iter().map(Pool::untouched_bytes).sum::<u64>();
-    running.iter().filter_map(Weak::upgrade).map(untouched).sum()
-}
-
 impl Core {
     pub(super) fn new(
         streamed: Arc<StreamedTensors>,
-        slots_per_pool: &[usize],
+        slots_per_pool: &[SlotCount],
         timeline: Option<Timeline>,
         prefetch: PrefetchSetting,
     ) -> Result<Arc<Self>> {
@@ -88,14 +77,16 @@ impl Core {
                 Pool::new(class.slot_bytes as usize, slots, kind.build(shape), shape.unit_count())
             })
             .collect::<Result<Vec<_>>>()?;
-        let first_token =
-            slots_per_pool.iter().scan(0, |next, &slots| Some(std::mem::replace(next, *next + slots))).collect();
+        let next_token =
+            |next: &mut usize, pool: &Pool| Some(std::mem::replace(next, *next + pool.largest_slot_count()));
+        let first_token = pools.iter().scan(0, next_token).collect();
+        let slots_now: Vec<usize> = slots_per_pool.iter().map(|slots| slots.now).collect();
         let state = State {
             pools,
             location: vec![None; streamed.blocks.len()],
             order: Order::new(&streamed.likely_order()),
             position: Position { pass: 0, layer: 0 },
-            pins: Pins::new(&streamed, slots_per_pool),
+            pins: Pins::new(&streamed, &slots_now),
             guesses: Guesses::new(prefetch == PrefetchSetting::On),
             error: None,
             fetches: Members::default(),
@@ -103,16 +94,62 @@ impl Core {
             reads_in_flight: 0,
             reading_since: Instant::now(),
         };
-        let core = Arc::new(Self {
+        Ok(Arc::new(Self {
             state: Mutex::new(state),
             signals: (0..Members::COUNT).map(|_| Condvar::new()).collect(),
             counters: Counters::default(),
             timeline,
             streamed,
             first_token,
-        });
-        RUNNING.lock().push(Arc::downgrade(&core));
-        Ok(core)
+        }))
+    }
+
+    /// How many tokens requests can have: one per slot.
+    pub(super) fn token_count(&self) -> usize {
+        self.state.lock().pools.iter().map(Pool::largest_slot_count).sum()
+    }
+
+    /// Bytes of the slots that may be used.
+    pub(super) fn pool_bytes(&self) -> u64 {
+        self.pool_bytes_of(&self.state.lock())
+    }
+
+    fn pool_bytes_of(&self, state: &State) -> u64 {
+        let pools = state.pools.iter().zip(&self.streamed.classes);
+        pools.map(|(pool, class)| pool.slot_count() as u64 * class.slot_bytes).sum()
+    }
+
+    /// Bytes of slots that were never used: the system counts them as available, but they are spoken for.
+    pub(super) fn untouched_bytes(&self) -> u64 {
+        self.state.lock().pools.iter().map(Pool::untouched_bytes).sum()
+    }
+
+    /// Changes how many slots may be used. What is in use now goes with a later call.
+    pub(super) fn resize(&self, budget_bytes: u64) {
+        let classes = &self.streamed.classes;
+        let Ok(slots) = distribute(budget_bytes.max(minimum_bytes(classes)), classes) else { return };
+        let mut state = self.state.lock();
+        let slots: Vec<usize> =
+            slots.iter().zip(&state.pools).map(|(&slots, pool)| slots.min(pool.largest_slot_count())).collect();
+        let order = self.dense_order(&state).unwrap_or_else(|| self.streamed.dense_in_likely_order());
+        let State { pins, pools, location, .. } = &mut *state;
+        pins.fit(&self.streamed, &slots, &order, pools, location);
+        for (pool, &slots) in pools.iter_mut().zip(&slots) {
+            pool.resize(slots, |block| location[block] = None);
+        }
+        let waiting = std::mem::take(&mut state.want_room);
+        drop(state);
+        self.wake(waiting);
+    }
+
+    /// The dense tensors in the order of use, once a whole pass has shown it.
+    fn dense_order(&self, state: &State) -> Option<Vec<usize>> {
+        let first = state.order.first().filter(|_| state.order.passes() > 1)?;
+        let is_dense = |tensor: &usize| !self.streamed.tensors[*tensor].is_expert;
+        let order: Vec<usize> = std::iter::once(first).chain(state.order.after(first)).filter(is_dense).collect();
+        let dense_count = (0..self.streamed.tensors.len()).filter(is_dense).count();
+        // A pass that leaves tensors out says nothing about them.
+        (order.len() == dense_count).then_some(order)
     }
 
     /// Gives a block a slot and adds the read that fills it to `requests`, to be submitted once the lock is released. `None`
@@ -164,20 +201,14 @@ impl Core {
 
     /// Chooses anew which dense tensors stay, once there are passes to judge by and then less and less often. Returns the
     /// number of slots that the others flow through, if it has changed.
-    pub(super) fn retune(&self, state: &mut State, first: usize) -> Option<usize> {
+    pub(super) fn retune(&self, state: &mut State) -> Option<usize> {
         let complete = state.order.passes() - 1;
         if complete < 2 || !complete.is_power_of_two() {
             return None;
         }
-        let is_dense = |tensor: &usize| !self.streamed.tensors[*tensor].is_expert;
-        let order: Vec<usize> = std::iter::once(first).chain(state.order.after(first)).filter(is_dense).collect();
-        let dense_count = (0..self.streamed.tensors.len()).filter(is_dense).count();
         self.count_read_time(state);
         let bytes_per_second = self.counters.read_bytes_per_second()?;
-        // A pass that leaves tensors out says nothing about them.
-        if order.is_empty() || order.len() != dense_count {
-            return None;
-        }
+        let order = self.dense_order(state).filter(|order| !order.is_empty())?;
         let State { pins, pools, location, .. } = state;
         pins.retune(&self.streamed, &order, bytes_per_second, pools, location).then(|| pins.ring())
     }

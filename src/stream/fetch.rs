@@ -115,7 +115,7 @@ impl Fetch {
         }
         if state.order.is_first(index) {
             core.counters.tokens.add(tokens as u64);
-            new_ring = core.retune(&mut state, index);
+            new_ring = core.retune(&mut state);
             state.guesses.begin_pass(core.counters.stall_time.time(), tokens);
         }
         state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };

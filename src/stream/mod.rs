@@ -11,6 +11,7 @@ mod ahead;
 mod core;
 mod fetch;
 mod foresight;
+mod governor;
 mod guesses;
 mod pins;
 mod session;
@@ -20,4 +21,5 @@ mod trace;
 mod verify;
 
 pub use fetch::{Block, Fetch};
+pub use governor::make_room;
 pub use session::Session;

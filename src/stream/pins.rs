@@ -74,14 +74,26 @@ impl Pins {
             return false;
         }
         self.ring = ring;
-        self.choose(streamed, &slots, order);
+        self.fit(streamed, &slots, order, pools, location);
+        true
+    }
+
+    /// Chooses anew for other numbers of slots.
+    pub(super) fn fit(
+        &mut self,
+        streamed: &StreamedTensors,
+        slots: &[usize],
+        order: &[usize],
+        pools: &mut [Pool],
+        location: &[Option<SlotId>],
+    ) {
+        self.choose(streamed, slots, order);
         for &tensor in order {
             let block = streamed.tensors[tensor].first_block;
             if let Some(SlotId { pool, slot }) = location[block] {
                 pools[pool].set_permanent(slot, self.permanent[block]);
             }
         }
-        true
     }
 
     fn choose(&mut self, streamed: &StreamedTensors, slots: &[usize], order: &[usize]) {

@@ -3,18 +3,20 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use crate::cache::SlotCount;
 use crate::config::{Config, PrefetchSetting};
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
-use crate::hw::{self, MemoryReport};
+use crate::hw;
 use crate::io::{self, DirectFile, Engine, Sink, Tuning};
-use crate::plan::{self, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
+use crate::plan::{self, Claim, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
 use crate::predict::read_routers;
 use crate::stats::{Counters, Facts, StatsWriter};
 
-use super::core::{Core, promised_bytes};
+use super::core::Core;
 use super::fetch::Fetch;
 use super::foresight::Foresight;
+use super::governor::{self, Membership};
 use super::tensors::StreamedTensors;
 use super::timeline::Timeline;
 use super::trace::Trace;
@@ -33,6 +35,7 @@ pub struct Session {
 
 /// What exists from the first fetch on: by then the host has allocated everything else, and what is left is known.
 pub(super) struct Running {
+    _membership: Membership,
     // In this order they are dropped: who gives the engine work, the engine, and then nothing writes to the slots any more.
     pub(super) foresight: Option<Foresight>,
     pub(super) engine: Arc<dyn Engine>,
@@ -49,8 +52,11 @@ impl Session {
     /// `Open` when a file cannot be read, `Config` when direct I/O is demanded and impossible, `Budget` when `HYPURA_RAM`
     /// is below the working minimum.
     pub fn plan(gguf: &Arc<Gguf>, config: &Config, on_host: impl Fn(usize) -> bool) -> Result<Option<Arc<Self>>> {
-        let plan = plan::decide(gguf, on_host, config, &hw::memory());
+        let memory = governor::memory_for_another();
+        let plan = plan::decide(gguf, on_host, config, &memory);
         tracing::info!("{}: {}", plan.mode.name(), plan.reason);
+        // What stays with the host, and its context, come next.
+        governor::make_room(plan.host_bytes - plan.streamed_bytes + plan::WORKING_BYTES);
         if plan.streamed.is_empty() {
             return Ok(None);
         }
@@ -134,28 +140,33 @@ impl Session {
         &self,
         make_engine: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn Sink>) -> Result<Box<dyn Engine>>,
     ) -> Result<Running> {
+        let is_flexible = self.config.ram_bytes.is_none();
         let budget_bytes = match self.config.ram_bytes {
             Some(ram_bytes) => ram_bytes,
-            None => self.automatic_budget(hw::memory())?,
+            None => governor::admit(Claim::of(&self.streamed.classes))?,
         };
         let slots = distribute(budget_bytes, &self.streamed.classes)?;
         let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
-        let core = Core::new(Arc::clone(&self.streamed), &slots, timeline, self.config.prefetch)?;
-        let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), slots.iter().sum(), core.clone())?.into();
+        // A flexible model reserves addresses for all that it could ever hold.
+        let slot_counts = slots.iter().zip(&self.streamed.classes);
+        let slot_counts =
+            slot_counts.map(|(&now, class)| SlotCount { now, most: if is_flexible { class.block_count } else { now } });
+        let slot_counts: Vec<SlotCount> = slot_counts.collect();
+        let core = Core::new(Arc::clone(&self.streamed), &slot_counts, timeline, self.config.prefetch)?;
+        let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
         let foresight = self.foresight(&core, &engine)?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
             false => None,
         };
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
-        let mut running = Running { foresight, engine, _stats: None, core, verifier, trace };
+        let membership = governor::join(&core, is_flexible)?;
+        let mut running = Running { _membership: membership, foresight, engine, _stats: None, core, verifier, trace };
         if let Some(path) = &self.config.stats {
             let (core, facts) = (Arc::clone(&running.core), running.facts(self));
             running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &facts))?);
         }
         self.warn_of_the_cliff(&slots);
-        let pool_bytes: u64 =
-            slots.iter().zip(&self.streamed.classes).map(|(&s, class)| s as u64 * class.slot_bytes).sum();
         // A warning, because that is the least level that llama.cpp's tools show unasked, and how a model runs is something
         // that its user should know.
         tracing::warn!(
@@ -163,7 +174,7 @@ impl Session {
             self.plan.mode.name(),
             in_gigabytes(self.plan.streamed_bytes),
             in_gigabytes(self.gguf.model_bytes()),
-            in_gigabytes(pool_bytes),
+            in_gigabytes(running.core.pool_bytes()),
             slots.iter().sum::<usize>(),
             self.tuning,
         );
@@ -180,27 +191,6 @@ impl Session {
             return Ok(None);
         }
         Foresight::start(routers, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
-    }
-
-    /// What is available, but no more than the weights need.
-    fn automatic_budget(&self, mut memory: MemoryReport) -> Result<u64> {
-        memory.available_bytes = memory.available_bytes.saturating_sub(promised_bytes());
-        let budget_bytes = plan::automatic_budget(&memory);
-        let minimum_bytes = self.minimum_bytes();
-        if budget_bytes < minimum_bytes {
-            return Err(Error::new(
-                ErrorCode::Budget,
-                format!(
-                    "{} is available ({}), which leaves too little to stream this model: it needs {} for weights; \
-                     free memory or use a smaller context and load it again, or take the risk with HYPURA_RAM={}K",
-                    in_gigabytes(memory.available_bytes),
-                    memory.limited_by,
-                    in_gigabytes(minimum_bytes),
-                    minimum_bytes.div_ceil(1 << 10)
-                ),
-            ));
-        }
-        Ok(budget_bytes)
     }
 
     /// With fewer slots than one token uses, every expert is gone before it comes round again.
@@ -252,13 +242,7 @@ impl Session {
 
 impl Running {
     fn facts(&self, session: &Session) -> Facts {
-        let pools = &self.core.state.lock().pools;
-        let budget_bytes = pools
-            .iter()
-            .zip(&session.streamed.classes)
-            .map(|(pool, class)| pool.slot_count() as u64 * class.slot_bytes)
-            .sum();
-        Facts { budget_bytes, io_engine: self.engine.name(), ..session.idle_facts() }
+        Facts { io_engine: self.engine.name(), ..session.idle_facts() }
     }
 }
 
@@ -274,5 +258,6 @@ fn snapshot(core: &Core, facts: &Facts) -> String {
         .sum();
     let prefetch_pays = state.guesses.trial().verdict();
     drop(state);
-    core.counters.to_json(&Facts { resident_bytes, prefetch_pays, ..facts.clone() }).to_string()
+    let budget_bytes = core.pool_bytes();
+    core.counters.to_json(&Facts { resident_bytes, budget_bytes, prefetch_pays, ..facts.clone() }).to_string()
 }

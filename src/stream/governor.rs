@@ -1,0 +1,218 @@
+//! The memory of all models of this process: shared when another one comes, watched as long as any is there.
+//!
+//! A model whose budget the user has fixed takes no part, but what it has reserved counts.
+
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::core::Core;
+use crate::error::{Error, ErrorCode, Result};
+use crate::hw::{self, MemoryReport};
+use crate::plan::{Change, Claim, Control, Reading, in_gigabytes, margin_bytes, share};
+
+/// How often memory is looked at: the room that is left must suffice for as long.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// A change of this share of the memory is worth a line in the log.
+const NOTABLE_SHARE: u64 = 8;
+
+/// The models that run, and what is remembered between looks.
+static MODELS: Mutex<Models> = Mutex::new(Models { running: Vec::new(), control: None, thread: Weak::new() });
+
+struct Models {
+    running: Vec<Member>,
+    control: Option<Control>,
+    thread: Weak<Watch>,
+}
+
+struct Member {
+    core: Weak<Core>,
+    /// Whether its memory may change.
+    is_flexible: bool,
+}
+
+/// A model's part in the memory of the process; given up by dropping it.
+pub(super) struct Membership {
+    _watch: Option<Arc<Watch>>,
+}
+
+impl Models {
+    fn cores(&mut self, flexible_only: bool) -> Vec<Arc<Core>> {
+        self.running.retain(|member| member.core.strong_count() > 0);
+        let chosen = self.running.iter().filter(|member| member.is_flexible || !flexible_only);
+        chosen.filter_map(|member| member.core.upgrade()).collect()
+    }
+
+    /// The memory, where what models have reserved and not touched yet is no longer available.
+    fn memory(&mut self) -> MemoryReport {
+        let mut memory = hw::memory();
+        let promised = self.cores(false).iter().map(|core| core.untouched_bytes()).sum();
+        memory.available_bytes = memory.available_bytes.saturating_sub(promised);
+        memory
+    }
+
+    /// Divides `total_bytes` among the flexible models.
+    fn divide(&mut self, total_bytes: u64) {
+        let cores = self.cores(true);
+        let claims: Vec<Claim> = cores.iter().map(|core| claim(core)).collect();
+        for (core, bytes) in cores.iter().zip(share(total_bytes, &claims)) {
+            core.resize(bytes);
+        }
+    }
+
+    fn hold(&mut self) {
+        self.control.get_or_insert_with(Control::default).hold();
+    }
+}
+
+fn claim(core: &Core) -> Claim {
+    Claim::of(&core.streamed.classes)
+}
+
+fn pool_bytes(cores: &[Arc<Core>]) -> u64 {
+    cores.iter().map(|core| core.pool_bytes()).sum()
+}
+
+/// The memory that another model could have: what is available, and what the models that are there could do without.
+pub(super) fn memory_for_another() -> MemoryReport {
+    let mut models = MODELS.lock();
+    let mut memory = models.memory();
+    let spare = |core: &Arc<Core>| core.pool_bytes().saturating_sub(claim(core).least);
+    let spare_bytes: u64 = models.cores(true).iter().map(spare).sum();
+    memory.available_bytes = (memory.available_bytes + spare_bytes).min(memory.limit_bytes);
+    memory
+}
+
+/// Somebody in this process is about to take so much memory: the models give up what is needed for it, as far as they can.
+pub fn make_room(bytes: u64) {
+    let mut models = MODELS.lock();
+    let cores = models.cores(true);
+    if cores.is_empty() {
+        return;
+    }
+    models.hold();
+    let memory = models.memory();
+    let missing = bytes.saturating_add(margin_bytes(&memory)).saturating_sub(memory.available_bytes);
+    if missing > 0 {
+        models.divide(pool_bytes(&cores).saturating_sub(missing));
+    }
+}
+
+/// The budget of a model that is about to run, given what it can do with memory; the others give up what it gets.
+///
+/// # Errors
+/// `Budget` when it cannot get what it needs at least.
+pub(super) fn admit(newcomer: Claim) -> Result<u64> {
+    let mut models = MODELS.lock();
+    let cores = models.cores(true);
+    let memory = models.memory();
+    let total_bytes = (memory.available_bytes + pool_bytes(&cores)).saturating_sub(margin_bytes(&memory));
+    let claims: Vec<Claim> = std::iter::once(newcomer).chain(cores.iter().map(|core| claim(core))).collect();
+    let needed = claims.iter().map(|claim| claim.least).sum();
+    if total_bytes < needed {
+        return Err(Error::new(
+            ErrorCode::Budget,
+            format!(
+                "{} is available ({}), which leaves too little to stream this model: it needs {} for weights; \
+                 free memory or use a smaller context and load it again, or take the risk with HYPURA_RAM={}K",
+                in_gigabytes(memory.available_bytes),
+                memory.limited_by,
+                in_gigabytes(newcomer.least),
+                newcomer.least.div_ceil(1 << 10)
+            ),
+        ));
+    }
+    let shares = share(total_bytes, &claims);
+    for (core, &bytes) in cores.iter().zip(&shares[1..]) {
+        core.resize(bytes.min(core.pool_bytes()));
+    }
+    models.hold();
+    Ok(shares[0])
+}
+
+/// Makes a model that runs known. Its memory is watched if it is flexible.
+///
+/// # Errors
+/// `Resource` when the system refuses a thread.
+pub(super) fn join(core: &Arc<Core>, is_flexible: bool) -> Result<Membership> {
+    let mut models = MODELS.lock();
+    models.running.push(Member { core: Arc::downgrade(core), is_flexible });
+    if !is_flexible {
+        return Ok(Membership { _watch: None });
+    }
+    let watch = match models.thread.upgrade() {
+        Some(watch) => watch,
+        None => Arc::new(Watch::start()?),
+    };
+    models.thread = Arc::downgrade(&watch);
+    Ok(Membership { _watch: Some(watch) })
+}
+
+/// The thread that looks at memory, stopped on drop.
+struct Watch {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn start() -> Result<Self> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let shared = Arc::clone(&stop);
+        let watch = move || {
+            let (stopping, changed) = &*shared;
+            let mut stopping = stopping.lock();
+            let mut reported_bytes = None;
+            let mut looked_at = Instant::now();
+            while !*stopping {
+                changed.wait_for(&mut stopping, INTERVAL);
+                let elapsed = std::mem::replace(&mut looked_at, Instant::now()).elapsed();
+                look(elapsed, &mut reported_bytes);
+            }
+        };
+        let thread = std::thread::Builder::new().name("hypura-memory".to_owned()).spawn(watch).map_err(|error| {
+            Error::new(ErrorCode::Resource, format!("cannot start the thread that watches memory: {error}"))
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        *self.stop.0.lock() = true;
+        self.stop.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic in the thread lost only its watching.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Looks at memory once, and changes what the models have.
+fn look(elapsed: Duration, reported_bytes: &mut Option<u64>) {
+    let mut models = MODELS.lock();
+    let cores = models.cores(true);
+    let memory = models.memory();
+    let reading = Reading {
+        free_bytes: memory.available_bytes,
+        margin_bytes: margin_bytes(&memory),
+        events: hw::memory_events(),
+        pressure: hw::memory_pressure(),
+    };
+    let before = pool_bytes(&cores);
+    match models.control.get_or_insert_with(Control::default).step(&reading, elapsed) {
+        Change::Keep => return,
+        Change::Shrink(bytes) => models.divide(before.saturating_sub(bytes)),
+        Change::Grow(bytes) => models.divide(before + bytes),
+    }
+    drop(models);
+    let now = pool_bytes(&cores);
+    let reported = reported_bytes.get_or_insert(before);
+    if now.abs_diff(*reported) > *reported / NOTABLE_SHARE {
+        *reported = now;
+        let what = if now < before { "memory runs short" } else { "there is more memory again" };
+        tracing::warn!("{what}: {} for weights now, {} before", in_gigabytes(now), in_gigabytes(before));
+    }
+}
