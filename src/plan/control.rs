@@ -56,7 +56,7 @@ impl Control {
         // Reading files through the page cache meets a limit all the time: it means something only where room is scarce too.
         let trouble = matches!((before, events), (Some(before), Some(now)) if now != before)
             || pressure.is_some_and(|pressure| pressure.some > PRESSURE);
-        if free < margin / 2 || (free < margin && trouble) {
+        if free < margin / 4 * 3 || (free < margin && trouble) {
             self.hold();
             return Change::Shrink(margin - free);
         }
@@ -92,8 +92,8 @@ mod tests {
     fn it_shrinks_at_once_by_what_is_missing() {
         let mut control = Control::default();
         assert_eq!(control.step(&reading(100), TICK), Change::Keep);
-        assert_eq!(control.step(&reading(60), TICK), Change::Keep, "what fluctuates is let be");
-        assert_eq!(control.step(&reading(49), TICK), Change::Shrink(51));
+        assert_eq!(control.step(&reading(75), TICK), Change::Keep, "what fluctuates is let be");
+        assert_eq!(control.step(&reading(74), TICK), Change::Shrink(26));
         assert_eq!(control.step(&reading(0), TICK), Change::Shrink(100));
     }
 

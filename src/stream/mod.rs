@@ -14,6 +14,8 @@ mod foresight;
 mod governor;
 mod guesses;
 mod pins;
+#[cfg(test)]
+mod resize_tests;
 mod session;
 mod tensors;
 mod timeline;

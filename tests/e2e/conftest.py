@@ -54,14 +54,24 @@ def logits(tmp_path_factory: pytest.TempPathFactory, text_file: Path):
     program.discard()
 
 
-@pytest.fixture(scope="session")
-def wide_moe(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The MoE of SmolLM2 with wider experts, about 1.4 GB: large enough that memory limits bite. Made once and kept."""
-    hidden = 3072
+def widened(hidden: int) -> Path:
+    """The MoE of SmolLM2 with wider experts. Made once and kept."""
     path = DIRECTORY / f"smollm2-moe-wide-{hidden}.gguf"
     if not path.exists():
         draft = path.with_suffix(f".{os.getpid()}.tmp")
         script = REPOSITORY / "scripts" / "models" / "widen_moe.py"
         subprocess.run([sys.executable, script, SMOLLM2_MOE.path, draft, "--ffn", str(hidden)], check=True)
         draft.rename(path)
-    return Model("wide-moe", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def wide_moe() -> Model:
+    """1.4 GB: large enough that memory limits bite."""
+    return Model("wide-moe", widened(3072))
+
+
+@pytest.fixture(scope="session")
+def wider_moe() -> Model:
+    """2.7 GB: a third of it holds two contexts and still most of an expert cache."""
+    return Model("wider-moe", widened(6144))

@@ -26,6 +26,17 @@ def position_count(model: Model, mode: str) -> int:
     return 96 if model in TINY else 256
 
 
+def build_host(name: str, libraries: Path, scratch: Path) -> Path:
+    """Compile NAME.cpp of this folder against the headers of the patched sources and the libraries in a folder."""
+    source = REPOSITORY / "build" / "llama-src"
+    path = scratch / name
+    command = ["c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o", path, Path(__file__).with_name(f"{name}.cpp")]
+    command += ["-I", source / "include", "-I", source / "ggml" / "include"]
+    command += ["-L", libraries, "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{libraries}"]
+    subprocess.run(list(map(str, command)), check=True)
+    return path
+
+
 @dataclass
 class LogitsProgram:
     """The compiled logits.cpp, and the logits of resident runs, which many streamed runs are compared with."""
@@ -38,14 +49,7 @@ class LogitsProgram:
 
     @classmethod
     def build(cls, libraries: Path, scratch: Path, text: Path) -> "LogitsProgram":
-        """Compile against the headers of the patched sources and the libraries in this folder."""
-        source = REPOSITORY / "build" / "llama-src"
-        path = scratch / "logits"
-        command = ["c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o", path, Path(__file__).with_name("logits.cpp")]
-        command += ["-I", source / "include", "-I", source / "ggml" / "include"]
-        command += ["-L", libraries, "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{libraries}"]
-        subprocess.run(list(map(str, command)), check=True)
-        return cls(path, scratch, text)
+        return cls(build_host("logits", libraries, scratch), scratch, text)
 
     def run(self, model: Path, mode: str, positions: int, settings: dict[str, str], output: Path) -> Finished:
         return run(self.path, [model, mode, str(positions), self.text, output], settings, self.scratch)

@@ -1,0 +1,65 @@
+//! Memory that changes while weights are used: every byte that is handed out is compared with the file.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Session;
+use crate::common::{Model, Random, TestDirectory, dense_model, expert_model, within};
+use crate::plan::minimum_bytes;
+
+/// Fetches at random and in sweeps, until told to stop.
+fn use_weights(model: &Model, session: &Arc<Session>, seed: u64, stop: &AtomicBool) {
+    let mut random = Random::new(seed);
+    let mut fetch = session.new_fetch();
+    let streamed = model.streamed(session);
+    while !stop.load(Ordering::Relaxed) {
+        for &tensor in &streamed {
+            let tensor = if random.below(4) == 0 { streamed[random.below(streamed.len())] } else { tensor };
+            let (routing, tokens) = model.random_routing(&mut random, tensor);
+            model.fetch_all(&mut fetch, tensor, &routing, tokens).unwrap();
+        }
+    }
+}
+
+fn resize_under_load(model: &Model, seed: u64) {
+    let session = model.session_with_ram(1 << 30, &[("HYPURA_PREFETCH", "on")]).unwrap();
+    model.sweep(&session).unwrap();
+    let core = &session.running().unwrap().core;
+    let all = core.pool_bytes();
+    let least = minimum_bytes(&core.streamed.classes);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (session, stop) = (&session, &stop);
+            scope.spawn(move || use_weights(model, session, seed + thread, stop));
+        }
+        let mut random = Random::new(seed);
+        for _ in 0..400 {
+            let budget = random.next() % (all + all / 4);
+            core.resize(budget);
+            assert!(core.pool_bytes() <= budget.max(least), "{} of {budget}", core.pool_bytes());
+            std::thread::sleep(std::time::Duration::from_micros(random.next() % 2000));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    // Nothing is in use any more, so everything closes, and all of it opens again.
+    core.resize(0);
+    let resident = core.state.lock().location.iter().flatten().count();
+    let slots: usize = core.state.lock().pools.iter().map(crate::cache::Pool::slot_count).sum();
+    assert!(resident <= slots, "{resident} blocks in {slots} slots");
+    core.resize(u64::MAX);
+    assert_eq!(core.pool_bytes(), all);
+    model.sweep(&session).unwrap();
+    let missing = core.state.lock().location.iter().filter(|location| location.is_none()).count();
+    assert_eq!(missing, 0, "with all memory back, all blocks stay");
+}
+
+#[test]
+fn experts_stay_right_while_their_memory_changes() {
+    within(300, || resize_under_load(&expert_model(TestDirectory::new(), 5, 2), 50));
+}
+
+#[test]
+fn dense_weights_stay_right_while_their_memory_changes() {
+    within(300, || resize_under_load(&dense_model(TestDirectory::new(), 6, 1), 60));
+}
