@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup source llama llama-off cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
-	test-ollama stress-ollama bench bench-dense bench-moe bench-speculation bench-io replay header clean
+	test-ollama stress-ollama bench bench-dense bench-moe bench-speculation bench-resident bench-io replay header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -118,6 +118,9 @@ bench-moe: llama models ## experts of 8 and 28 GB under 25%, 40% and 60%: mmap, 
 
 bench-speculation: llama models ## drafts by SmolLM2 and by n-grams for a streamed model
 	$(USE_TOOLS) python3 scripts/bench/speculation.py $(BENCH_ARGS)
+
+bench-resident: llama llama-off models ## what libhypura costs a model that fits
+	$(USE_TOOLS) python3 scripts/bench/resident.py $(BENCH_ARGS)
 
 bench-io: $(TOOLS) ## our I/O engines beside fio, on HYPURA_TEST_FILE or a file of 4 GB in build/
 	@command -v fio >/dev/null || { echo "fio is missing; on Debian: apt install fio" >&2; exit 1; }
