@@ -90,6 +90,8 @@ struct Slot {
     permanent: bool,
     /// Where the block's first byte is within the slot.
     lead: usize,
+    /// Whether a read has been completed here, so that the system has given the memory.
+    touched: bool,
 }
 
 /// Slots of one size. See the module's invariants.
@@ -103,7 +105,8 @@ pub struct Pool {
     slot_count: usize,
     links: Links,
     empty: List,
-    empty_count: usize,
+    /// Open slots that are not touched.
+    untouched_count: usize,
     guessed: List,
     policy: Box<dyn Policy>,
     /// By unit: the slot that it is in. Only that of an offered unit is ever looked at.
@@ -127,6 +130,7 @@ impl Pool {
             guess: false,
             permanent: false,
             lead: 0,
+            touched: false,
         };
         let (arena, most) = match Arena::new(slot_bytes * slots.most) {
             Ok(arena) => (arena, slots.most),
@@ -141,7 +145,7 @@ impl Pool {
             slot_count: slots.now,
             links,
             empty,
-            empty_count: slots.now,
+            untouched_count: slots.now,
             guessed: List::new(),
             policy,
             slot_of_unit: vec![0; unit_count],
@@ -161,9 +165,15 @@ impl Pool {
     /// Opens or closes slots until `slot_count` may be used, and calls `evicted` with each block that lost its slot. What is closed
     /// goes back to the system. A slot that is in use or being read into stays until a later call; nothing new comes into it.
     pub fn resize(&mut self, slot_count: usize, mut evicted: impl FnMut(usize)) {
+        let is_untouched = |slot: &&Slot| !slot.touched;
+        if slot_count > self.slot_count {
+            self.untouched_count += self.slots[self.slot_count..slot_count].iter().filter(is_untouched).count();
+        } else {
+            self.untouched_count -= self.slots[slot_count..self.slot_count].iter().filter(is_untouched).count();
+        }
         for slot in self.slot_count..slot_count {
             match self.slots[slot].state {
-                SlotState::Empty => self.add_empty(slot),
+                SlotState::Empty => self.empty.push_back(&mut self.links, slot),
                 // It was in use when it should have been closed.
                 _ => {
                     self.slot_count = slot + 1;
@@ -173,7 +183,7 @@ impl Pool {
         }
         for slot in slot_count..self.slot_count {
             match self.slots[slot].state {
-                SlotState::Empty => self.remove_empty(slot),
+                SlotState::Empty => self.empty.remove(&mut self.links, slot),
                 _ => self.unlist(slot),
             }
         }
@@ -181,15 +191,17 @@ impl Pool {
         for slot in slot_count..self.slots.len() {
             if self.slots[slot].state == SlotState::Ready && self.slots[slot].users == 0 {
                 self.slots[slot].state = SlotState::Empty;
+                self.slots[slot].touched = false;
                 evicted(self.slots[slot].block);
                 self.arena.release(slot * self.slot_bytes, self.slot_bytes);
             }
         }
     }
 
-    /// Bytes of slots that were never used: reserved, but not yet taken from the system.
+    /// Bytes of slots that no read was ever completed into: reserved, but not yet taken from the system. What is being read for
+    /// the first time counts in full, since many reads may be waiting for the drive.
     pub fn untouched_bytes(&self) -> u64 {
-        (self.empty_count * self.slot_bytes) as u64
+        (self.untouched_count * self.slot_bytes) as u64
     }
 
     /// A block is wanted, whether it is in a slot or not; to be called once for each block of a demand.
@@ -216,6 +228,7 @@ impl Pool {
             guess: priority != Priority::Demand,
             permanent: false,
             lead: new.lead,
+            touched: self.slots[slot].touched,
         };
         self.slot_of_unit[new.unit] = slot as u32;
         Some((slot, evicted))
@@ -225,18 +238,8 @@ impl Pool {
         let is_empty = |slot: &Slot| slot.state == SlotState::Empty;
         let slot =
             if self.slots[..self.slot_count].get(home).is_some_and(is_empty) { home } else { self.empty.front()? };
-        self.remove_empty(slot);
-        Some(slot)
-    }
-
-    fn add_empty(&mut self, slot: usize) {
-        self.empty.push_back(&mut self.links, slot);
-        self.empty_count += 1;
-    }
-
-    fn remove_empty(&mut self, slot: usize) {
         self.empty.remove(&mut self.links, slot);
-        self.empty_count -= 1;
+        Some(slot)
     }
 
     fn victim(&mut self, at: Position, priority: Priority) -> Option<usize> {
@@ -253,6 +256,10 @@ impl Pool {
     pub fn loaded(&mut self, slot: usize) -> Members {
         debug_assert_eq!(self.slots[slot].state, SlotState::Loading);
         self.slots[slot].state = SlotState::Ready;
+        let was_touched = std::mem::replace(&mut self.slots[slot].touched, true);
+        if !was_touched && slot < self.slot_count {
+            self.untouched_count -= 1;
+        }
         self.settle(slot);
         self.slots[slot].members
     }
@@ -295,7 +302,7 @@ impl Pool {
         debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
         self.slots[slot].state = SlotState::Empty;
         if slot < self.slot_count {
-            self.add_empty(slot);
+            self.empty.push_back(&mut self.links, slot);
         }
     }
 

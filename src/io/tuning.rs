@@ -56,7 +56,7 @@ const DEPTH: usize = 4;
 const WORTH_MEASURING_BYTES: u64 = 256 << 20;
 
 /// One measurement, and how many of them are made of each setting.
-const PROBE_TIME: Duration = Duration::from_millis(20);
+const PROBE_TIME: Duration = Duration::from_millis(40);
 const ROUNDS: usize = 3;
 
 /// By how much another setting must be faster to be taken: less is noise, and the setting to start from is good on most drives.
