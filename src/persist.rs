@@ -1,4 +1,4 @@
-//! Small facts kept between runs: JSON files in the user's cache directory.
+//! Small facts kept between runs: files, most of them JSON, in the user's cache directory.
 //!
 //! They only make a later start better informed, so nothing here fails: what cannot be read is unknown, what cannot be
 //! written is lost.
@@ -33,12 +33,12 @@ pub fn write(directory: &Path, name: &str, value: &Value) {
 ///
 /// # Errors
 /// What the system says; the file is then as it was.
-pub fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+pub fn replace(path: &Path, contents: impl AsRef<[u8]>) -> std::io::Result<()> {
     // Two models of a process may write to the same file at once.
     static DRAFTS: AtomicU64 = AtomicU64::new(0);
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}.{}.tmp", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed)));
-    let replaced = std::fs::write(&draft, text).and_then(|()| std::fs::rename(&draft, path));
+    let replaced = std::fs::write(&draft, contents).and_then(|()| std::fs::rename(&draft, path));
     if replaced.is_err() {
         let _ = std::fs::remove_file(&draft);
     }
