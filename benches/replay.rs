@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use hypura::error::Result;
-use hypura::replay::{SHARES, Trace, compare};
+use hypura::replay::{HabitRecall, SHARES, Trace, compare, habit_recall};
 
 fn main() -> ExitCode {
     // cargo adds --bench.
@@ -31,6 +31,7 @@ fn report(path: &Path) -> Result<()> {
     println!("{}: {}, {layers} layers of {experts} experts, {decoded} tokens", path.display(), trace.model);
     print_table("hits in %, after the prompts", &trace);
     print_table("hits in %, generated tokens alone, from cold", &trace.without_prompts());
+    print_recall(&trace);
     Ok(())
 }
 
@@ -42,6 +43,22 @@ fn print_table(title: &str, trace: &Trace) {
         print!("  {:<46}", row.name);
         row.hit_percents.iter().for_each(|percent| print!("{percent:>8.1}"));
         println!();
+    }
+    println!();
+}
+
+/// Of the experts that a token uses of a layer, those that were among as many guesses, and among twice as many.
+fn print_recall(trace: &Trace) {
+    let HabitRecall { next_layer, next_token, popularity, repetition } = habit_recall(trace);
+    println!("  {:<46}{:>8}{:>8}", "foreseen in %, by as many guesses and by twice", "1x", "2x");
+    for (name, recall) in [
+        ("by the layer before", next_layer),
+        ("by the token before", next_token),
+        ("by popularity alone", popularity),
+        ("what the token before used", repetition),
+    ] {
+        let [as_many, twice] = recall.percents();
+        println!("  {name:<46}{as_many:>8.1}{twice:>8.1}");
     }
     println!();
 }

@@ -1,10 +1,12 @@
 //! Replays recorded expert routing: what a policy or a predictor would have reached on a trace.
 //!
 //! The way through: [`Trace`] reads what `HYPURA_TRACE` writes, [`simulate`] plays it against a policy and a number of
-//! slots, [`Belady`] is the policy that knows the future. [`compare`] does all of it, for a table.
+//! slots, [`Belady`] is the policy that knows the future. [`compare`] does all of it, for a table. [`habit_recall`] measures how
+//! well habits foresee a trace.
 
 mod belady;
 mod compare;
+mod recall;
 mod simulate;
 mod trace;
 
@@ -13,5 +15,6 @@ mod tests;
 
 pub use belady::Belady;
 pub use compare::{Row, SHARES, compare};
+pub use recall::{HabitRecall, Recall, habit_recall};
 pub use simulate::{Outcome, simulate};
 pub use trace::{ExpertUse, LayerUse, Pass, Trace};

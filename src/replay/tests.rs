@@ -238,3 +238,24 @@ fn a_victim_that_is_not_in_ram_is_noticed() {
     let shape = Shape { layer_count: 1, expert_count: 4 };
     simulate(&trace_of(shape, &[vec![vec![0]], vec![vec![1]]]), 1, &mut Liar);
 }
+
+/// The recall of everything by a habit that holds without exception, and of nothing by one that never does.
+#[test]
+fn recall_counts_what_was_foreseen() {
+    let shape = Shape { layer_count: 2, expert_count: 8 };
+    // The second layer follows the first; the first never uses what it used for the token before.
+    let tokens: Vec<Vec<Vec<usize>>> = (0..400)
+        .map(|token| {
+            let expert = token % 4;
+            vec![vec![expert], vec![7 - expert]]
+        })
+        .collect();
+    let trace = trace_of(shape, &tokens);
+    let recall = habit_recall(&trace);
+    assert_eq!([recall.next_layer.uses, recall.next_token.uses, recall.popularity.uses], [400, 2 * 399, 800]);
+    assert!(recall.next_layer.percents()[0] >= 99.0, "{recall:?}");
+    assert!(recall.next_token.percents()[0] >= 98.0, "{recall:?}");
+    assert_eq!(recall.repetition.percents(), [0.0, 0.0]);
+    let [as_many, twice] = recall.popularity.percents();
+    assert!(as_many < 30.0 && twice > as_many, "{recall:?}");
+}
