@@ -23,7 +23,7 @@ pub fn read(directory: &Path, name: &str) -> Option<Value> {
 
 /// Replaces a file in a directory. Readers see the old or the new contents, never a mixture.
 pub fn write(directory: &Path, name: &str, value: &Value) {
-    let written = std::fs::create_dir_all(directory).and_then(|()| replace(&directory.join(name), &value.to_string()));
+    let written = std::fs::create_dir_all(directory).and_then(|()| replace(&directory.join(name), value.to_string()));
     if let Err(error) = written {
         tracing::debug!("cannot keep {name} in {}: {error}", directory.display());
     }

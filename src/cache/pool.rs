@@ -144,6 +144,23 @@ impl Pool {
         self.policy.used(unit, at, usage);
     }
 
+    /// Tells the policy what earlier runs know of a unit; to be called before the first use.
+    pub fn remember(&mut self, unit: usize, uses_per_token: f32) {
+        self.policy.remember(unit, uses_per_token);
+    }
+
+    /// Whether reading a unit ahead of need is likely to gain: its layer, when its turn comes, is foreseen to use it with this
+    /// probability, and what would go for it is worth less.
+    pub fn would_gain(&self, unit: usize, probability: f32, at: Position) -> bool {
+        let is_better = |victim| self.policy.foreseen_worth(unit, probability, at) > self.policy.worth(victim, at);
+        self.empty_count > 0 || self.policy.victim(at).is_some_and(is_better)
+    }
+
+    /// Slots that hold nothing.
+    pub fn empty_count(&self) -> usize {
+        self.empty_count
+    }
+
     /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when every
     /// slot is in use, or, for a read ahead of need, not worth taking.
     pub fn take(&mut self, new: NewBlock, at: Position, priority: Priority) -> Option<(usize, Option<usize>)> {

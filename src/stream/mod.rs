@@ -12,6 +12,7 @@ mod core;
 mod fetch;
 mod foresight;
 mod guesses;
+mod keeper;
 mod pins;
 mod session;
 mod tensors;
