@@ -74,6 +74,47 @@ fn run(model: &Model, session: &Arc<Session>, tokens: &[Vec<Vec<i32>>]) {
     }
 }
 
+/// A model without a router that could be applied early: its habits alone tell what comes next.
+#[test]
+fn without_a_router_habits_are_gone_by() {
+    within(60, || {
+        let mut writer = ModelWriter::new(103);
+        for layer in 0..LAYERS {
+            // One matrix a layer: nothing but a guess reads ahead of need.
+            writer.tensor(&format!("blk.{layer}.ffn_up_exps.weight"), Q4_K, &[256, 8, EXPERTS as u64]);
+        }
+        let model = writer.write(TestDirectory::new(), 1);
+        let session = session(&model, TestDirectory::new().path(), 30, &[("HYPURA_PREFETCH", "on")]);
+        let streamed = model.streamed(&session);
+        let mut fetch = session.new_fetch();
+        let mut blocks = Vec::new();
+        let mut token = 0;
+        let stats = || -> serde_json::Value { serde_json::from_str(&session.stats_json()).unwrap() };
+        while number(&session, "prefetch_used") < 100 || token < 200 {
+            // Each layer answers the one before, and each token the last one: eight tokens in a cycle.
+            for (layer, &tensor) in streamed.iter().enumerate() {
+                let routing = [0, 1, 2].map(|choice| ((token % 8 * 4 + layer * 9 + choice) % EXPERTS) as i32);
+                fetch.begin(tensor, &routing, 1).unwrap();
+                fetch.look_ahead(1, &[0.0]);
+                // Foreseeing is given the time that computing would take.
+                std::thread::sleep(Duration::from_micros(300));
+                loop {
+                    fetch.next(&mut blocks).unwrap();
+                    if blocks.is_empty() {
+                        break;
+                    }
+                    blocks.iter().for_each(|block| model.assert_right(tensor, block));
+                }
+            }
+            token += 1;
+        }
+        let recall = stats()["habit_recall"].as_f64().unwrap();
+        assert!(recall > 0.7, "{recall} after {token} tokens");
+        assert!(stats()["lookahead_recall"].is_null(), "there is no router");
+        assert_eq!(number(&session, "errors"), 0);
+    });
+}
+
 fn wait_until(condition: impl Fn() -> bool) {
     while !condition() {
         std::thread::sleep(Duration::from_millis(1));

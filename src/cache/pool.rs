@@ -395,6 +395,23 @@ mod tests {
     }
 
     #[test]
+    fn a_guess_gains_where_there_is_room_or_less_to_lose() {
+        let shape = Shape { layer_count: 2, expert_count: 4 };
+        let mut pool = Pool::new(64, 1, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
+        let (held, foreseen) = (shape.unit(0, 0), shape.unit(1, 0));
+        assert_eq!(pool.empty_count(), 1);
+        assert!(pool.would_gain(foreseen, 0.0, HERE));
+        pool.remember(held, 1.0);
+        let new = NewBlock { block: held, unit: held, home: 0, lead: 0 };
+        let (slot, _) = pool.take(new, HERE, Priority::Demand).unwrap();
+        assert!(!pool.would_gain(foreseen, 1.0, HERE), "nothing can be had");
+        pool.loaded(slot);
+        assert!(pool.would_gain(foreseen, 0.9, HERE));
+        assert!(!pool.would_gain(foreseen, 0.1, HERE), "what is there is likelier used");
+        assert_eq!(pool.empty_count(), 0);
+    }
+
+    #[test]
     fn a_wrong_guess_is_let_go_and_one_that_was_taken_back_leaves_an_empty_slot() {
         let mut pool = pool(2);
         let read = load(&mut pool, 0, Priority::Guess).unwrap();
