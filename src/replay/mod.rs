@@ -2,13 +2,14 @@
 //!
 //! The way through: [`Trace`] reads what `HYPURA_TRACE` writes, [`simulate`] plays it against a policy and a number of
 //! slots, [`Belady`] is the policy that knows the future. [`compare`] does all of it, for a table. [`habit_recall`] measures how
-//! well habits foresee a trace.
+//! well habits foresee a trace, [`warm_start`] what they spare a text at its start.
 
 mod belady;
 mod compare;
 mod recall;
 mod simulate;
 mod trace;
+mod warm;
 
 #[cfg(test)]
 mod tests;
@@ -18,3 +19,4 @@ pub use compare::{Row, SHARES, compare};
 pub use recall::{HabitRecall, Recall, habit_recall};
 pub use simulate::{Outcome, simulate};
 pub use trace::{ExpertUse, LayerUse, Pass, Trace};
+pub use warm::{WARM_TOKENS, WarmStart, warm_start};

@@ -259,3 +259,18 @@ fn recall_counts_what_was_foreseen() {
     let [as_many, twice] = recall.popularity.percents();
     assert!(as_many < 30.0 && twice > as_many, "{recall:?}");
 }
+
+#[test]
+fn a_text_like_those_before_it_starts_warmer() {
+    let shape = Shape { layer_count: 3, expert_count: 32 };
+    let mut trace = made_up(shape, 3, 300, 5);
+    assert_eq!(warm_start(&trace, 20), None, "there is one text");
+    for (index, pass) in trace.passes.iter_mut().enumerate() {
+        pass.turn = index as u32 / 100;
+    }
+    for slots in [10, 30, 60] {
+        let WarmStart { cold, warm } = warm_start(&trace, slots).unwrap();
+        assert_eq!((cold.uses, warm.uses), (2 * 32 * 9, 2 * 32 * 9));
+        assert!(warm.hits > cold.hits, "{slots} slots: {warm:?} beside {cold:?}");
+    }
+}

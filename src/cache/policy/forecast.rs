@@ -200,7 +200,7 @@ impl Policy for Forecast {
     fn remember(&mut self, unit: usize, uses_per_token: f32) {
         let history = &mut self.histories[unit];
         history.used_at = self.clock;
-        // Only the longest average: other runs say what is popular, not what this text is about.
-        history.averages[AVERAGES - 1] = uses_per_token.clamp(0.0, 1.0);
+        // Only the longest average, and half of it: other texts say what is popular, not what this one is about.
+        history.averages[AVERAGES - 1] = uses_per_token.clamp(0.0, 1.0) / 2.0;
     }
 }
