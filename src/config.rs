@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::persist;
 
 /// When to stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +107,9 @@ pub struct Config {
     pub verify: bool,
     /// `HYPURA_LOG`: how much to log.
     pub log: LogLevel,
+    /// Where the habits of models are kept between runs; `None`: nowhere. No variable of ours, but where
+    /// [`crate::persist::cache_directory`] is; lists of settings leave it unset.
+    pub cache_directory: Option<PathBuf>,
 }
 
 /// The variables that are settings.
@@ -143,7 +147,7 @@ impl Config {
             };
             variables.push((name.to_owned(), value.to_owned()));
         }
-        Self::from_variables(variables)
+        Ok(Self { cache_directory: persist::cache_directory(), ..Self::from_variables(variables)? })
     }
 
     /// The settings in a list of names and values, in which names of other programs are ignored and an empty value
@@ -370,6 +374,7 @@ mod tests {
             timeline: Some(PathBuf::from("timeline.csv")),
             verify: true,
             log: LogLevel::Debug,
+            cache_directory: None,
         };
         assert_eq!(config.unwrap(), expected);
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 pub mod ffi;
 pub mod file_identity;
+pub mod fnv;
 pub mod gguf;
 pub mod hw;
 pub mod io;

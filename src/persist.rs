@@ -1,4 +1,4 @@
-//! Small facts kept between runs: JSON files in the user's cache directory.
+//! Small facts kept between runs: files, most of them JSON, in the user's cache directory.
 //!
 //! They only make a later start better informed, so nothing here fails: what cannot be read is unknown, what cannot be
 //! written is lost.
@@ -23,7 +23,7 @@ pub fn read(directory: &Path, name: &str) -> Option<Value> {
 
 /// Replaces a file in a directory. Readers see the old or the new contents, never a mixture.
 pub fn write(directory: &Path, name: &str, value: &Value) {
-    let written = std::fs::create_dir_all(directory).and_then(|()| replace(&directory.join(name), &value.to_string()));
+    let written = std::fs::create_dir_all(directory).and_then(|()| replace(&directory.join(name), value.to_string()));
     if let Err(error) = written {
         tracing::debug!("cannot keep {name} in {}: {error}", directory.display());
     }
@@ -33,12 +33,12 @@ pub fn write(directory: &Path, name: &str, value: &Value) {
 ///
 /// # Errors
 /// What the system says; the file is then as it was.
-pub fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+pub fn replace(path: &Path, contents: impl AsRef<[u8]>) -> std::io::Result<()> {
     // Two models of a process may write to the same file at once.
     static DRAFTS: AtomicU64 = AtomicU64::new(0);
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}.{}.tmp", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed)));
-    let replaced = std::fs::write(&draft, text).and_then(|()| std::fs::rename(&draft, path));
+    let replaced = std::fs::write(&draft, contents).and_then(|()| std::fs::rename(&draft, path));
     if replaced.is_err() {
         let _ = std::fs::remove_file(&draft);
     }

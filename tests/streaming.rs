@@ -584,7 +584,7 @@ fn a_tensor_smaller_than_the_alignment_works() {
 }
 
 /// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 20] = [
+const STATS_KEYS: [&str; 22] = [
     "mode",
     "model_bytes",
     "resident_bytes",
@@ -601,6 +601,8 @@ const STATS_KEYS: [&str; 20] = [
     "prefetch_wasted",
     "prefetch_pays",
     "lookahead_recall",
+    "habit_recall",
+    "warm_reads",
     "direct_io",
     "io_engine",
     "predicted_tokens_per_second",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import requests
 
-from workplace import SERVER
+from workplace import SERVER, cache_folder
 
 LOAD_SECONDS = 900
 EXIT_SECONDS = 30
@@ -56,7 +56,11 @@ class Serving:
         command = [*through, SERVER, "-m", model, "-np", "1", "-c", "2048", "--no-repack", "--cache-ram", "0", "--port", port, *flags]
         self.command = list(map(str, command))
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HYPURA", "LLAMA_"))}
-        self.environment = inherited | {"HYPURA_STATS": str(self.stats_path)} | settings
+        # Facts about the machine are kept from run to run, but each run is to start without habits of the model.
+        cache = cache_folder() / "facts"
+        for habits in cache.glob("hypura/habits-*.bin"):
+            habits.unlink(missing_ok=True)
+        self.environment = inherited | {"HYPURA_STATS": str(self.stats_path), "XDG_CACHE_HOME": str(cache)} | settings
 
     def __enter__(self) -> "Serving":
         with self.log_path.open("wb") as log:

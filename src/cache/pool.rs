@@ -105,6 +105,7 @@ pub struct Pool {
     slot_count: usize,
     links: Links,
     empty: List,
+    empty_count: usize,
     /// Open slots that are not touched.
     untouched_count: usize,
     guessed: List,
@@ -145,6 +146,7 @@ impl Pool {
             slot_count: slots.now,
             links,
             empty,
+            empty_count: slots.now,
             untouched_count: slots.now,
             guessed: List::new(),
             policy,
@@ -173,7 +175,7 @@ impl Pool {
         }
         for slot in self.slot_count..slot_count {
             match self.slots[slot].state {
-                SlotState::Empty => self.empty.push_back(&mut self.links, slot),
+                SlotState::Empty => self.add_empty(slot),
                 // It was in use when it should have been closed.
                 _ => {
                     self.slot_count = slot + 1;
@@ -183,7 +185,7 @@ impl Pool {
         }
         for slot in slot_count..self.slot_count {
             match self.slots[slot].state {
-                SlotState::Empty => self.empty.remove(&mut self.links, slot),
+                SlotState::Empty => self.remove_empty(slot),
                 _ => self.unlist(slot),
             }
         }
@@ -207,6 +209,23 @@ impl Pool {
     /// A block is wanted, whether it is in a slot or not; to be called once for each block of a demand.
     pub fn used(&mut self, unit: usize, at: Position, usage: Use) {
         self.policy.used(unit, at, usage);
+    }
+
+    /// Tells the policy what earlier runs know of a unit; to be called before the first use.
+    pub fn remember(&mut self, unit: usize, uses_per_token: f32) {
+        self.policy.remember(unit, uses_per_token);
+    }
+
+    /// Whether reading a unit ahead of need is likely to gain: its layer, when its turn comes, is foreseen to use it with this
+    /// probability, and what would go for it is worth less.
+    pub fn would_gain(&self, unit: usize, probability: f32, at: Position) -> bool {
+        let is_better = |victim| self.policy.foreseen_worth(unit, probability, at) > self.policy.worth(victim, at);
+        self.empty_count > 0 || self.policy.victim(at).is_some_and(is_better)
+    }
+
+    /// Slots that hold nothing.
+    pub fn empty_count(&self) -> usize {
+        self.empty_count
     }
 
     /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when every
@@ -238,8 +257,18 @@ impl Pool {
         let is_empty = |slot: &Slot| slot.state == SlotState::Empty;
         let slot =
             if self.slots[..self.slot_count].get(home).is_some_and(is_empty) { home } else { self.empty.front()? };
-        self.empty.remove(&mut self.links, slot);
+        self.remove_empty(slot);
         Some(slot)
+    }
+
+    fn add_empty(&mut self, slot: usize) {
+        self.empty.push_back(&mut self.links, slot);
+        self.empty_count += 1;
+    }
+
+    fn remove_empty(&mut self, slot: usize) {
+        self.empty.remove(&mut self.links, slot);
+        self.empty_count -= 1;
     }
 
     fn victim(&mut self, at: Position, priority: Priority) -> Option<usize> {
@@ -302,7 +331,7 @@ impl Pool {
         debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
         self.slots[slot].state = SlotState::Empty;
         if slot < self.slot_count {
-            self.empty.push_back(&mut self.links, slot);
+            self.add_empty(slot);
         }
     }
 
@@ -448,6 +477,23 @@ mod tests {
         assert_eq!(take(&mut pool, 5, 0, Priority::Demand), Some((last, Some(1))));
         assert!(pool.join(first, 0), "the first use of a guess is reported");
         assert!(!pool.join(first, 0));
+    }
+
+    #[test]
+    fn a_guess_gains_where_there_is_room_or_less_to_lose() {
+        let shape = Shape { layer_count: 2, expert_count: 4 };
+        let mut pool = Pool::new(64, SlotCount { now: 1, most: 1 }, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
+        let (held, foreseen) = (shape.unit(0, 0), shape.unit(1, 0));
+        assert_eq!(pool.empty_count(), 1);
+        assert!(pool.would_gain(foreseen, 0.0, HERE));
+        pool.remember(held, 1.0);
+        let new = NewBlock { block: held, unit: held, home: 0, lead: 0 };
+        let (slot, _) = pool.take(new, HERE, Priority::Demand).unwrap();
+        assert!(!pool.would_gain(foreseen, 1.0, HERE), "nothing can be had");
+        pool.loaded(slot);
+        assert!(pool.would_gain(foreseen, 0.9, HERE));
+        assert!(!pool.would_gain(foreseen, 0.1, HERE), "what is there is likelier used");
+        assert_eq!(pool.empty_count(), 0);
     }
 
     #[test]

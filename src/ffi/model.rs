@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
 use crate::file_identity::FileIdentity;
 use crate::gguf::{Gguf, GgufFile};
+use crate::persist;
 use crate::plan::{Mode, Role, role_of};
 use crate::stream::Session;
 
@@ -160,7 +161,7 @@ unsafe fn config_from(settings: *const *const c_char) -> Result<Config> {
         })?;
         variables.push((name.to_owned(), value.to_owned()));
     }
-    Config::from_variables(variables)
+    Ok(Config { cache_directory: persist::cache_directory(), ..Config::from_variables(variables)? })
 }
 
 /// Frees a model. Its fetches keep what they need and may be freed later. NULL is allowed.

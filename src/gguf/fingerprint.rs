@@ -4,41 +4,31 @@
 //! samples of the weights count too. It guards against mistakes, not against malice: an equal fingerprint makes a run start with the
 //! other model's habits, which costs time and never changes a result.
 
-/// The 64-bit hash of Fowler, Noll and Vo (variant 1a): short, and the same on every machine and in every release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint(u64);
+use crate::fnv::Fnv;
+
+/// The hash of all files of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fingerprint(Fnv);
 
 /// How many places of a file are sampled, and how many bytes at each.
 const SAMPLES: usize = 8;
 const SAMPLE_BYTES: usize = 1 << 10;
 
-impl Default for Fingerprint {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
 impl Fingerprint {
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
     /// Adds a file: its header, its size, and samples of what follows, evenly spread.
     pub(super) fn add_file(&mut self, bytes: &[u8], header_bytes: usize) {
         let (header, data) = bytes.split_at(header_bytes);
-        self.add(header);
-        self.add(&(bytes.len() as u64).to_le_bytes());
+        self.0.add(header);
+        self.0.add(&(bytes.len() as u64).to_le_bytes());
         for sample in 0..SAMPLES {
             let start = data.len().saturating_sub(SAMPLE_BYTES) / SAMPLES * sample;
-            self.add(&data[start..data.len().min(start + SAMPLE_BYTES)]);
+            self.0.add(&data[start..data.len().min(start + SAMPLE_BYTES)]);
         }
     }
 
     /// Sixteen hexadecimal digits.
     pub(super) fn digits(self) -> String {
-        format!("{:016x}", self.0)
+        format!("{:016x}", self.0.value())
     }
 }
 

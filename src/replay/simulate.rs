@@ -1,5 +1,7 @@
 //! Playing a trace against a policy.
 
+use std::ops::Add;
+
 use super::trace::{LayerUse, Trace};
 use crate::cache::policy::{Policy, Position};
 
@@ -10,6 +12,14 @@ pub struct Outcome {
     pub uses: u64,
     /// Those of them that were in RAM.
     pub hits: u64,
+}
+
+impl Add for Outcome {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { uses: self.uses + other.uses, hits: self.hits + other.hits }
+    }
 }
 
 impl Outcome {
@@ -28,6 +38,11 @@ impl Outcome {
 /// # Panics
 /// When there are no slots.
 pub fn simulate(trace: &Trace, slot_count: usize, policy: &mut dyn Policy) -> Outcome {
+    simulate_from(trace, slot_count, policy, &[])
+}
+
+/// As [`simulate`], from a cache that holds these units, or as many of the first of them as fit.
+pub(super) fn simulate_from(trace: &Trace, slot_count: usize, policy: &mut dyn Policy, cached: &[usize]) -> Outcome {
     assert!(slot_count > 0, "nothing can be cached in no slots");
     let mut simulation = Simulation {
         is_cached: vec![false; trace.shape.unit_count()],
@@ -36,6 +51,11 @@ pub fn simulate(trace: &Trace, slot_count: usize, policy: &mut dyn Policy) -> Ou
         missing: Vec::new(),
         policy,
     };
+    for &unit in cached.iter().take(slot_count) {
+        simulation.is_cached[unit] = true;
+        simulation.free_slots -= 1;
+        simulation.policy.offer(unit);
+    }
     let mut outcome = Outcome::default();
     for (number, pass) in trace.passes.iter().enumerate() {
         for layer in &pass.layers {

@@ -238,3 +238,39 @@ fn a_victim_that_is_not_in_ram_is_noticed() {
     let shape = Shape { layer_count: 1, expert_count: 4 };
     simulate(&trace_of(shape, &[vec![vec![0]], vec![vec![1]]]), 1, &mut Liar);
 }
+
+/// The recall of everything by a habit that holds without exception, and of nothing by one that never does.
+#[test]
+fn recall_counts_what_was_foreseen() {
+    let shape = Shape { layer_count: 2, expert_count: 8 };
+    // The second layer follows the first; the first never uses what it used for the token before.
+    let tokens: Vec<Vec<Vec<usize>>> = (0..400)
+        .map(|token| {
+            let expert = token % 4;
+            vec![vec![expert], vec![7 - expert]]
+        })
+        .collect();
+    let trace = trace_of(shape, &tokens);
+    let recall = habit_recall(&trace);
+    assert_eq!([recall.next_layer.uses, recall.next_token.uses, recall.popularity.uses], [400, 2 * 399, 800]);
+    assert!(recall.next_layer.percents()[0] >= 99.0, "{recall:?}");
+    assert!(recall.next_token.percents()[0] >= 98.0, "{recall:?}");
+    assert_eq!(recall.repetition.percents(), [0.0, 0.0]);
+    let [as_many, twice] = recall.popularity.percents();
+    assert!(as_many < 30.0 && twice > as_many, "{recall:?}");
+}
+
+#[test]
+fn a_text_like_those_before_it_starts_warmer() {
+    let shape = Shape { layer_count: 3, expert_count: 32 };
+    let mut trace = made_up(shape, 3, 300, 5);
+    assert_eq!(warm_start(&trace, 20), None, "there is one text");
+    for (index, pass) in trace.passes.iter_mut().enumerate() {
+        pass.turn = index as u32 / 100;
+    }
+    for slots in [10, 30, 60] {
+        let WarmStart { cold, warm } = warm_start(&trace, slots).unwrap();
+        assert_eq!((cold.uses, warm.uses), (2 * 32 * 9, 2 * 32 * 9));
+        assert!(warm.hits > cold.hits, "{slots} slots: {warm:?} beside {cold:?}");
+    }
+}

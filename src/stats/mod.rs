@@ -39,6 +39,23 @@ impl Counter {
     }
 }
 
+/// How well a source of predictions foresees.
+#[derive(Debug, Default)]
+pub struct Foresight {
+    /// Experts that layers wanted and that had been named.
+    pub right: Counter,
+    /// Experts that the layers wanted of which it named some.
+    pub wanted: Counter,
+}
+
+impl Foresight {
+    /// The share that was foreseen, if anything was wanted.
+    fn recall(&self) -> Option<f64> {
+        let wanted = self.wanted.get();
+        (wanted > 0).then(|| self.right.get() as f64 / wanted as f64)
+    }
+}
+
 /// What a session counts. Times in nanoseconds, sizes in bytes.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -60,10 +77,12 @@ pub struct Counters {
     pub prefetch_cancelled: Counter,
     /// Guesses that were read, and not wanted where they were foreseen.
     pub prefetch_wasted: Counter,
-    /// Experts that a layer wanted and looking ahead had named.
-    pub foreseen: Counter,
-    /// Experts that layers wanted which had been looked ahead to.
-    pub foreseeable: Counter,
+    /// Blocks read at the start because earlier runs used them much.
+    pub warm_reads: Counter,
+    /// What routers named, applied one layer early.
+    pub by_router: Foresight,
+    /// What habits named.
+    pub by_habit: Foresight,
     /// Tokens computed, prompts included.
     pub tokens: Counter,
     /// Failed reads and failed verifications.
@@ -87,11 +106,6 @@ pub struct Facts {
     pub io_engine: &'static str,
     /// Whether reading what is foreseen made computing wait less, as far as that is known.
     pub prefetch_pays: Option<bool>,
-}
-
-/// A share, if there is a whole.
-fn ratio(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| part as f64 / whole as f64)
 }
 
 impl Counters {
@@ -118,7 +132,9 @@ impl Counters {
             "prefetch_cancelled": self.prefetch_cancelled.get(),
             "prefetch_wasted": self.prefetch_wasted.get(),
             "prefetch_pays": facts.prefetch_pays,
-            "lookahead_recall": ratio(self.foreseen.get(), self.foreseeable.get()),
+            "lookahead_recall": self.by_router.recall(),
+            "habit_recall": self.by_habit.recall(),
+            "warm_reads": self.warm_reads.get(),
             "tokens": self.tokens.get(),
             "direct_io": facts.direct_io,
             "io_engine": facts.io_engine,

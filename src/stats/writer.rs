@@ -43,7 +43,7 @@ impl StatsWriter {
                 let mut stopping = stopping.lock();
                 loop {
                     let last = *stopping;
-                    if let Err(error) = persist::replace(&file, &snapshot()) {
+                    if let Err(error) = persist::replace(&file, snapshot()) {
                         if !std::mem::replace(&mut reported, true) {
                             tracing::warn!("cannot write statistics to {}: {error}", file.display());
                         }

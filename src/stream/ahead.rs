@@ -45,11 +45,13 @@ impl Core {
             };
             for &expert in experts {
                 let block = to.first_block + expert;
-                if state.location[block].is_none()
-                    && self.read(state, files, to.pool, block, Priority::Ahead, requests).is_none()
-                {
+                if state.location[block].is_some() {
+                    continue;
+                }
+                if self.read(state, files, to.pool, block, Priority::Ahead, requests).is_none() {
                     break; // this pool is full; another may not be
                 }
+                self.counters.prefetch_issued.add(1);
             }
         }
     }

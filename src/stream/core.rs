@@ -11,7 +11,7 @@ use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::plan::{distribute, minimum_bytes};
-use crate::predict::Order;
+use crate::predict::{Habits, Order};
 use crate::stats::Counters;
 
 use super::guesses::Guesses;
@@ -43,7 +43,18 @@ pub(super) struct State {
     /// Those that sleep until a slot can be had.
     pub(super) want_room: Members,
     pub(super) reads_in_flight: usize,
+    /// Slots that are being read into to warm the cache.
+    pub(super) warming: Vec<SlotId>,
+    /// The session ends.
+    pub(super) stopping: bool,
     reading_since: Instant,
+}
+
+impl State {
+    /// Whether nothing more needs to be read.
+    pub(super) fn is_over(&self) -> bool {
+        self.stopping || self.error.is_some()
+    }
 }
 
 /// State, the means to wait for its changes, and the counters.
@@ -52,6 +63,10 @@ pub(super) struct Core {
     /// By member: signalled when a slot that it awaits becomes Ready, when it wants room and a slot becomes free, and on
     /// an error.
     pub(super) signals: Box<[Condvar]>,
+    /// Signalled when there is something new for the keeper of habits.
+    pub(super) keeper: Condvar,
+    /// Nobody takes this lock while holding that of the state.
+    pub(super) habits: Mutex<Habits>,
     pub(super) counters: Counters,
     pub(super) streamed: Arc<StreamedTensors>,
     pub(super) timeline: Option<Timeline>,
@@ -92,11 +107,18 @@ impl Core {
             fetches: Members::default(),
             want_room: Members::default(),
             reads_in_flight: 0,
+            warming: Vec::new(),
+            stopping: false,
             reading_since: Instant::now(),
         };
         Ok(Arc::new(Self {
             state: Mutex::new(state),
             signals: (0..Members::COUNT).map(|_| Condvar::new()).collect(),
+            keeper: Condvar::new(),
+            habits: Mutex::new(Habits::new(
+                &streamed.expert_layer_numbers(),
+                streamed.policy_shape(false).expert_count,
+            )),
             counters: Counters::default(),
             timeline,
             streamed,
@@ -181,9 +203,6 @@ impl Core {
         self.count_read_time(state);
         state.reads_in_flight += 1;
         self.record(Event::ReadBegin, block);
-        if priority != Priority::Demand {
-            self.counters.prefetch_issued.add(1);
-        }
         // SAFETY: the slot is as large as any widened block of its class and page-aligned; it is Loading, so by the
         // pool's invariants nobody reads it or gives it away until `finished` has marked it Ready.
         let destination = unsafe { Destination::new(state.pools[pool].address(slot)) };
@@ -247,6 +266,7 @@ impl Core {
             tracing::error!("{error}");
         }
         self.wake(everybody);
+        self.keeper.notify_all();
     }
 
     /// Wakes fetches; to be called without the lock.
@@ -270,8 +290,13 @@ impl Sink for Core {
                 self.record(Event::ReadEnd, block);
                 let awaited_by = state.pools[id.pool].loaded(id.slot);
                 let wake = if awaited_by == Members::default() { state.want_room } else { awaited_by };
+                let warmed = state.warming.iter().position(|&warming| warming == id);
+                warmed.map(|index| state.warming.swap_remove(index));
                 drop(state);
                 self.wake(wake);
+                if warmed.is_some() {
+                    self.keeper.notify_all();
+                }
             }
             Err(error) => self.fail(state, error),
         }

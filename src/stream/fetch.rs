@@ -7,6 +7,7 @@ use crate::cache::policy::{Position, Use};
 use crate::cache::{Members, SlotState};
 use crate::error::{Error, ErrorCode, Result};
 use crate::io::{Priority, Request};
+use crate::predict::Recent;
 
 use super::core::{Core, SlotId, State};
 use super::session::{Running, Session};
@@ -50,6 +51,8 @@ pub struct Fetch {
     row_counts: Vec<u32>,
     /// The expert layer that the latest demand is the first one of, if it is.
     entered: Option<usize>,
+    /// What the layers used last, for habits.
+    recent: Recent,
     /// Between a successful `begin` and `end`.
     begun: bool,
     /// Our number among the session's fetches, from the first demand on.
@@ -77,6 +80,7 @@ impl Fetch {
             experts: Vec::new(),
             row_counts: Vec::new(),
             entered: None,
+            recent: Recent::default(),
             begun: false,
             member: None,
             requests: Vec::new(),
@@ -156,6 +160,9 @@ impl Fetch {
             tracing::debug!("dense weights now flow through {slots} slots of each size");
         }
         self.submit(running);
+        if let Some(layer) = self.entered {
+            core.habits.lock().observe(&mut self.recent, layer, routing, tokens);
+        }
         self.begun = true;
         Ok(())
     }
@@ -165,7 +172,7 @@ impl Fetch {
     pub fn look_ahead(&self, row_length: usize, inputs: &[f32]) {
         let Some(layer) = self.entered.filter(|_| self.begun) else { return };
         if let Ok(Running { foresight: Some(foresight), .. }) = self.session.running() {
-            foresight.look_ahead(layer, row_length, inputs);
+            foresight.look_ahead(layer, row_length, inputs, &self.recent);
         }
     }
 
@@ -315,9 +322,9 @@ impl Fetch {
         let was_guess = state.pools[id.pool].join(id.slot, member);
         if was_guess {
             core.counters.prefetch_used.add(1);
-            if loading {
-                self.promotions.push(core.token(id));
-            }
+        }
+        if loading && (was_guess || state.warming.contains(&id)) {
+            self.promotions.push(core.token(id));
         }
         !was_guess && !loading
     }

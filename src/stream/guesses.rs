@@ -3,9 +3,21 @@
 use std::time::Duration;
 
 use crate::io::{DirectFile, Engine, Priority, Request};
-use crate::predict::Trial;
+use crate::predict::{Foreseen, Trial};
 
 use super::core::{Core, SlotId, State};
+
+/// A read that is more likely in vain than not costs a busy drive more than it gains.
+const PROBABILITY_MIN: f32 = 0.5;
+
+/// What a layer is foreseen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Its router.
+    Router,
+    /// The model's habits.
+    Habits,
+}
 
 /// What was foreseen for the layer that comes next.
 pub(super) struct Guesses {
@@ -16,6 +28,7 @@ pub(super) struct Guesses {
     /// The layer that something was foreseen for, and its experts.
     layer: usize,
     experts: Vec<usize>,
+    source: Source,
     /// Blocks of it that are being read, or were.
     reads: Vec<(usize, SlotId)>,
     /// Waiting time in total when the pass began.
@@ -31,6 +44,7 @@ impl Guesses {
             current: None,
             layer: usize::MAX,
             experts: Vec::new(),
+            source: Source::Router,
             reads: Vec::new(),
             waited_before: Duration::ZERO,
             pass_counts: false,
@@ -52,30 +66,46 @@ impl Guesses {
 
 impl Core {
     /// Notes what an expert layer is foreseen to want, the surest first, and, while that pays, adds reads for what is missing.
-    pub(super) fn guess(&self, files: &[DirectFile], layer: usize, experts: &[usize], requests: &mut Vec<Request>) {
+    /// The layer is the next one, or the first one for the next token.
+    pub(super) fn guess(
+        &self,
+        files: &[DirectFile],
+        layer: usize,
+        source: Source,
+        foreseen: &[Foreseen],
+        requests: &mut Vec<Request>,
+    ) {
+        let layer_count = self.streamed.expert_layers.len();
         let mut state = self.state.lock();
         let state = &mut *state;
         let guesses = &mut state.guesses;
         // Too late when the layer is being computed already.
-        if state.error.is_some() || guesses.current.is_none_or(|current| current + 1 != layer) {
+        if state.error.is_some() || guesses.current.is_none_or(|current| (current + 1) % layer_count != layer) {
             return;
         }
         guesses.layer = layer;
         guesses.experts.clear();
-        guesses.experts.extend_from_slice(experts);
+        guesses.experts.extend(foreseen.iter().map(|foreseen| foreseen.expert));
+        guesses.source = source;
         if !guesses.trial.is_acting() {
             return;
         }
-        for &expert in experts {
+        let likely = foreseen.iter().take_while(|foreseen| foreseen.probability >= PROBABILITY_MIN);
+        for &Foreseen { expert, probability } in likely {
             for &index in &self.streamed.expert_layers[layer] {
                 let tensor = &self.streamed.tensors[index];
                 let block = tensor.first_block + expert;
                 if expert >= tensor.block_count || state.location[block].is_some() {
                     continue;
                 }
+                let unit = tensor.first_unit + expert;
+                if !state.pools[tensor.pool].would_gain(unit, probability, state.position) {
+                    continue;
+                }
                 let Some(id) = self.read(state, files, tensor.pool, block, Priority::Guess, requests) else {
                     return;
                 };
+                self.counters.prefetch_issued.add(1);
                 state.guesses.reads.push((block, id));
             }
         }
@@ -88,8 +118,12 @@ impl Core {
         guesses.current = Some(layer);
         if guesses.layer == layer {
             let right = wanted.iter().filter(|expert| guesses.experts.contains(expert)).count();
-            self.counters.foreseen.add(right as u64);
-            self.counters.foreseeable.add(wanted.len() as u64);
+            let counters = match guesses.source {
+                Source::Router => &self.counters.by_router,
+                Source::Habits => &self.counters.by_habit,
+            };
+            counters.right.add(right as u64);
+            counters.wanted.add(wanted.len() as u64);
         }
         guesses.layer = usize::MAX;
         let reads = std::mem::take(&mut guesses.reads);

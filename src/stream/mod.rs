@@ -13,6 +13,7 @@ mod fetch;
 mod foresight;
 mod governor;
 mod guesses;
+mod keeper;
 mod pins;
 #[cfg(test)]
 mod resize_tests;

@@ -10,13 +10,14 @@ use crate::gguf::Gguf;
 use crate::hw;
 use crate::io::{self, DirectFile, Engine, Sink, Tuning};
 use crate::plan::{self, Claim, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
-use crate::predict::read_routers;
+use crate::predict::{Store, read_routers};
 use crate::stats::{Counters, Facts, StatsWriter};
 
 use super::core::Core;
 use super::fetch::Fetch;
 use super::foresight::Foresight;
 use super::governor::{self, Membership};
+use super::keeper::Keeper;
 use super::tensors::StreamedTensors;
 use super::timeline::Timeline;
 use super::trace::Trace;
@@ -38,6 +39,7 @@ pub(super) struct Running {
     _membership: Membership,
     // In this order they are dropped: who gives the engine work, the engine, and then nothing writes to the slots any more.
     pub(super) foresight: Option<Foresight>,
+    _keeper: Option<Keeper>,
     pub(super) engine: Arc<dyn Engine>,
     _stats: Option<StatsWriter>,
     pub(super) core: Arc<Core>,
@@ -155,13 +157,23 @@ impl Session {
         let core = Core::new(Arc::clone(&self.streamed), &slot_counts, timeline, self.config.prefetch)?;
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
         let foresight = self.foresight(&core, &engine)?;
+        let keeper = self.keeper(&core, &engine)?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
             false => None,
         };
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
         let membership = governor::join(&core, is_flexible)?;
-        let mut running = Running { _membership: membership, foresight, engine, _stats: None, core, verifier, trace };
+        let mut running = Running {
+            _membership: membership,
+            foresight,
+            _keeper: keeper,
+            engine,
+            _stats: None,
+            core,
+            verifier,
+            trace,
+        };
         if let Some(path) = &self.config.stats {
             let (core, facts) = (Arc::clone(&running.core), running.facts(self));
             running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &facts))?);
@@ -181,15 +193,23 @@ impl Session {
         Ok(running)
     }
 
-    /// The thread that looks ahead, when there are experts and routers to do it with.
+    /// The thread that keeps the model's habits, when it has any and there is a place for them.
+    fn keeper(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<Keeper>> {
+        let Some(directory) = self.config.cache_directory.clone() else { return Ok(None) };
+        if self.streamed.expert_layers.is_empty() {
+            return Ok(None);
+        }
+        let store = Store::new(directory, self.gguf.fingerprint());
+        let warms = self.config.prefetch != PrefetchSetting::Off;
+        Keeper::start(store, warms, core, Arc::clone(&self.files), Arc::clone(engine)).map(Some)
+    }
+
+    /// The thread that looks ahead, when there are experts.
     fn foresight(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<Foresight>> {
         if self.config.prefetch == PrefetchSetting::Off || self.streamed.expert_layers.is_empty() {
             return Ok(None);
         }
         let routers = read_routers(&self.gguf, &self.streamed.expert_layer_numbers());
-        if routers.iter().all(Option::is_none) {
-            return Ok(None);
-        }
         Foresight::start(routers, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
     }
 

@@ -12,6 +12,9 @@ BIN = REPOSITORY / "build" / "llama" / "bin"
 OFF_BIN = REPOSITORY / "build" / "llama-off" / "bin"
 TIMEOUT_SECONDS = 300
 
+# What libhypura finds out about the machine is kept here from test to test; what it learns about models is not.
+CACHE = REPOSITORY / "build" / "e2e-cache"
+
 OFF = {"HYPURA": "off"}
 
 # What makes a run comparable: stock llama.cpp repacks weights it holds in memory, which selects other kernels.
@@ -20,9 +23,15 @@ GREEDY = ["--temp", "0", "--seed", "1"]
 
 
 def environment(settings: dict[str, str]) -> dict[str, str]:
-    """This process's environment with these `HYPURA*` settings and no others, and without llama.cpp's own overrides."""
+    """This process's environment with these `HYPURA*` settings and no others, and without llama.cpp's own overrides.
+
+    No habits of a model are known, so that a test does not depend on those before it.
+    """
+    for habits in CACHE.glob("hypura/habits-*.bin"):
+        habits.unlink(missing_ok=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HYPURA", "LLAMA_", "GGML_"))}
-    return inherited | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"} | settings
+    fixed = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", "XDG_CACHE_HOME": str(CACHE)}
+    return inherited | fixed | settings
 
 
 @dataclass

@@ -107,6 +107,20 @@ def test_looking_ahead_changes_no_bit_while_reads_arrive_late(logits: LogitsProg
     assert stats["prefetch_issued"] > 0 or share == SMALLEST
 
 
+@pytest.mark.parametrize("model", [tiny("mixtral"), tiny("many-experts"), tiny("gptoss"), SMOLLM2_MOE], ids=lambda model: model.name)
+def test_a_warm_start_changes_no_bit_while_reads_arrive_late(logits: LogitsProgram, model: Model, tmp_path) -> None:
+    """The second run reads what the first one used much, while its own demands come in."""
+    require(model)
+    positions = 96
+    settings = {"HYPURA_PREFETCH": "on", "HYPURA_TEST_DELAY": str(1 + len(model.name)), "XDG_CACHE_HOME": str(tmp_path)}
+    budget_bytes = max(int(0.5 * model.streamable_bytes), logits.smallest_budget(model))
+    for is_warm in (False, True):
+        streamed, stats = logits.streamed(model, "single", positions, budget_bytes, **settings)
+        assert difference(logits.resident(model, "single", positions), streamed, positions) is None
+        assert stats["errors"] == 0
+        assert (stats["warm_reads"] > 0) == is_warm
+
+
 SETTINGS = [{"HYPURA_DIRECT": "off"}, {"HYPURA_PREFETCH": "off"}, {"HYPURA_IO": "threads"}, {"HYPURA_IO": "uring"}]
 
 

@@ -98,11 +98,16 @@ impl Forecast {
     fn wait(&self, unit: usize, at: Position) -> f32 {
         let layer = self.shape.layer(unit);
         let history = &self.histories[unit];
-        let is_ahead = layer > at.layer;
         // Units that are still ahead had no chance in this pass yet.
-        let missed_tokens = (self.clock - history.used_at).saturating_sub(if is_ahead { self.pass_tokens } else { 0 });
-        let layers_until = if is_ahead { layer - at.layer } else { layer + self.shape.layer_count - at.layer };
-        1.0 / self.probability(history, missed_tokens) - 1.0 + layers_until as f32 / self.shape.layer_count as f32
+        let unasked_tokens = if layer > at.layer { self.pass_tokens } else { 0 };
+        let missed_tokens = (self.clock - history.used_at).saturating_sub(unasked_tokens);
+        self.wait_with(self.probability(history, missed_tokens), layer, at)
+    }
+
+    /// The expected time until a unit of a layer is used, when every token uses it with this probability.
+    fn wait_with(&self, probability: f32, layer: usize, at: Position) -> f32 {
+        let layers_until = if layer > at.layer { layer - at.layer } else { layer + self.shape.layer_count - at.layer };
+        1.0 / probability - 1.0 + layers_until as f32 / self.shape.layer_count as f32
     }
 
     fn decay(&self, age: u32) -> [f32; AVERAGES] {
@@ -187,10 +192,15 @@ impl Policy for Forecast {
         f64::from(1.0 / self.wait(unit, at))
     }
 
+    fn foreseen_worth(&self, unit: usize, probability: f32, at: Position) -> f64 {
+        let probability = probability.clamp(PROBABILITY_MIN, PROBABILITY_MAX);
+        f64::from(1.0 / self.wait_with(probability, self.shape.layer(unit), at)).max(self.worth(unit, at))
+    }
+
     fn remember(&mut self, unit: usize, uses_per_token: f32) {
         let history = &mut self.histories[unit];
         history.used_at = self.clock;
-        // Not the shortest average: nothing is known of the last few tokens.
-        history.averages[1..].fill(uses_per_token.clamp(0.0, 1.0));
+        // Only the longest average, and half of it: other texts say what is popular, not what this one is about.
+        history.averages[AVERAGES - 1] = uses_per_token.clamp(0.0, 1.0) / 2.0;
     }
 }

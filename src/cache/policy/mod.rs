@@ -96,6 +96,13 @@ pub trait Policy: Send + std::fmt::Debug {
     /// larger value is to be kept. What is about to be read on a guess should be worth more than the victim.
     fn worth(&self, unit: usize, at: Position) -> f64;
 
+    /// What a unit would be worth if its layer uses it with this probability (0 to 1) when its turn comes next, to be compared with
+    /// the [`Self::worth`] of another. A policy without estimates takes what is foreseen to be worth more than anything.
+    fn foreseen_worth(&self, unit: usize, probability: f32, at: Position) -> f64 {
+        let _ = (unit, probability, at);
+        f64::INFINITY
+    }
+
     /// Tells what earlier runs know: how often a token uses this unit, 0 to 1. To be called before the first use; a
     /// policy that has no use for it ignores it.
     fn remember(&mut self, unit: usize, uses_per_token: f32) {

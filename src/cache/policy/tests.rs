@@ -208,6 +208,22 @@ fn a_prompt_that_uses_everything_does_not_wash_out_what_is_hot() {
 }
 
 #[test]
+fn what_is_foreseen_is_worth_more_the_likelier_and_the_sooner() {
+    let mut policy = Forecast::new(SHAPE);
+    let (hot, cold) = (SHAPE.unit(0, 0), SHAPE.unit(1, 1));
+    for pass in 0..100 {
+        policy.used(hot, Position { pass, layer: 0 }, Use::DECODE);
+    }
+    let at = Position { pass: 100, layer: 0 };
+    let foreseen = |probability| policy.foreseen_worth(cold, probability, at);
+    assert!(foreseen(0.9) > foreseen(0.5) && foreseen(0.5) > foreseen(0.1));
+    // What is used by every token, next time in a whole pass, against what may be used by the next layer.
+    assert!(foreseen(0.9) > policy.worth(hot, at) && policy.worth(hot, at) > foreseen(0.3));
+    assert!(policy.foreseen_worth(hot, 0.0, at) >= policy.worth(hot, at), "what is known of it counts too");
+    assert!(foreseen(0.5) > policy.foreseen_worth(SHAPE.unit(3, 1), 0.5, at), "layer 3 comes later than layer 1");
+}
+
+#[test]
 fn what_earlier_runs_know_decides_until_something_is_used() {
     let mut policy = Forecast::new(SHAPE);
     let (cold, hot, unknown) = (SHAPE.unit(1, 0), SHAPE.unit(1, 1), SHAPE.unit(1, 2));

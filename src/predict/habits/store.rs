@@ -1,0 +1,103 @@
+//! Habits kept between runs: a file for each model in the cache directory, named after the model's fingerprint.
+//!
+//! Nothing here fails: what cannot be read is unknown, what cannot be written is lost. A file is replaced by a rename. Two
+//! processes that run a model take turns: each puts what the other has written meanwhile into what it writes. Should both
+//! read and replace it in the same instant, what one has learned since its last turn is lost to the file, not to itself.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::Habits;
+use super::encoding::{decode, encode};
+use crate::fnv::Fnv;
+use crate::persist;
+
+/// Models whose habits are kept: those used last.
+const FILES_MAX: usize = 64;
+
+const PREFIX: &str = "habits-";
+const SUFFIX: &str = ".bin";
+
+/// The place of one model's habits.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+    path: PathBuf,
+    /// The hash of the file as we know it.
+    seen: Option<u64>,
+}
+
+impl Store {
+    /// The place in a directory, which need not exist, of a model with this fingerprint.
+    pub fn new(directory: PathBuf, fingerprint: &str) -> Self {
+        let path = directory.join(format!("{PREFIX}{fingerprint}{SUFFIX}"));
+        Self { directory, path, seen: None }
+    }
+
+    /// Adds what is stored to habits.
+    pub fn load(&mut self, habits: &mut Habits) {
+        if let Some(stored) = self.read(habits.expert_count) {
+            habits.merge(&stored);
+        }
+    }
+
+    /// Stores habits, together with what others have stored since the last time, and forgets the models that were not used for
+    /// longest if there are too many.
+    pub fn save(&mut self, mut habits: Habits) {
+        let seen = self.seen;
+        if let Some(stored) = self.read(habits.expert_count) {
+            // What we have seen is contained in ours already, but for layers that this run has nothing to do with.
+            if self.seen != seen {
+                habits.merge(&stored);
+            }
+            habits.adopt(stored);
+        }
+        let bytes = encode(&habits);
+        let written = std::fs::create_dir_all(&self.directory).and_then(|()| persist::replace(&self.path, &bytes));
+        match written {
+            Ok(()) => {
+                self.seen = Some(Fnv::of(&bytes));
+                self.forget_old();
+            }
+            Err(error) => tracing::debug!("cannot keep habits in {}: {error}", self.path.display()),
+        }
+    }
+
+    fn read(&mut self, expert_count: usize) -> Option<Habits> {
+        let bytes = std::fs::read(&self.path).ok()?;
+        let hash = Some(Fnv::of(&bytes));
+        let is_new = std::mem::replace(&mut self.seen, hash) != hash;
+        match decode(&bytes, expert_count) {
+            Ok(habits) => Some(habits),
+            Err(problem) => {
+                if is_new {
+                    tracing::info!("{} is ignored: {problem}", self.path.display());
+                }
+                None
+            }
+        }
+    }
+
+    fn forget_old(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.directory) else { return };
+        let changed =
+            |path: &Path| std::fs::metadata(path).and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut files: Vec<(SystemTime, PathBuf)> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| *path != self.path && is_ours(path))
+            .map(|path| (changed(&path), path))
+            .collect();
+        files.sort();
+        let excess = (files.len() + 1).saturating_sub(FILES_MAX);
+        for (_, path) in &files[..excess] {
+            // Another process may have been faster.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
+}

@@ -1,0 +1,259 @@
+//! Counting beside counting by hand, foreseeing, and what survives on disk.
+
+use std::path::Path;
+
+use super::encoding::{decode, encode};
+use super::*;
+use crate::common::{Random, TestDirectory};
+
+const LAYERS: [u32; 3] = [1, 2, 5];
+const EXPERTS: usize = 6;
+
+fn new() -> Habits {
+    Habits::new(&LAYERS, EXPERTS)
+}
+
+/// Runs tokens one by one, each with the experts of every layer.
+fn run(habits: &mut Habits, tokens: &[[[i32; 2]; 3]]) {
+    let mut recent = Recent::default();
+    for token in tokens {
+        for (layer, experts) in token.iter().enumerate() {
+            habits.observe(&mut recent, layer, experts, 1);
+        }
+    }
+}
+
+fn random_tokens(seed: u64, count: usize) -> Vec<[[i32; 2]; 3]> {
+    let mut random = Random::new(seed);
+    let mut pair = || {
+        let first = random.below(EXPERTS);
+        [first as i32, ((first + 1 + random.below(EXPERTS - 1)) % EXPERTS) as i32]
+    };
+    (0..count).map(|_| [pair(), pair(), pair()]).collect()
+}
+
+fn experts(foreseen: &[Foreseen]) -> Vec<usize> {
+    foreseen.iter().map(|foreseen| foreseen.expert).collect()
+}
+
+fn next_layer(habits: &Habits, layer: usize, used: &[usize]) -> Vec<Foreseen> {
+    let mut foreseen = Vec::new();
+    habits.foresee_next_layer(layer, used, &mut foreseen);
+    foreseen
+}
+
+#[test]
+fn uses_and_pairs_are_those_counted_by_hand() {
+    let tokens = random_tokens(1, 300);
+    let mut habits = new();
+    run(&mut habits, &tokens);
+    let has = |experts: [i32; 2], expert: usize| experts.contains(&(expert as i32));
+    for layer in 0..LAYERS.len() {
+        let counted = habits.layer(layer);
+        for one in 0..EXPERTS {
+            let uses = tokens.iter().filter(|token| has(token[layer], one)).count();
+            assert_eq!(usize::from(counted.uses[one]), uses);
+            assert_eq!(habits.uses_per_token(layer, one), Some(uses as f32 / 300.0));
+            for other in 0..EXPERTS {
+                let pair = one * EXPERTS + other;
+                let together = tokens
+                    .iter()
+                    .filter(|token| layer + 1 < LAYERS.len() && has(token[layer], one) && has(token[layer + 1], other));
+                assert_eq!(usize::from(counted.next_layer[pair]), together.count());
+                let after = tokens.windows(2).filter(|pair| has(pair[0][layer], one) && has(pair[1][layer], other));
+                assert_eq!(usize::from(counted.next_token[pair]), after.count());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_follows_is_foreseen_and_a_stranger_by_what_is_popular() {
+    let mut habits = new();
+    // Layer 0 alternates; the next layer answers 0,1 with 4,5 and 2,3 with 1,2.
+    let tokens: Vec<_> = (0..40).map(|token| [[[0, 1], [4, 5], [0, 3]], [[2, 3], [1, 2], [0, 5]]][token % 2]).collect();
+    run(&mut habits, &tokens);
+    let foreseen = next_layer(&habits, 0, &[0, 1]);
+    assert_eq!(experts(&foreseen[..2]), [4, 5]);
+    assert!(foreseen[0].probability > 0.9 && foreseen[2].probability < 0.1, "{foreseen:?}");
+    assert_eq!(experts(&next_layer(&habits, 0, &[3, 2])[..2]), [1, 2]);
+    let mut again = Vec::new();
+    habits.foresee_next_token(0, &[0, 1], &mut again);
+    assert_eq!(experts(&again[..2]), [2, 3], "the layer alternates");
+    assert_eq!(experts(&next_layer(&habits, 1, &[0])[..1]), [0], "every token uses 0 there");
+    assert!(next_layer(&habits, 2, &[0]).is_empty(), "nothing comes after the last layer");
+    assert!(next_layer(&new(), 0, &[0]).is_empty(), "nothing is known yet");
+}
+
+#[test]
+fn of_a_large_batch_some_tokens_count_and_layers_are_joined_row_by_row() {
+    let mut habits = new();
+    let mut recent = Recent::default();
+    let tokens = 10 * ROWS_MAX;
+    // The first half goes from 0 to 1, the second from 2 to 3.
+    let halves = |first: i32, second: i32| -> Vec<i32> {
+        (0..tokens).map(|token| if token < tokens / 2 { first } else { second }).collect()
+    };
+    for (layer, routing) in [(0, halves(0, 2)), (1, halves(1, 3))] {
+        habits.observe(&mut recent, layer, &routing, tokens);
+    }
+    let layer = habits.layer(0);
+    let half = (ROWS_MAX / 2) as u16;
+    assert_eq!((layer.tokens, &layer.uses[..3]), (2 * half, &[half, 0, half][..]));
+    let pairs: Vec<usize> = (0..EXPERTS * EXPERTS).filter(|&pair| layer.next_layer[pair] > 0).collect();
+    assert_eq!(pairs, [1, 2 * EXPERTS + 3]);
+    // Another number of tokens, as in the last layer of a prompt, cannot be joined with it; nor can a layer that was skipped.
+    habits.observe(&mut recent, 2, &[0], 1);
+    habits.observe(&mut recent, 0, &[0], 1);
+    habits.observe(&mut recent, 2, &[0], 1);
+    assert!(habits.layer(1).next_layer.iter().all(|&count| count == 0));
+    assert_eq!(recent.experts(2).collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn users_at_the_same_time_do_not_follow_each_other() {
+    let mut habits = new();
+    let (mut one, mut other) = (Recent::default(), Recent::default());
+    for (recent, layer, expert) in
+        [(&mut one, 0, 0), (&mut other, 0, 2)].map(|(recent, layer, expert)| (recent, layer, [expert]))
+    {
+        habits.observe(recent, layer, &expert, 1);
+    }
+    habits.observe(&mut one, 1, &[1], 1);
+    habits.observe(&mut other, 1, &[3], 1);
+    let layer = habits.layer(0);
+    let pairs: Vec<usize> = (0..EXPERTS * EXPERTS).filter(|&pair| layer.next_layer[pair] > 0).collect();
+    assert_eq!(pairs, [1, 2 * EXPERTS + 3]);
+}
+
+#[test]
+fn old_habits_fade() {
+    let mut habits = new();
+    let max = usize::from(TOKENS_MAX);
+    run(&mut habits, &vec![[[0, 1]; 3]; max]);
+    assert_eq!(habits.uses_per_token(0, 0), Some(1.0));
+    run(&mut habits, &vec![[[2, 3]; 3]; max]);
+    assert!(habits.uses_per_token(0, 2).unwrap() > 0.7);
+    assert!(habits.uses_per_token(0, 0).unwrap() > 0.1, "not at once");
+    run(&mut habits, &vec![[[2, 3]; 3]; 12 * max]);
+    assert_eq!(habits.uses_per_token(0, 0), Some(0.0));
+    assert_eq!(next_layer(&habits, 0, &[2, 3])[0].expert, 2);
+    assert!(habits.layer(0).tokens <= TOKENS_MAX);
+}
+
+#[test]
+fn a_model_too_large_for_pairs_has_its_uses_counted() {
+    let numbers: Vec<u32> = (0..100).collect();
+    let mut habits = Habits::new(&numbers, 512);
+    let mut recent = Recent::default();
+    for layer in 0..3 {
+        habits.observe(&mut recent, layer, &[511, 7], 1);
+    }
+    assert_eq!(habits.uses_per_token(1, 511), Some(1.0));
+    assert!(next_layer(&habits, 0, &[7]).is_empty());
+}
+
+#[test]
+fn bytes_give_back_what_was_encoded_and_nothing_when_damaged() {
+    let mut habits = new();
+    run(&mut habits, &random_tokens(2, 500));
+    let bytes = encode(&habits);
+    habits.take_news();
+    assert_eq!(decode(&bytes, EXPERTS).as_ref(), Ok(&habits));
+    assert!(decode(&bytes, EXPERTS + 1).unwrap_err().contains("number of experts"));
+    for length in 0..bytes.len() {
+        decode(&bytes[..length], EXPERTS).unwrap_err();
+        let mut damaged = bytes.clone();
+        damaged[length] ^= 0x10;
+        decode(&damaged, EXPERTS).unwrap_err();
+    }
+    // Rubbish with a right checksum.
+    let mut random = Random::new(3);
+    for _ in 0..1000 {
+        let mut rubbish = bytes[..bytes.len() - 8].to_vec();
+        for _ in 0..3 {
+            let place = 11 + random.below(rubbish.len() - 11);
+            rubbish[place] = random.below(256) as u8;
+        }
+        rubbish.truncate(12 + random.below(rubbish.len()));
+        rubbish.extend(crate::fnv::Fnv::of(&rubbish).to_le_bytes());
+        let _ = decode(&rubbish, EXPERTS);
+    }
+}
+
+fn stored(directory: &Path, name: &str) -> Habits {
+    let mut habits = new();
+    Store::new(directory.to_owned(), name).load(&mut habits);
+    habits
+}
+
+#[test]
+fn runs_of_a_model_share_a_file_and_models_do_not() {
+    let directory = TestDirectory::new();
+    let place = directory.path().join("not-there-yet");
+    let (mut first, mut second) = (Store::new(place.clone(), "a"), Store::new(place.clone(), "a"));
+    let (mut one, mut other) = (new(), new());
+    first.load(&mut one);
+    second.load(&mut other);
+    run(&mut one, &[[[0, 1]; 3]; 100]);
+    run(&mut other, &[[[0, 2]; 3]; 100]);
+    first.save(one.clone());
+    assert_eq!(stored(&place, "a").uses_per_token(0, 1), Some(1.0));
+    second.save(other);
+    let both = stored(&place, "a");
+    assert_eq!([0, 1, 2].map(|expert| both.uses_per_token(1, expert).unwrap()), [1.0, 0.5, 0.5]);
+    assert!(stored(&place, "b").uses_per_token(0, 0).is_none());
+
+    // Saved again, with nothing new from others, it stays what it is.
+    let mut third = Store::new(place.clone(), "a");
+    let mut habits = new();
+    third.load(&mut habits);
+    for _ in 0..3 {
+        third.save(habits.clone());
+    }
+    assert_eq!(stored(&place, "a"), both);
+}
+
+#[test]
+fn layers_that_a_run_does_not_stream_are_kept() {
+    let directory = TestDirectory::new();
+    let mut all = new();
+    run(&mut all, &[[[0, 1], [2, 3], [4, 5]]; 10]);
+    Store::new(directory.path().to_owned(), "a").save(all);
+    let mut part = Habits::new(&LAYERS[1..], EXPERTS);
+    let mut store = Store::new(directory.path().to_owned(), "a");
+    store.load(&mut part);
+    assert_eq!(part.layer_count(), 2);
+    assert_eq!(part.uses_per_token(0, 2), Some(1.0));
+    store.save(part);
+    assert_eq!(stored(directory.path(), "a").uses_per_token(0, 0), Some(1.0));
+}
+
+#[test]
+fn rubbish_is_ignored_and_replaced() {
+    let directory = TestDirectory::new();
+    let path = directory.path().join("habits-a.bin");
+    std::fs::write(&path, "rubbish").unwrap();
+    let mut habits = new();
+    let mut store = Store::new(directory.path().to_owned(), "a");
+    store.load(&mut habits);
+    assert_eq!(habits, new());
+    run(&mut habits, &[[[0, 1]; 3]; 10]);
+    store.save(habits);
+    assert_eq!(stored(directory.path(), "a").uses_per_token(0, 1), Some(1.0));
+}
+
+#[test]
+fn the_models_used_last_are_remembered() {
+    let directory = TestDirectory::new();
+    let path = |number: usize| directory.path().join(format!("habits-{number}.bin"));
+    std::fs::write(directory.path().join("other.json"), "{}").unwrap();
+    for number in 0..100 {
+        let file = std::fs::File::create(path(number)).unwrap();
+        let age = std::time::Duration::from_secs(1000 - number as u64);
+        file.set_modified(std::time::SystemTime::now() - age).unwrap();
+    }
+    Store::new(directory.path().to_owned(), "new").save(new());
+    assert_eq!((0..100).filter(|&number| path(number).exists()).collect::<Vec<_>>(), (37..100).collect::<Vec<_>>());
+    assert!(directory.path().join("habits-new.bin").exists() && directory.path().join("other.json").exists());
+}

@@ -1,0 +1,93 @@
+//! How well a trace's experts are foreseen by habits that are learned while it runs.
+
+use super::trace::{LayerUse, Trace};
+use crate::predict::{Foreseen, Habits, Recent};
+
+/// What the generated tokens used of their layers, and how much of it was foreseen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recall {
+    /// Experts used.
+    pub uses: u64,
+    /// Foreseen by as many guesses as experts were used.
+    pub by_as_many: u64,
+    /// Foreseen by twice as many.
+    pub by_twice_as_many: u64,
+}
+
+/// How well habits foresee, by what they go by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HabitRecall {
+    /// By the layer before, of the same token.
+    pub next_layer: Recall,
+    /// By the token before, in the same layer.
+    pub next_token: Recall,
+    /// By popularity in the layer alone.
+    pub popularity: Recall,
+    /// Naming simply what the token before used in the same layer: no more guesses than that.
+    pub repetition: Recall,
+}
+
+impl Recall {
+    /// Foreseen among used, in percent, by as many guesses as experts were used and by twice as many.
+    pub fn percents(&self) -> [f64; 2] {
+        [self.by_as_many, self.by_twice_as_many].map(|right| 100.0 * right as f64 / self.uses.max(1) as f64)
+    }
+
+    fn count(&mut self, used: &[usize], guesses: impl Iterator<Item = usize>) {
+        self.uses += used.len() as u64;
+        for (rank, guess) in guesses.take(2 * used.len()).enumerate() {
+            if used.contains(&guess) {
+                self.by_as_many += u64::from(rank < used.len());
+                self.by_twice_as_many += 1;
+            }
+        }
+    }
+}
+
+/// Plays a trace to habits that know nothing at first. Before each layer of a generated token they foresee it; what is right
+/// counts. Prompts teach them nothing, since a trace does not tell which of a prompt's tokens used which expert.
+pub fn habit_recall(trace: &Trace) -> HabitRecall {
+    let numbers: Vec<u32> = (0..trace.shape.layer_count as u32).collect();
+    let mut habits = Habits::new(&numbers, trace.shape.expert_count);
+    let mut recall = HabitRecall::default();
+    let mut foreseen = Vec::new();
+    for turn in trace.passes.chunk_by(|one, other| one.turn == other.turn) {
+        let mut recent = Recent::default();
+        for pass in turn.iter().filter(|pass| pass.is_decode) {
+            let mut layer_before: Option<(usize, Vec<usize>)> = None;
+            for layer in &pass.layers {
+                let used = experts(layer);
+                if let Some((before, experts)) = &layer_before {
+                    habits.foresee_next_layer(*before, experts, &mut foreseen);
+                    recall.next_layer.count(&used, experts_of(&foreseen));
+                }
+                let token_before: Vec<usize> = recent.experts(layer.layer).collect();
+                if !token_before.is_empty() {
+                    habits.foresee_next_token(layer.layer, &token_before, &mut foreseen);
+                    recall.next_token.count(&used, experts_of(&foreseen));
+                    recall.repetition.count(&used, token_before.iter().copied());
+                }
+                recall.popularity.count(&used, popular(&habits, layer.layer).into_iter());
+                let routing: Vec<i32> = used.iter().map(|&expert| expert as i32).collect();
+                habits.observe(&mut recent, layer.layer, &routing, 1);
+                layer_before = Some((layer.layer, used));
+            }
+        }
+    }
+    recall
+}
+
+fn experts(layer: &LayerUse) -> Vec<usize> {
+    layer.experts.iter().map(|used| used.expert).collect()
+}
+
+fn experts_of(foreseen: &[Foreseen]) -> impl Iterator<Item = usize> + '_ {
+    foreseen.iter().map(|foreseen| foreseen.expert)
+}
+
+fn popular(habits: &Habits, layer: usize) -> Vec<usize> {
+    let mut experts: Vec<usize> = (0..habits.expert_count()).collect();
+    let frequency = |expert: usize| habits.uses_per_token(layer, expert).unwrap_or(0.0);
+    experts.sort_by(|&one, &other| frequency(other).total_cmp(&frequency(one)));
+    experts
+}

@@ -1,0 +1,150 @@
+//! Keeps a model's habits from run to run: what earlier runs have learned warms the cache at the start, and what this one
+//! learns is stored, now and then and at the end. On a thread of its own.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::MutexGuard;
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::io::{DirectFile, Engine, Priority};
+use crate::predict::{Habits, Store};
+
+use super::core::{Core, State};
+
+/// How often habits are stored.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Blocks that are read at once to warm the cache. As many slots of each size are left empty, so that a demand never waits for
+/// one of these.
+const IN_FLIGHT: usize = 4;
+
+/// The thread, until dropped.
+pub(super) struct Keeper {
+    core: Arc<Core>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Tells the policies what is stored, and starts the thread; it reads what was hot while there is room, if `warms` is set.
+    pub(super) fn start(
+        mut store: Store,
+        warms: bool,
+        core: &Arc<Core>,
+        files: Arc<[DirectFile]>,
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self> {
+        let habits = &mut *core.habits.lock();
+        store.load(habits);
+        let mut blocks = core.remember(habits);
+        if !warms {
+            blocks.clear();
+        }
+        let for_thread = Arc::clone(core);
+        let thread = std::thread::Builder::new()
+            .name("hypura-habits".to_owned())
+            .spawn(move || {
+                for_thread.warm(&files, &*engine, blocks);
+                drop((files, engine));
+                while for_thread.sleep_until_store_is_due() {
+                    for_thread.store(&mut store);
+                }
+                for_thread.store(&mut store);
+            })
+            .map_err(|error| Error::new(ErrorCode::Resource, format!("cannot start the thread for habits: {error}")))?;
+        Ok(Self { core: Arc::clone(core), thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.core.state.lock().stopping = true;
+        self.core.keeper.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic in the thread lost only habits.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Core {
+    /// Tells the policies how often each expert was used. Returns the blocks of those that were, the hottest expert last.
+    fn remember(&self, habits: &Habits) -> Vec<usize> {
+        let mut state = self.state.lock();
+        let mut experts = Vec::new();
+        for layer in 0..habits.layer_count() {
+            for expert in 0..habits.expert_count() {
+                let uses_per_token =
+                    habits.uses_per_token(layer, expert).filter(|&uses_per_token| uses_per_token > 0.0);
+                experts.extend(uses_per_token.map(|uses_per_token| (uses_per_token, layer, expert)));
+            }
+        }
+        experts.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
+        let mut blocks = Vec::new();
+        for (uses_per_token, layer, expert) in experts {
+            for &index in self.streamed.expert_layers[layer].iter().rev() {
+                let tensor = &self.streamed.tensors[index];
+                if expert < tensor.block_count {
+                    state.pools[tensor.pool].remember(tensor.first_unit + expert, uses_per_token);
+                    blocks.push(tensor.first_block + expert);
+                }
+            }
+        }
+        blocks
+    }
+
+    /// Reads blocks, the last one first, into slots that are empty, while the drive has nothing else to do.
+    fn warm(&self, files: &[DirectFile], engine: &dyn Engine, mut blocks: Vec<usize>) {
+        let mut requests = Vec::new();
+        let mut state = self.state.lock();
+        while let Some(block) = blocks.pop() {
+            while state.warming.len() >= IN_FLIGHT && !state.is_over() {
+                self.keeper.wait(&mut state);
+            }
+            if state.is_over() || !self.has_room_to_warm(&state) {
+                return;
+            }
+            let pool = self.streamed.tensor_of(block).0.pool;
+            if state.location[block].is_some() || state.pools[pool].empty_count() <= IN_FLIGHT {
+                continue;
+            }
+            let Some(id) = self.read(&mut state, files, pool, block, Priority::Guess, &mut requests) else { continue };
+            // Not a guess about the next layer, which would be dropped when it turns out wrong, but a block like any other.
+            state.pools[pool].expire(id.slot);
+            state.warming.push(id);
+            self.counters.warm_reads.add(1);
+            MutexGuard::unlocked(&mut state, || engine.submit(&mut requests));
+        }
+    }
+
+    fn has_room_to_warm(&self, state: &State) -> bool {
+        let classes = state.pools.iter().zip(&self.streamed.classes);
+        classes.filter(|(_, class)| !class.every_pass).any(|(pool, _)| pool.empty_count() > IN_FLIGHT)
+    }
+
+    /// Says whether the session goes on.
+    fn sleep_until_store_is_due(&self) -> bool {
+        let due = Instant::now() + INTERVAL;
+        let mut state = self.state.lock();
+        while !state.stopping {
+            if self.keeper.wait_until(&mut state, due).timed_out() {
+                break;
+            }
+        }
+        !state.stopping
+    }
+
+    /// Stores what was learned since the last time, if anything was.
+    fn store(&self, store: &mut Store) {
+        let mut habits = self.habits.lock();
+        if !habits.take_news() {
+            return;
+        }
+        let (layer_count, expert_count) = (habits.layer_count(), habits.expert_count());
+        drop(habits);
+        // Layer by layer, so that no fetch waits for long.
+        let layers = (0..layer_count).map(|layer| self.habits.lock().layer(layer)).collect();
+        store.save(Habits::of_layers(expert_count, layers));
+    }
+}
