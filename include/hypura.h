@@ -338,6 +338,23 @@ int32_t hypura_model_stats_json(const struct hypura_model_t *model,
                                 char *error,
                                 size_t error_size);
 
+// Writes what is expected of the model as JSON to `buffer`, like hypura_model_stats_json: the mode, what lives where in bytes and
+// item by item, the memory for weights, the tokens per second that are expected and what limits them, what earlier runs taught, what
+// the machine offers and what had to be assumed of it, and the best that any division of the same memory could do. `null`
+// before the first demand, when the memory has not been divided yet.
+//
+// Errors: INVALID_ARGUMENT when the model is not streamed.
+//
+// Arguments:
+// `model` comes from hypura_model_open; `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a
+// size_t; `error` to `error_size` bytes, or is NULL.
+int32_t hypura_model_plan_json(const struct hypura_model_t *model,
+                               char *buffer,
+                               size_t buffer_size,
+                               size_t *needed,
+                               char *error,
+                               size_t error_size);
+
 // Makes a fetch for a model that is streamed.
 //
 // Errors: INVALID_ARGUMENT when the model is not streamed.

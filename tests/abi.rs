@@ -194,6 +194,7 @@ signatures! {
     hypura_model_bind: fn(*const HypuraModel, usize, usize, u64, u64, *mut c_char, usize) -> i32;
     hypura_model_read: fn(*const HypuraModel, usize, u64, usize, *mut u8, *mut c_char, usize) -> i32;
     hypura_model_stats_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
+    hypura_model_plan_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_fetch_new: fn(*const HypuraModel, *mut *mut HypuraFetch, *mut c_char, usize) -> i32;
     hypura_fetch_begin: fn(*mut HypuraFetch, usize, *const i32, usize, usize, *mut c_char, usize) -> i32;
     hypura_fetch_look_ahead: fn(*mut HypuraFetch, *const f32, usize, usize);

@@ -584,7 +584,7 @@ fn a_tensor_smaller_than_the_alignment_works() {
 }
 
 /// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 20] = [
+const STATS_KEYS: [&str; 22] = [
     "mode",
     "model_bytes",
     "resident_bytes",
@@ -603,7 +603,9 @@ const STATS_KEYS: [&str; 20] = [
     "lookahead_recall",
     "direct_io",
     "io_engine",
+    "plan",
     "predicted_tokens_per_second",
+    "measured_tokens_per_second",
     "errors",
 ];
 

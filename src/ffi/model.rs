@@ -459,15 +459,52 @@ pub unsafe extern "C" fn hypura_model_stats_json(
     let body = || {
         // SAFETY: the contract of this function.
         let model = unsafe { pointers::shared(model, "model") }?;
-        let text = model.session()?.stats_json();
         // SAFETY: the contract of this function.
-        unsafe { super::boundary::write_text(&text, buffer, buffer_size) };
-        if !needed.is_null() {
-            // SAFETY: the contract of this function.
-            unsafe { pointers::write(needed, text.len() + 1, "needed") }?;
-        }
-        Ok(())
+        unsafe { give_text(&model.session()?.stats_json(), buffer, buffer_size, needed) }
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
+}
+
+/// Writes what is expected of the model as JSON to `buffer`, like hypura_model_stats_json: the mode, what lives where in bytes and
+/// item by item, the memory for weights, the tokens per second that are expected and what limits them, what earlier runs taught, what
+/// the machine offers and what had to be assumed of it, and the best that any division of the same memory could do. `null`
+/// before the first demand, when the memory has not been divided yet.
+///
+/// Errors: INVALID_ARGUMENT when the model is not streamed.
+///
+/// # Safety
+/// `model` comes from hypura_model_open; `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a
+/// size_t; `error` to `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_plan_json(
+    model: *const HypuraModel,
+    buffer: *mut c_char,
+    buffer_size: usize,
+    needed: *mut usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::shared(model, "model") }?;
+        // SAFETY: the contract of this function.
+        unsafe { give_text(&model.session()?.plan_json(), buffer, buffer_size, needed) }
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Writes a text, cut to fit, and the bytes that all of it needs.
+///
+/// # Safety
+/// `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a size_t.
+unsafe fn give_text(text: &str, buffer: *mut c_char, buffer_size: usize, needed: *mut usize) -> Result<()> {
+    // SAFETY: the contract of this function.
+    unsafe { super::boundary::write_text(text, buffer, buffer_size) };
+    if !needed.is_null() {
+        // SAFETY: the contract of this function.
+        unsafe { pointers::write(needed, text.len() + 1, "needed") }?;
+    }
+    Ok(())
 }

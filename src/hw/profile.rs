@@ -75,10 +75,14 @@ impl Profile {
         format!("{processor}, {} cores", self.cores.parallel())
     }
 
-    /// Looks up how fast the cores read memory, or measures it, which takes about 50 ms once per machine.
-    pub fn measure_memory(&mut self) -> f64 {
-        let machine = self.machine();
-        *self.memory_bytes_per_second.get_or_insert_with(|| memory_bandwidth(&machine, self.cores.parallel()))
+    /// Looks up how fast the cores read memory, or measures it, which takes about 50 ms once per machine. `None` where there is not
+    /// enough memory to measure it.
+    pub fn measure_memory(&mut self) -> Option<f64> {
+        if self.memory_bytes_per_second.is_none() {
+            let available_bytes = self.memory.available_bytes;
+            self.memory_bytes_per_second = memory_bandwidth(&self.machine(), self.cores.parallel(), available_bytes);
+        }
+        self.memory_bytes_per_second
     }
 
     fn with_notes(mut self) -> Self {

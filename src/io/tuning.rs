@@ -46,6 +46,8 @@ pub struct Tuning {
     pub direct: bool,
     /// What that reached, where it was measured.
     pub bytes_per_second: Option<f64>,
+    /// What a small read takes beyond its bytes, where it was measured.
+    pub read_overhead_seconds: Option<f64>,
 }
 
 /// Good on most drives: MiB-sized reads at a small depth saturate them.
@@ -57,6 +59,9 @@ const WORTH_MEASURING_BYTES: u64 = 256 << 20;
 
 /// One measurement; a dozen of them are made.
 const PROBE_TIME: Duration = Duration::from_millis(20);
+
+/// The reads by which it is found what a read costs beyond its bytes.
+const SMALL_BYTES: usize = 64 << 10;
 
 /// By how much another setting must be faster to be taken: less is noise.
 const GAIN: f64 = 1.05;
@@ -86,8 +91,14 @@ pub fn tune(paths: &[PathBuf], config: &Config) -> Result<(Tuning, Arc<[DirectFi
             EngineKind::Threads
         }
     };
-    let start =
-        Tuning { engine, block_bytes: BLOCK_BYTES, depth: DEPTH, direct: can_be_direct, bytes_per_second: None };
+    let start = Tuning {
+        engine,
+        block_bytes: BLOCK_BYTES,
+        depth: DEPTH,
+        direct: can_be_direct,
+        bytes_per_second: None,
+        read_overhead_seconds: None,
+    };
     let size: u64 = direct_files.iter().map(DirectFile::opened_size).sum();
     let search = Search { config, can_be_direct, paths };
     let tuning = match search.remembered() {
@@ -174,6 +185,8 @@ impl Search<'_> {
             }
         }
         best.bytes_per_second = Some(speed);
+        let small = probe(&Tuning { block_bytes: SMALL_BYTES, ..best })?.bytes_per_second;
+        best.read_overhead_seconds = Some((SMALL_BYTES as f64 * (1.0 / small - 1.0 / speed)).max(0.0));
         tracing::info!("measured the drive in {} ms: {:.2} GB/s with {best}", began.elapsed().as_millis(), speed / 1e9,);
         self.remember(&best);
         Ok(best)
@@ -194,6 +207,7 @@ impl Search<'_> {
             depth: entry["depth"].as_u64()? as usize,
             direct: entry["direct"].as_bool()?,
             bytes_per_second: entry["bytes_per_second"].as_f64(),
+            read_overhead_seconds: entry["read_overhead_seconds"].as_f64(),
         };
         let sane = tuning.block_bytes.is_power_of_two()
             && (64 << 10..=16 << 20).contains(&tuning.block_bytes)
@@ -219,6 +233,7 @@ impl Search<'_> {
                 "depth": tuning.depth,
                 "direct": tuning.direct,
                 "bytes_per_second": tuning.bytes_per_second,
+                "read_overhead_seconds": tuning.read_overhead_seconds,
             }),
         );
         persist::write(&directory, FILE, &Value::Object(stored));

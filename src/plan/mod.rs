@@ -8,6 +8,7 @@
 
 mod budget;
 mod decide;
+mod division;
 mod explain;
 mod learned;
 mod linear;
@@ -27,6 +28,7 @@ mod solve_tests;
 
 pub use budget::{SlotClass, automatic_budget, distribute, minimum_bytes};
 pub use decide::{Mode, Plan, decide};
+pub use division::{Keeping, divide};
 pub use learned::{Learned, Measured};
 pub use micro_batch::micro_batch;
 pub use miss::MissCurve;

@@ -107,7 +107,7 @@ impl Fetch {
         check(&state)?;
         let member = *self.member.get_or_insert_with(|| state.fetches.first_free());
         state.fetches.insert(member);
-        let mut new_ring = None;
+        let (mut new_ring, mut learn, now) = (None, false, Instant::now());
         let previous = self.tensor.replace(index);
         state.order.observe(previous, index);
         if let (Some(previous), Some(since)) = (previous, self.computing_since.take()) {
@@ -115,9 +115,12 @@ impl Fetch {
         }
         if state.order.is_first(index) {
             core.counters.tokens.add(tokens as u64);
+            core.count_read_time(&mut state);
+            learn = state.pace.begin_pass(now, tokens, &core.counters);
             new_ring = core.retune(&mut state, index);
             state.guesses.begin_pass(core.counters.stall_time.time(), tokens);
         }
+        state.pace.demand(now, &core.counters);
         state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };
         self.record_trace(running, &state, index, previous, routing, tokens);
         for index in 0..self.experts.len() {
@@ -156,6 +159,9 @@ impl Fetch {
             tracing::debug!("dense weights now flow through {slots} slots of each size");
         }
         self.submit(running);
+        if learn {
+            running.outlook.learn();
+        }
         self.begun = true;
         Ok(())
     }

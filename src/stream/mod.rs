@@ -12,6 +12,8 @@ mod core;
 mod fetch;
 mod foresight;
 mod guesses;
+mod outlook;
+mod pace;
 mod pins;
 mod session;
 mod tensors;

@@ -15,6 +15,7 @@ use crate::stats::{Counters, Facts, StatsWriter};
 use super::core::{Core, promised_bytes};
 use super::fetch::Fetch;
 use super::foresight::Foresight;
+use super::outlook::{Outlook, Surroundings};
 use super::tensors::StreamedTensors;
 use super::timeline::Timeline;
 use super::trace::Trace;
@@ -26,6 +27,7 @@ pub struct Session {
     pub(super) config: Config,
     plan: Plan,
     tuning: Tuning,
+    surroundings: Surroundings,
     pub(super) files: Arc<[DirectFile]>,
     pub(super) streamed: Arc<StreamedTensors>,
     running: OnceLock<Result<Running>>,
@@ -37,6 +39,7 @@ pub(super) struct Running {
     pub(super) foresight: Option<Foresight>,
     pub(super) engine: Arc<dyn Engine>,
     _stats: Option<StatsWriter>,
+    pub(super) outlook: Arc<Outlook>,
     pub(super) core: Arc<Core>,
     pub(super) verifier: Option<Verifier>,
     pub(super) trace: Option<Trace>,
@@ -49,7 +52,7 @@ impl Session {
     /// `Open` when a file cannot be read, `Config` when direct I/O is demanded and impossible, `Budget` when `HYPURA_RAM`
     /// is below the working minimum.
     pub fn plan(gguf: &Arc<Gguf>, config: &Config, on_host: impl Fn(usize) -> bool) -> Result<Option<Arc<Self>>> {
-        let plan = plan::decide(gguf, on_host, config, &hw::memory());
+        let plan = plan::decide(gguf, &on_host, config, &hw::memory());
         tracing::info!("{}: {}", plan.mode.name(), plan.reason);
         if plan.streamed.is_empty() {
             return Ok(None);
@@ -65,6 +68,7 @@ impl Session {
                 ));
             }
         }
+        let surroundings = Surroundings::of(gguf, &on_host, &tuning);
         let streamed = Arc::new(StreamedTensors::new(gguf, &plan, &files));
         if let Some(ram_bytes) = config.ram_bytes {
             distribute(ram_bytes, &streamed.classes)?;
@@ -74,6 +78,7 @@ impl Session {
             config: config.clone(),
             plan,
             tuning,
+            surroundings,
             files,
             streamed,
             running: OnceLock::new(),
@@ -105,10 +110,19 @@ impl Session {
         Fetch::new(Arc::clone(self))
     }
 
+    /// What is expected of the model, as JSON: what lives where, how fast that is, and why. `null` before the first demand, when the
+    /// memory has not been divided yet.
+    pub fn plan_json(&self) -> String {
+        match self.running.get() {
+            Some(Ok(running)) => running.outlook.to_json().to_string(),
+            _ => serde_json::Value::Null.to_string(),
+        }
+    }
+
     /// The statistics as JSON, with the keys of `HYPURA_STATS`.
     pub fn stats_json(&self) -> String {
         match self.running.get() {
-            Some(Ok(running)) => snapshot(&running.core, &running.facts(self)),
+            Some(Ok(running)) => snapshot(&running.core, &running.outlook, &running.facts(self)),
             _ => Counters::default().to_json(&self.idle_facts()).to_string(),
         }
     }
@@ -148,10 +162,11 @@ impl Session {
             false => None,
         };
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
-        let mut running = Running { foresight, engine, _stats: None, core, verifier, trace };
+        let outlook = Arc::new(Outlook::new(&self.gguf, &self.surroundings, &core, &slots, None));
+        let mut running = Running { foresight, engine, _stats: None, outlook, core, verifier, trace };
         if let Some(path) = &self.config.stats {
-            let (core, facts) = (Arc::clone(&running.core), running.facts(self));
-            running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &facts))?);
+            let (core, outlook, facts) = (Arc::clone(&running.core), Arc::clone(&running.outlook), running.facts(self));
+            running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &outlook, &facts))?);
         }
         self.warn_of_the_cliff(&slots);
         let pool_bytes: u64 =
@@ -167,6 +182,7 @@ impl Session {
             slots.iter().sum::<usize>(),
             self.tuning,
         );
+        running.outlook.log();
         Ok(running)
     }
 
@@ -246,6 +262,9 @@ impl Session {
             direct_io: self.is_direct(),
             io_engine: "none",
             prefetch_pays: None,
+            plan: serde_json::Value::Null,
+            predicted_tokens_per_second: None,
+            measured_tokens_per_second: None,
         }
     }
 }
@@ -262,7 +281,7 @@ impl Running {
     }
 }
 
-fn snapshot(core: &Core, facts: &Facts) -> String {
+fn snapshot(core: &Core, outlook: &Outlook, facts: &Facts) -> String {
     let mut state = core.state.lock();
     core.count_read_time(&mut state);
     let resident_bytes = state
@@ -273,6 +292,15 @@ fn snapshot(core: &Core, facts: &Facts) -> String {
         .map(|(_, extent)| extent.size_bytes as u64)
         .sum();
     let prefetch_pays = state.guesses.trial().verdict();
+    let measured = state.pace.measured();
     drop(state);
-    core.counters.to_json(&Facts { resident_bytes, prefetch_pays, ..facts.clone() }).to_string()
+    let facts = Facts {
+        resident_bytes,
+        prefetch_pays,
+        plan: outlook.summary(),
+        predicted_tokens_per_second: Some(outlook.prediction().tokens_per_second()),
+        measured_tokens_per_second: measured.map(|measured| 1.0 / measured.seconds_per_token),
+        ..facts.clone()
+    };
+    core.counters.to_json(&facts).to_string()
 }

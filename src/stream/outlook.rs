@@ -1,0 +1,198 @@
+//! What is expected of a running model, what it then does, and what the next run learns from that.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Value, json};
+
+use crate::gguf::Gguf;
+use crate::hw::{self, Profile};
+use crate::io::Tuning;
+use crate::plan::{
+    Circumstances, Frequencies, Keeping, Learned, Mode, Prediction, Problem, Seat, Solution, divide, problem_of, solve,
+};
+
+use super::core::Core;
+use super::pins::Pins;
+use super::tensors::StreamedTensors;
+
+/// A smaller model is a toy: what it does is not worth measuring the machine for, nor keeping.
+const TOY_BYTES: u64 = 16 << 20;
+
+/// Where a model runs: what is known when it is loaded, before anything is computed.
+pub(super) struct Surroundings {
+    profile: Profile,
+    /// By tensor: whether the host keeps it in RAM, and not on a GPU.
+    on_host: Box<[bool]>,
+    read_overhead_seconds: f64,
+}
+
+impl Surroundings {
+    /// Looks at the machine. Measures how fast memory is, once per machine; `tuning` tells how fast the drive is.
+    pub(super) fn of(gguf: &Gguf, on_host: &dyn Fn(usize) -> bool, tuning: &Tuning) -> Self {
+        let path = gguf.files().first().map_or(Path::new("/"), |file| &file.path);
+        let mut profile = hw::profile(path);
+        profile.drive_bytes_per_second = tuning.bytes_per_second;
+        if gguf.model_bytes() >= TOY_BYTES {
+            profile.measure_memory();
+        }
+        for note in &profile.notes {
+            tracing::info!("{note}");
+        }
+        Self {
+            profile,
+            on_host: (0..gguf.tensors().len()).map(on_host).collect(),
+            read_overhead_seconds: tuning.read_overhead_seconds.unwrap_or(0.0),
+        }
+    }
+
+    /// What figures of a model are kept by: the processor, the cores and the drive.
+    fn machine(&self) -> String {
+        format!("{}, {}", self.profile.machine(), self.profile.drive.identity())
+    }
+}
+
+/// The expectation, from the moment on when the memory is divided.
+pub(super) struct Outlook {
+    /// As it would be without earlier runs.
+    problem: Problem,
+    seats: Vec<Seat>,
+    /// What earlier runs taught.
+    recalled: Learned,
+    solution: Solution,
+    /// Bytes of all slots.
+    pool_bytes: u64,
+    profile: Value,
+    model: String,
+    machine: String,
+    is_toy: bool,
+    core: Arc<Core>,
+    /// The best division that there is, once somebody has asked.
+    best: OnceLock<Option<Solution>>,
+}
+
+impl Outlook {
+    /// Foresees what `core` will do. `frequencies` are those of earlier runs, if there were any.
+    pub(super) fn new(
+        gguf: &Gguf,
+        surroundings: &Surroundings,
+        core: &Arc<Core>,
+        slots: &[usize],
+        frequencies: Option<&Frequencies>,
+    ) -> Self {
+        let (streamed, machine, is_toy) = (&core.streamed, surroundings.machine(), gguf.model_bytes() < TOY_BYTES);
+        let on_host = |tensor: usize| surroundings.on_host[tensor];
+        let pool_bytes: u64 = slots.iter().zip(&streamed.classes).map(|(&s, class)| s as u64 * class.slot_bytes).sum();
+        let host_bytes = |tensor: usize| match on_host(tensor) && streamed.find(tensor).is_none() {
+            true => gguf.tensors()[tensor].size_bytes,
+            false => 0,
+        };
+        let circumstances = Circumstances {
+            ram_bytes: (0..gguf.tensors().len()).map(host_bytes).sum::<u64>() + pool_bytes,
+            gpu_bytes: 0,
+            read_overhead_seconds: surroundings.read_overhead_seconds,
+        };
+        let mut problem = problem_of(gguf, on_host, &surroundings.profile, &circumstances, frequencies);
+        let keeping: Vec<Keeping> = problem.items.iter().map(|item| keeping(&item.tensors, streamed)).collect();
+        for (item, keeping) in problem.items.iter_mut().zip(&keeping) {
+            item.streamable = *keeping != Keeping::Fixed;
+        }
+        let recalled = if is_toy { Learned::default() } else { Learned::recall(gguf.fingerprint(), &machine) };
+        let mut corrected = problem.clone();
+        recalled.correct(&mut corrected);
+        let slot_bytes: Vec<u64> = streamed.classes.iter().map(|class| class.slot_bytes).collect();
+        let seats = divide(&mut corrected, &keeping, &slot_bytes, slots, Pins::FIRST_RING);
+        (problem.dense_ring_bytes, problem.expert_ring_bytes) =
+            (corrected.dense_ring_bytes, corrected.expert_ring_bytes);
+        let solution = Solution {
+            tiers: corrected.tiers(&seats),
+            prediction: recalled.predict(&corrected, &seats),
+            seats: seats.clone(),
+            bound_seconds: None,
+        };
+        Self {
+            problem,
+            seats,
+            recalled,
+            solution,
+            pool_bytes,
+            profile: surroundings.profile.to_json(),
+            model: gguf.fingerprint().to_owned(),
+            machine,
+            is_toy,
+            core: Arc::clone(core),
+            best: OnceLock::new(),
+        }
+    }
+
+    /// Says so in the log.
+    pub(super) fn log(&self) {
+        let lines = self.solution.explain(&self.problem);
+        let Some((expected, places)) = lines.split_last() else { return };
+        places.iter().skip(1).for_each(|line| tracing::info!("{line}"));
+        // A warning, like the line on what is streamed: a user should know without having asked.
+        tracing::warn!("{expected}");
+    }
+
+    pub(super) fn prediction(&self) -> &Prediction {
+        &self.solution.prediction
+    }
+
+    /// As JSON, in short.
+    pub(super) fn summary(&self) -> Value {
+        let Solution { tiers, prediction, .. } = &self.solution;
+        json!({
+            "mode": self.mode().name(),
+            "gpu_bytes": tiers.gpu,
+            "ram_bytes": tiers.ram,
+            "ring_bytes": tiers.ring,
+            "slots_bytes": self.pool_bytes,
+            "drive_bytes": tiers.drive,
+            "ram_budget_bytes": self.problem.machine.ram_bytes,
+            "prediction": prediction.to_json(),
+            "learned": self.recalled.to_json(),
+        })
+    }
+
+    /// As JSON, with every item, the machine, and the best that any division of the same memory could do.
+    pub(super) fn to_json(&self) -> Value {
+        let best = self.best.get_or_init(|| {
+            let mut problem = self.problem.clone();
+            self.recalled.correct(&mut problem);
+            solve(&problem).ok()
+        });
+        let mut json = self.summary();
+        json["items"] = self.solution.to_json(&self.problem)["items"].take();
+        json["machine"] = self.profile.clone();
+        json["best"] = best.as_ref().map_or(Value::Null, |best| best.prediction.to_json());
+        json
+    }
+
+    /// Keeps what this run has shown so far for the next one. Cheap, but it writes a small file.
+    pub(super) fn learn(&self) {
+        let measured = self.core.state.lock().pace.measured().filter(|_| !self.is_toy);
+        let learned = measured.and_then(|measured| self.recalled.after(&self.problem, &self.seats, &measured));
+        if let Some(learned) = learned {
+            learned.remember(&self.model, &self.machine);
+        }
+    }
+
+    fn mode(&self) -> Mode {
+        self.solution.mode()
+    }
+}
+
+impl Drop for Outlook {
+    fn drop(&mut self) {
+        self.learn();
+    }
+}
+
+fn keeping(tensors: &[usize], streamed: &StreamedTensors) -> Keeping {
+    let found: Option<Vec<usize>> = tensors.iter().map(|&tensor| streamed.find(tensor)).collect();
+    match found.as_deref() {
+        None | Some([]) => Keeping::Fixed,
+        Some([tensor]) if !streamed.tensors[*tensor].is_expert => Keeping::Dense(streamed.tensors[*tensor].pool),
+        Some(tensors) => Keeping::Experts(tensors.iter().map(|&tensor| streamed.tensors[tensor].pool).collect()),
+    }
+}
