@@ -294,6 +294,30 @@ size_t hypura_model_micro_batch(const struct hypura_model_t *model,
                                 size_t batch,
                                 size_t micro_batch);
 
+// Asks for a type of weights (a ggml type) of which it is not known yet how fast the host multiplies with it on `n_threads` threads:
+// whether there is one that matters for this model and is not kept from an earlier run. `ggml_type` is written only then.
+// False once the model was demanded of, for NULL, for a model that is not streamed, and when the measurement, which
+// takes `needed_bytes` of memory, would take too much of it.
+//
+// Optional: a host that measures, and tells by hypura_model_set_speed, makes the expected speed more exact.
+//
+// Arguments:
+// `model` is NULL or comes from hypura_model_open; `ggml_type` is NULL or points to a uint32_t.
+bool hypura_model_next_unmeasured(const struct hypura_model_t *model,
+                                  size_t n_threads,
+                                  uint64_t needed_bytes,
+                                  uint32_t *ggml_type);
+
+// Tells how fast the host multiplies a vector with weights of a type, in bytes of weights per second; 0 for a type that it
+// cannot multiply with. It is kept for later runs on this machine.
+//
+// Arguments:
+// `model` is NULL or comes from hypura_model_open.
+void hypura_model_set_speed(const struct hypura_model_t *model,
+                            uint32_t ggml_type,
+                            size_t n_threads,
+                            double bytes_per_second);
+
 // Checks that the host and the library agree on where a streamed tensor lies: called instead of reading it.
 //
 // Errors: FORMAT when they do not, INVALID_ARGUMENT when the tensor is not streamed.

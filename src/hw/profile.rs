@@ -1,5 +1,6 @@
 //! Everything about the machine that planning uses, in one place.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -33,6 +34,9 @@ pub struct Profile {
     pub drive: Drive,
     /// How fast the cores read memory, once measured.
     pub memory_bytes_per_second: Option<f64>,
+    /// How fast the host multiplies with weights of each ggml type, in bytes of them per second; types that were not measured
+    /// are missing.
+    pub multiply_bytes_per_second: BTreeMap<u32, f64>,
     /// How fast the model's file can be read past the page cache, once measured.
     pub drive_bytes_per_second: Option<f64>,
     /// GPU memory, as the host reports it.
@@ -61,6 +65,7 @@ pub fn profile_under(root: &Path, model: &Path) -> Profile {
         events: memory_events_under(root),
         drive: drive_under(root, model),
         memory_bytes_per_second: None,
+        multiply_bytes_per_second: BTreeMap::new(),
         drive_bytes_per_second: None,
         gpu_bytes: None,
         notes: Vec::new(),
@@ -112,6 +117,7 @@ impl Profile {
                 "limited_by": self.memory.limited_by,
                 "bytes_per_second": self.memory_bytes_per_second,
             },
+            "multiply_bytes_per_second": self.multiply_bytes_per_second,
             "swap": self.swap.map(|swap| json!({"total_bytes": swap.total_bytes, "free_bytes": swap.free_bytes})),
             "huge_pages": {"mode": self.huge_pages.mode.name(), "page_bytes": self.huge_pages.page_bytes},
             "cores": {"usable": self.cores.usable, "quota": self.cores.quota, "parallel": self.cores.parallel()},

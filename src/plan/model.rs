@@ -23,12 +23,15 @@ pub struct Circumstances {
     pub read_overhead_seconds: f64,
 }
 
-/// Share of the measured memory bandwidth that multiplying a matrix by a vector reaches when many cores share it. Measured
-/// runs correct this and the next: see [`super::Learned`].
+/// Share of the measured memory bandwidth that multiplying a matrix by a vector reaches when many cores share it. This and the
+/// next stand in for types of weights that the host has not measured.
 const CPU_EFFICIENCY: f64 = 0.7;
 
 /// Bytes per second that one core unpacks and multiplies: Q8_0 on a server's core. With few cores this is the limit.
 const CORE_BYTES_PER_SECOND: f64 = 6.5e9;
+
+/// What a layer takes beyond multiplying: attention, norms, handing work to threads and collecting it.
+const LAYER_SECONDS: f64 = 200e-6;
 
 /// Bytes per second that are assumed of memory where it was not measured: a modest laptop's.
 const MEMORY_BYTES_PER_SECOND: f64 = 20e9;
@@ -96,22 +99,32 @@ pub fn problem_of(
         dense_ring_bytes: RING_TENSORS.saturating_mul(largest(false)),
         // A layer's misses are read together.
         expert_ring_bytes: (used.max(1) as u64).saturating_mul(largest(true)),
-        machine: machine(profile, circumstances),
+        machine: machine(gguf, &items, profile, circumstances),
         items,
     }
 }
 
-fn machine(profile: &Profile, circumstances: &Circumstances) -> Machine {
+fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, circumstances: &Circumstances) -> Machine {
     let sane =
         |speed: Option<f64>, assumed: f64| speed.filter(|speed| speed.is_finite() && *speed > 0.0).unwrap_or(assumed);
     let memory = sane(profile.memory_bytes_per_second, MEMORY_BYTES_PER_SECOND);
-    let cpu = (memory * CPU_EFFICIENCY).min(profile.cores.parallel() as f64 * CORE_BYTES_PER_SECOND);
+    let assumed = (memory * CPU_EFFICIENCY).min(profile.cores.parallel() as f64 * CORE_BYTES_PER_SECOND);
+    let seconds_per_byte = |item: &Item| {
+        let kind = item.tensors.first().map(|&tensor| gguf.tensors()[tensor].ggml_type.id());
+        1.0 / sane(kind.and_then(|kind| profile.multiply_bytes_per_second.get(&kind).copied()), assumed)
+    };
+    // The mean over what a token computes on: every item would be more exact and change little.
+    let host = || items.iter().filter(|item| !item.on_gpu);
+    let used_bytes: f64 = host().map(Item::used_bytes).sum();
+    let used_seconds: f64 = host().map(|item| item.used_bytes() * seconds_per_byte(item)).sum();
+    let cpu_seconds_per_byte = if used_bytes > 0.0 { used_seconds / used_bytes } else { 1.0 / assumed };
+    let layers = items.iter().filter_map(|item| item.layer).collect::<std::collections::HashSet<_>>().len();
     Machine {
         gpu_bytes: circumstances.gpu_bytes,
         ram_bytes: circumstances.ram_bytes,
-        cpu_seconds_per_byte: 1.0 / cpu,
+        cpu_seconds_per_byte,
         gpu_seconds_per_byte: 1.0 / GPU_BYTES_PER_SECOND,
-        fixed_seconds: 0.0,
+        fixed_seconds: layers as f64 * LAYER_SECONDS,
         drive_seconds_per_byte: 1.0 / sane(profile.drive_bytes_per_second, DRIVE_BYTES_PER_SECOND),
         read_overhead_seconds: circumstances.read_overhead_seconds.max(0.0),
     }

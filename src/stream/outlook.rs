@@ -1,12 +1,14 @@
 //! What is expected of a running model, what it then does, and what the next run learns from that.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::gguf::Gguf;
-use crate::hw::{self, Profile};
+use crate::hw::{self, Kernels, Profile};
 use crate::io::Tuning;
 use crate::plan::{
     Circumstances, Frequencies, Keeping, Learned, Mode, Prediction, Problem, Seat, Solution, divide, problem_of, solve,
@@ -25,6 +27,9 @@ pub(super) struct Surroundings {
     /// By tensor: whether the host keeps it in RAM, and not on a GPU.
     on_host: Box<[bool]>,
     read_overhead_seconds: f64,
+    kernels: Mutex<Kernels>,
+    /// The types of weights whose speed matters.
+    types: Vec<u32>,
 }
 
 impl Surroundings {
@@ -40,16 +45,43 @@ impl Surroundings {
             tracing::info!("{note}");
         }
         Self {
+            kernels: Mutex::new(Kernels::of(profile.machine())),
+            types: main_types(gguf, on_host),
             profile,
             on_host: (0..gguf.tensors().len()).map(on_host).collect(),
             read_overhead_seconds: tuning.read_overhead_seconds.unwrap_or(0.0),
         }
     }
 
+    /// The next type of weights whose speed with so many threads should be measured, which takes `needed_bytes` of memory.
+    pub(super) fn next_unmeasured(&self, threads: usize, needed_bytes: u64) -> Option<u32> {
+        let available_bytes = self.profile.memory.available_bytes;
+        self.kernels.lock().next_unmeasured(&self.types, threads, needed_bytes, available_bytes)
+    }
+
+    pub(super) fn set_speed(&self, kind: u32, threads: usize, bytes_per_second: f64) {
+        tracing::debug!("weights of type {kind} are multiplied at {:.1} GB/s", bytes_per_second / 1e9);
+        self.kernels.lock().set(kind, threads, bytes_per_second);
+    }
+
     /// What figures of a model are kept by: the processor, the cores and the drive.
     fn machine(&self) -> String {
         format!("{}, {}", self.profile.machine(), self.profile.drive.identity())
     }
+}
+
+/// The types that make up most of what is on the host; none for a toy.
+fn main_types(gguf: &Gguf, on_host: &dyn Fn(usize) -> bool) -> Vec<u32> {
+    /// A type with a smaller share of the bytes than one in so many does not matter.
+    const SHARE: u64 = 64;
+    let mut bytes: BTreeMap<u32, u64> = BTreeMap::new();
+    for (index, tensor) in gguf.tensors().iter().enumerate() {
+        if on_host(index) {
+            *bytes.entry(tensor.ggml_type.id()).or_default() += tensor.size_bytes;
+        }
+    }
+    let matters = |bytes: u64| gguf.model_bytes() >= TOY_BYTES && bytes.saturating_mul(SHARE) >= gguf.model_bytes();
+    bytes.into_iter().filter(|(_, bytes)| matters(*bytes)).map(|(kind, _)| kind).collect()
 }
 
 /// The expectation, from the moment on when the memory is divided.
@@ -92,7 +124,9 @@ impl Outlook {
             gpu_bytes: 0,
             read_overhead_seconds: surroundings.read_overhead_seconds,
         };
-        let mut problem = problem_of(gguf, on_host, &surroundings.profile, &circumstances, frequencies);
+        let profile =
+            Profile { multiply_bytes_per_second: surroundings.kernels.lock().speeds(), ..surroundings.profile.clone() };
+        let mut problem = problem_of(gguf, on_host, &profile, &circumstances, frequencies);
         let keeping: Vec<Keeping> = problem.items.iter().map(|item| keeping(&item.tensors, streamed)).collect();
         for (item, keeping) in problem.items.iter_mut().zip(&keeping) {
             item.streamable = *keeping != Keeping::Fixed;
@@ -116,7 +150,7 @@ impl Outlook {
             recalled,
             solution,
             pool_bytes,
-            profile: surroundings.profile.to_json(),
+            profile: profile.to_json(),
             model: gguf.fingerprint().to_owned(),
             machine,
             is_toy,

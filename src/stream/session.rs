@@ -100,6 +100,18 @@ impl Session {
         plan::micro_batch(&self.gguf, batch, micro_batch, &hw::memory())
     }
 
+    /// The next type of weights, by its number in ggml, of which it is not known how fast the host multiplies with it on so many
+    /// threads; `None` when all are known, once something was demanded, and when a measurement, which takes `needed_bytes` of
+    /// memory, would take too much of it.
+    pub fn next_unmeasured(&self, threads: usize, needed_bytes: u64) -> Option<u32> {
+        if self.running.get().is_some() { None } else { self.surroundings.next_unmeasured(threads, needed_bytes) }
+    }
+
+    /// Notes how fast that is, in bytes of weights per second; 0 for what cannot be measured.
+    pub fn set_speed(&self, ggml_type: u32, threads: usize, bytes_per_second: f64) {
+        self.surroundings.set_speed(ggml_type, threads, bytes_per_second);
+    }
+
     /// The smallest budget that works, in bytes.
     pub fn minimum_bytes(&self) -> u64 {
         minimum_bytes(&self.streamed.classes)
