@@ -21,6 +21,9 @@ use super::tensors::StreamedTensors;
 /// A smaller model is a toy: what it does is not worth measuring the machine for, nor keeping.
 const TOY_BYTES: u64 = 16 << 20;
 
+/// What a multiplication with streamed weights takes beyond one with resident ones: the demand, a graph of its own.
+const DEMAND_SECONDS: f64 = 50e-6;
+
 /// Where a model runs: what is known when it is loaded, before anything is computed.
 pub(super) struct Surroundings {
     profile: Profile,
@@ -86,6 +89,7 @@ fn main_types(gguf: &Gguf, on_host: &dyn Fn(usize) -> bool) -> Vec<u32> {
 
 /// The expectation, from the moment on when the memory is divided.
 pub(super) struct Outlook {
+    mode: Mode,
     /// As it would be without earlier runs.
     problem: Problem,
     seats: Vec<Seat>,
@@ -107,6 +111,7 @@ impl Outlook {
     /// Foresees what `core` will do. `frequencies` are those of earlier runs, if there were any.
     pub(super) fn new(
         gguf: &Gguf,
+        mode: Mode,
         surroundings: &Surroundings,
         core: &Arc<Core>,
         slots: &[usize],
@@ -131,6 +136,7 @@ impl Outlook {
         for (item, keeping) in problem.items.iter_mut().zip(&keeping) {
             item.streamable = *keeping != Keeping::Fixed;
         }
+        problem.machine.fixed_seconds += streamed.tensors.len() as f64 * DEMAND_SECONDS;
         let recalled = if is_toy { Learned::default() } else { Learned::recall(gguf.fingerprint(), &machine) };
         let mut corrected = problem.clone();
         recalled.correct(&mut corrected);
@@ -145,6 +151,7 @@ impl Outlook {
             bound_seconds: None,
         };
         Self {
+            mode,
             problem,
             seats,
             recalled,
@@ -176,7 +183,7 @@ impl Outlook {
     pub(super) fn summary(&self) -> Value {
         let Solution { tiers, prediction, .. } = &self.solution;
         json!({
-            "mode": self.mode().name(),
+            "mode": self.mode.name(),
             "gpu_bytes": tiers.gpu,
             "ram_bytes": tiers.ram,
             "ring_bytes": tiers.ring,
@@ -209,10 +216,6 @@ impl Outlook {
         if let Some(learned) = learned {
             learned.remember(&self.model, &self.machine);
         }
-    }
-
-    fn mode(&self) -> Mode {
-        self.solution.mode()
     }
 }
 

@@ -16,7 +16,8 @@ const SETTLING_STEPS: u64 = 8;
 /// a steady state.
 const WINDOW_STEPS: u64 = 64;
 
-/// A tail this many times the shortest one, and a little, is a pause.
+/// A tail that is longer than the rest of its step and this many times the shortest tail, and a little, is a pause. On a
+/// busy machine steps and tails vary together.
 const PAUSE_FACTOR: u32 = 4;
 const PAUSE_AT_LEAST: Duration = Duration::from_millis(5);
 
@@ -69,13 +70,15 @@ impl Pace {
         let tail = now.saturating_duration_since(demand).saturating_sub(totals.stall.saturating_sub(stalled));
         let shortest = *self.shortest_tail.get_or_insert(tail);
         self.shortest_tail = Some(shortest.min(tail));
+        let time = now.saturating_duration_since(since);
+        let is_pause = tail > time.saturating_sub(tail) + shortest * PAUSE_FACTOR + PAUSE_AT_LEAST;
         self.settled_steps += 1;
-        if self.settled_steps <= SETTLING_STEPS || tail > shortest * PAUSE_FACTOR + PAUSE_AT_LEAST {
+        if self.settled_steps <= SETTLING_STEPS || is_pause {
             return false;
         }
         let window = &mut self.filling;
         window.steps += 1;
-        window.time += now.saturating_duration_since(since);
+        window.time += time;
         window.during.stall += totals.stall.saturating_sub(before.stall);
         window.during.reading += totals.reading.saturating_sub(before.reading);
         window.during.read_bytes += totals.read_bytes.saturating_sub(before.read_bytes);

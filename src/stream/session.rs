@@ -174,7 +174,7 @@ impl Session {
             false => None,
         };
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
-        let outlook = Arc::new(Outlook::new(&self.gguf, &self.surroundings, &core, &slots, None));
+        let outlook = Arc::new(Outlook::new(&self.gguf, self.plan.mode, &self.surroundings, &core, &slots, None));
         let mut running = Running { foresight, engine, _stats: None, outlook, core, verifier, trace };
         if let Some(path) = &self.config.stats {
             let (core, outlook, facts) = (Arc::clone(&running.core), Arc::clone(&running.outlook), running.facts(self));
