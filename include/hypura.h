@@ -365,7 +365,8 @@ int32_t hypura_model_stats_json(const struct hypura_model_t *model,
 // Writes what is expected of the model as JSON to `buffer`, like hypura_model_stats_json: the mode, what lives where in bytes and
 // item by item, the memory for weights, the tokens per second that are expected and what limits them, what earlier runs taught, what
 // the machine offers and what had to be assumed of it, and the best that any division of the same memory could do. `null`
-// before the first demand, when the memory has not been divided yet.
+// before the first demand, when the memory has not been divided yet. Finding the best takes a second for the largest models, the first
+// time.
 //
 // Errors: INVALID_ARGUMENT when the model is not streamed.
 //

@@ -1,20 +1,23 @@
 //! How fast this machine multiplies with weights of each type, as the host measured it with its own kernels: with few cores,
 //! unpacking takes longer than reading memory does, and types differ by a factor of three.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::persist;
 
-/// Bytes per second by ggml type, for one number of threads, kept between runs.
+/// Bytes per second by number of threads and ggml type, kept between runs.
 #[derive(Debug)]
 pub struct Kernels {
     directory: Option<PathBuf>,
     machine: String,
+    /// Numbers of threads whose kept speeds were looked up.
+    looked_up: BTreeSet<usize>,
+    /// The number of threads that was asked about last.
     threads: usize,
-    speeds: BTreeMap<u32, f64>,
+    speeds: BTreeMap<(usize, u32), f64>,
 }
 
 const FILE: &str = "kernels.json";
@@ -29,7 +32,7 @@ impl Kernels {
     }
 
     fn kept_in(directory: Option<PathBuf>, machine: String) -> Self {
-        Self { directory, machine, threads: 0, speeds: BTreeMap::new() }
+        Self { directory, machine, looked_up: BTreeSet::new(), threads: 0, speeds: BTreeMap::new() }
     }
 
     /// The first of some types whose speed with so many threads is not known. `None` as well when the measurement, which needs
@@ -41,18 +44,18 @@ impl Kernels {
         needed_bytes: u64,
         available_bytes: u64,
     ) -> Option<u32> {
-        self.turn_to(threads);
+        self.look_up(threads);
         let affordable = needed_bytes.saturating_mul(SHARE) <= available_bytes;
-        types.iter().copied().find(|kind| !self.speeds.contains_key(kind)).filter(|_| affordable)
+        types.iter().copied().find(|&kind| !self.speeds.contains_key(&(threads, kind))).filter(|_| affordable)
     }
 
     /// Notes a type's bytes per second. What makes no sense counts as measured in this run, and is not kept.
     pub fn set(&mut self, kind: u32, threads: usize, bytes_per_second: f64) {
-        self.turn_to(threads);
-        self.speeds.insert(kind, bytes_per_second);
+        self.look_up(threads);
+        self.speeds.insert((threads, kind), bytes_per_second);
         let Some(directory) = self.directory.as_deref().filter(|_| is_sane(bytes_per_second)) else { return };
         let mut stored = stored(directory);
-        let entry = stored.entry(self.key()).or_insert_with(|| json!({}));
+        let entry = stored.entry(self.key(threads)).or_insert_with(|| json!({}));
         if !entry.is_object() {
             *entry = json!({});
         }
@@ -60,25 +63,26 @@ impl Kernels {
         persist::write(directory, FILE, &Value::Object(stored));
     }
 
-    /// The speeds that are known.
+    /// The speeds that are known for the number of threads that was asked about last.
     pub fn speeds(&self) -> BTreeMap<u32, f64> {
-        self.speeds.iter().filter(|(_, speed)| is_sane(**speed)).map(|(kind, speed)| (*kind, *speed)).collect()
+        let of_threads = self.speeds.range((self.threads, 0)..=(self.threads, u32::MAX));
+        of_threads.filter(|(_, speed)| is_sane(**speed)).map(|((_, kind), speed)| (*kind, *speed)).collect()
     }
 
     /// Looks up what is kept for this number of threads.
-    fn turn_to(&mut self, threads: usize) {
-        if std::mem::replace(&mut self.threads, threads) == threads {
+    fn look_up(&mut self, threads: usize) {
+        self.threads = threads;
+        if !self.looked_up.insert(threads) {
             return;
         }
         let stored = self.directory.as_deref().map(stored).unwrap_or_default();
-        let entry = stored.get(&self.key()).and_then(Value::as_object);
-        let parse = |(kind, speed): (&String, &Value)| Some((kind.parse().ok()?, speed.as_f64()?));
-        let sane = |(_, speed): &(u32, f64)| is_sane(*speed);
-        self.speeds = entry.into_iter().flatten().filter_map(parse).filter(sane).collect();
+        let entry = stored.get(&self.key(threads)).and_then(Value::as_object);
+        let parse = |(kind, speed): (&String, &Value)| Some(((threads, kind.parse().ok()?), speed.as_f64()?));
+        self.speeds.extend(entry.into_iter().flatten().filter_map(parse).filter(|(_, speed)| is_sane(*speed)));
     }
 
-    fn key(&self) -> String {
-        format!("{}, {} threads", self.machine, self.threads)
+    fn key(&self, threads: usize) -> String {
+        format!("{}, {threads} threads", self.machine)
     }
 }
 
@@ -110,6 +114,10 @@ mod tests {
         kernels.set(12, 2, 4e9);
         assert_eq!(kernels.next_unmeasured(&[8, 12], 2, 0, 0), None);
         assert_eq!(kernels.next_unmeasured(&[8, 12], 4, 0, 0), Some(8));
+        assert_eq!(kernels.speeds(), BTreeMap::new());
+        kernels.set(8, 4, 9e9);
+        assert_eq!(kernels.next_unmeasured(&[8, 12], 2, 0, 0), None);
+        assert_eq!(kernels.speeds(), BTreeMap::from([(8, 5e9), (12, 4e9)]));
 
         let mut again = new("a");
         assert_eq!(again.next_unmeasured(&[8, 12], 2, 0, 0), None);

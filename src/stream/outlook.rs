@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::cache::Pool;
 use crate::gguf::Gguf;
 use crate::hw::{self, Kernels, Profile};
 use crate::io::Tuning;
@@ -58,7 +59,8 @@ impl Surroundings {
 
     /// The next type of weights whose speed with so many threads should be measured, which takes `needed_bytes` of memory.
     pub(super) fn next_unmeasured(&self, threads: usize, needed_bytes: u64) -> Option<u32> {
-        let available_bytes = self.profile.memory.available_bytes;
+        // Not what was there when the model was loaded: what is not streamed has come since.
+        let available_bytes = hw::memory().available_bytes;
         self.kernels.lock().next_unmeasured(&self.types, threads, needed_bytes, available_bytes)
     }
 
@@ -96,6 +98,8 @@ pub(super) struct Outlook {
     /// What earlier runs taught.
     recalled: Learned,
     solution: Solution,
+    /// By pool.
+    slots: Box<[usize]>,
     /// Bytes of all slots.
     pool_bytes: u64,
     profile: Value,
@@ -156,6 +160,7 @@ impl Outlook {
             seats,
             recalled,
             solution,
+            slots: slots.into(),
             pool_bytes,
             profile: profile.to_json(),
             model: gguf.fingerprint().to_owned(),
@@ -209,9 +214,13 @@ impl Outlook {
         json
     }
 
-    /// Keeps what this run has shown so far for the next one. Cheap, but it writes a small file.
+    /// Keeps what this run has shown so far for the next one. Cheap, but it writes a small file. A run whose pools are not what was
+    /// foreseen shows nothing.
     pub(super) fn learn(&self) {
-        let measured = self.core.state.lock().pace.measured().filter(|_| !self.is_toy);
+        let state = self.core.state.lock();
+        let as_foreseen = state.pools.iter().map(Pool::slot_count).eq(self.slots.iter().copied());
+        let measured = state.pace.measured().filter(|_| as_foreseen && !self.is_toy);
+        drop(state);
         let learned = measured.and_then(|measured| self.recalled.after(&self.problem, &self.seats, &measured));
         if let Some(learned) = learned {
             learned.remember(&self.model, &self.machine);
