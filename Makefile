@@ -4,7 +4,8 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup source llama llama-off cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
-	test-ollama stress-ollama bench bench-dense bench-moe bench-speculation bench-resident bench-io replay header clean
+	test-ollama stress-ollama bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io \
+	replay header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -115,6 +116,10 @@ bench-dense: llama models ## a dense model of 42 GB under half of that: mmap, ou
 
 bench-moe: llama models ## experts of 8 and 28 GB under 25%, 40% and 60%: mmap, ours and the physical limit
 	$(USE_TOOLS) python3 scripts/bench/moe.py $(BENCH_ARGS)
+
+MODELS ?= $(wildcard ../shared/models/*.gguf)
+bench-predicted: llama ## predicted beside measured speed, first and second run: MODELS="a.gguf b.gguf"
+	$(USE_TOOLS) python3 scripts/bench/predicted.py $(BENCH_ARGS) -- $(MODELS)
 
 bench-speculation: llama models ## drafts by SmolLM2 and by n-grams for a streamed model
 	$(USE_TOOLS) python3 scripts/bench/speculation.py $(BENCH_ARGS)

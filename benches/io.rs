@@ -141,7 +141,14 @@ fn compare(options: &Options, files: &Arc<[DirectFile]>) -> Result<(), String> {
         for depth in [4, 8] {
             let tunings: Vec<Tuning> = engines
                 .iter()
-                .map(|&engine| Tuning { engine, block_bytes, depth, direct, bytes_per_second: None })
+                .map(|&engine| Tuning {
+                    engine,
+                    block_bytes,
+                    depth,
+                    direct,
+                    bytes_per_second: None,
+                    read_overhead_seconds: None,
+                })
                 .collect();
             let mut runs = vec![(Vec::new(), Vec::new()); tunings.len()];
             // In turn, so that a drive whose speed drifts drifts for all.
@@ -186,7 +193,14 @@ fn run() -> Result<(), String> {
     let files: Arc<[DirectFile]> = Arc::from([file]);
     let Some(engine) = options.engine else { return compare(&options, &files) };
     let Options { block_bytes, depth, seconds, .. } = options;
-    let tuning = Tuning { engine, block_bytes, depth, direct: files[0].is_direct(), bytes_per_second: None };
+    let tuning = Tuning {
+        engine,
+        block_bytes,
+        depth,
+        direct: files[0].is_direct(),
+        bytes_per_second: None,
+        read_overhead_seconds: None,
+    };
     let speed = ours(&files, &tuning, seconds, u64::from(std::process::id()))?;
     let mib = speed.bytes_per_second * seconds / f64::from(1 << 20);
     println!("{tuning}: {mib:.0} MiB, {:.2} GB/s", speed.bytes_per_second / 1e9);

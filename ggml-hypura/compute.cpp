@@ -173,6 +173,7 @@ struct backend_context {
                 return nullptr;
             }
             fetch.reset(created);
+            hypura_measure_speeds(cpu, n_threads, *model);
         }
         return fetch.get();
     }

@@ -45,5 +45,6 @@ const ggml_backend_hypura_loader * hypura_get_loader();
 ggml_backend_buffer_type_t hypura_buffer_type();
 bool                       hypura_is_buffer(ggml_backend_buffer_t buffer);
 ggml_backend_t             hypura_backend_init(ggml_backend_dev_t dev);
+void                       hypura_measure_speeds(ggml_backend_t cpu, int n_threads, const hypura_model & model);
 void                       hypura_backend_set_n_threads(ggml_backend_t backend, int n_threads);
 void                       hypura_backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data);

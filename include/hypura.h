@@ -299,6 +299,30 @@ size_t hypura_model_micro_batch(const struct hypura_model_t *model,
                                 size_t batch,
                                 size_t micro_batch);
 
+// Asks for a type of weights (a ggml type) of which it is not known yet how fast the host multiplies with it on `n_threads` threads:
+// whether there is one that matters for this model and is not kept from an earlier run. `ggml_type` is written only then.
+// False once the model was demanded of, for NULL, for a model that is not streamed, and when the measurement, which
+// takes `needed_bytes` of memory, would take too much of it.
+//
+// Optional: a host that measures, and tells by hypura_model_set_speed, makes the expected speed more exact.
+//
+// Arguments:
+// `model` is NULL or comes from hypura_model_open; `ggml_type` is NULL or points to a uint32_t.
+bool hypura_model_next_unmeasured(const struct hypura_model_t *model,
+                                  size_t n_threads,
+                                  uint64_t needed_bytes,
+                                  uint32_t *ggml_type);
+
+// Tells how fast the host multiplies a vector with weights of a type, in bytes of weights per second; 0 for a type that it
+// cannot multiply with. It is kept for later runs on this machine.
+//
+// Arguments:
+// `model` is NULL or comes from hypura_model_open.
+void hypura_model_set_speed(const struct hypura_model_t *model,
+                            uint32_t ggml_type,
+                            size_t n_threads,
+                            double bytes_per_second);
+
 // Checks that the host and the library agree on where a streamed tensor lies: called instead of reading it.
 //
 // Errors: FORMAT when they do not, INVALID_ARGUMENT when the tensor is not streamed.
@@ -342,6 +366,24 @@ int32_t hypura_model_stats_json(const struct hypura_model_t *model,
                                 size_t *needed,
                                 char *error,
                                 size_t error_size);
+
+// Writes what is expected of the model as JSON to `buffer`, like hypura_model_stats_json: the mode, what lives where in bytes and
+// item by item, the memory for weights, the tokens per second that are expected and what limits them, what earlier runs taught, what
+// the machine offers and what had to be assumed of it, and the best that any division of the same memory could do. `null`
+// before the first demand, when the memory has not been divided yet. Finding the best takes a second for the largest models, the first
+// time.
+//
+// Errors: INVALID_ARGUMENT when the model is not streamed.
+//
+// Arguments:
+// `model` comes from hypura_model_open; `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a
+// size_t; `error` to `error_size` bytes, or is NULL.
+int32_t hypura_model_plan_json(const struct hypura_model_t *model,
+                               char *buffer,
+                               size_t buffer_size,
+                               size_t *needed,
+                               char *error,
+                               size_t error_size);
 
 // Makes a fetch for a model that is streamed.
 //

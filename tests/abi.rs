@@ -192,9 +192,12 @@ signatures! {
     hypura_model_streams: fn(*const HypuraModel, usize) -> bool;
     hypura_make_room: fn(u64);
     hypura_model_micro_batch: fn(*const HypuraModel, usize, usize) -> usize;
+    hypura_model_next_unmeasured: fn(*const HypuraModel, usize, u64, *mut u32) -> bool;
+    hypura_model_set_speed: fn(*const HypuraModel, u32, usize, f64);
     hypura_model_bind: fn(*const HypuraModel, usize, usize, u64, u64, *mut c_char, usize) -> i32;
     hypura_model_read: fn(*const HypuraModel, usize, u64, usize, *mut u8, *mut c_char, usize) -> i32;
     hypura_model_stats_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
+    hypura_model_plan_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_fetch_new: fn(*const HypuraModel, *mut *mut HypuraFetch, *mut c_char, usize) -> i32;
     hypura_fetch_begin: fn(*mut HypuraFetch, usize, *const i32, usize, usize, *mut c_char, usize) -> i32;
     hypura_fetch_look_ahead: fn(*mut HypuraFetch, *const f32, usize, usize);

@@ -605,7 +605,9 @@ const STATS_KEYS: [&str; 22] = [
     "warm_reads",
     "direct_io",
     "io_engine",
+    "plan",
     "predicted_tokens_per_second",
+    "measured_tokens_per_second",
     "errors",
 ];
 
@@ -652,6 +654,56 @@ fn statistics_are_written_with_the_keys_that_tools_rely_on() {
             assert_eq!(files.len(), 1, "no draft is left behind: {files:?}");
         }
     });
+}
+
+/// What is told of a plan adds up, for experts and dense weights, from the smallest budget to one for everything.
+#[test]
+fn the_plan_is_told_once_the_memory_is_divided() {
+    within(60, || {
+        for make in MODELS {
+            let model = make(TestDirectory::new(), 89, 1);
+            let minimum = model.session(&[("HYPURA_RAM", "64M")]).unwrap().minimum_bytes();
+            for ram_bytes in [minimum, 3 * minimum, everything_bytes(&model)] {
+                let session = model.session(&[("HYPURA_RAM", &ram_bytes.to_string())]).unwrap();
+                assert_eq!(session.plan_json(), "null");
+                assert_eq!(stats(&session)["plan"], serde_json::Value::Null);
+                model.sweep(&session).unwrap();
+                let plan: serde_json::Value = serde_json::from_str(&session.plan_json()).unwrap();
+                let placed = number(&plan, "gpu_bytes") + number(&plan, "ram_bytes") + number(&plan, "drive_bytes");
+                assert_eq!(placed, model.gguf.model_bytes(), "{plan}");
+                assert!(number(&plan, "slots_bytes") <= ram_bytes, "{plan}");
+                let in_slots = number(&plan, "ram_bytes") + number(&plan, "ring_bytes");
+                assert!(in_slots <= number(&plan, "ram_budget_bytes"), "{plan}");
+                let tensors: usize = plan["items"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|item| item["tensors"].as_array().unwrap().len())
+                    .sum();
+                assert_eq!(tensors, model.gguf.tensors().len(), "{plan}");
+                let speed = |plan: &serde_json::Value| plan["tokens_per_second"].as_f64().unwrap();
+                assert!(speed(&plan["prediction"]) > 0.0, "{plan}");
+                assert!(plan["machine"]["cores"]["parallel"].as_u64().unwrap() > 0, "{plan}");
+                let stats = stats(&session);
+                assert_eq!(stats["plan"]["mode"], plan["mode"]);
+                assert_eq!(stats["predicted_tokens_per_second"], plan["prediction"]["tokens_per_second"]);
+                assert!(ram_bytes > minimum || number(&plan, "drive_bytes") > 0, "{plan}");
+                assert!(ram_bytes < everything_bytes(&model) || number(&plan, "drive_bytes") == 0, "{plan}");
+            }
+        }
+    });
+}
+
+/// A toy is not worth measuring anything for.
+#[test]
+fn no_speed_is_asked_for_when_it_does_not_matter() {
+    let model = expert_model(TestDirectory::new(), 97, 1);
+    let session = model.session(&[("HYPURA_RAM", "64M")]).unwrap();
+    assert_eq!(session.next_unmeasured(2, 1 << 20), None);
+    // Told all the same: no harm.
+    session.set_speed(F32, 2, 1e9);
+    model.sweep(&session).unwrap();
+    assert_eq!(session.next_unmeasured(2, 1 << 20), None);
 }
 
 /// Two models of one process, as with `--model-draft`, have figures of their own: the first in the file that

@@ -117,7 +117,7 @@ def answer_prompt(server: Serving, kind: Kind, prompt: str, run: Run, left: floa
     run.accepted += written.accepted
     for name, value in after.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            run.decode_stats[name] = run.decode_stats.get(name, 0) + value - before.get(name, 0)
+            run.decode_stats[name] = run.decode_stats.get(name, 0) + value - (before.get(name) or 0)
     return remaining(left, written, kind)
 
 

@@ -358,6 +358,55 @@ pub unsafe extern "C" fn hypura_model_micro_batch(
     guard_infallible(micro_batch, body)
 }
 
+/// Asks for a type of weights (a ggml type) of which it is not known yet how fast the host multiplies with it on `n_threads` threads:
+/// whether there is one that matters for this model and is not kept from an earlier run. `ggml_type` is written only then.
+/// False once the model was demanded of, for NULL, for a model that is not streamed, and when the measurement, which
+/// takes `needed_bytes` of memory, would take too much of it.
+///
+/// Optional: a host that measures, and tells by hypura_model_set_speed, makes the expected speed more exact.
+///
+/// # Safety
+/// `model` is NULL or comes from hypura_model_open; `ggml_type` is NULL or points to a uint32_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_next_unmeasured(
+    model: *const HypuraModel,
+    n_threads: usize,
+    needed_bytes: u64,
+    ggml_type: *mut u32,
+) -> bool {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let session = unsafe { model.as_ref() }.and_then(|model| model.session.as_ref());
+        let Some(found) = session.and_then(|session| session.next_unmeasured(n_threads, needed_bytes)) else {
+            return false;
+        };
+        // SAFETY: the contract of this function.
+        unsafe { pointers::write(ggml_type, found, "ggml_type") }.is_ok()
+    };
+    guard_infallible(false, body)
+}
+
+/// Tells how fast the host multiplies a vector with weights of a type, in bytes of weights per second; 0 for a type that it
+/// cannot multiply with. It is kept for later runs on this machine.
+///
+/// # Safety
+/// `model` is NULL or comes from hypura_model_open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_set_speed(
+    model: *const HypuraModel,
+    ggml_type: u32,
+    n_threads: usize,
+    bytes_per_second: f64,
+) {
+    // SAFETY: the contract of this function.
+    let session = unsafe { model.as_ref() }.and_then(|model| model.session.as_ref());
+    guard_infallible((), || {
+        if let Some(session) = session {
+            session.set_speed(ggml_type, n_threads, bytes_per_second);
+        }
+    });
+}
+
 /// Checks that the host and the library agree on where a streamed tensor lies: called instead of reading it.
 ///
 /// Errors: FORMAT when they do not, INVALID_ARGUMENT when the tensor is not streamed.
@@ -460,15 +509,53 @@ pub unsafe extern "C" fn hypura_model_stats_json(
     let body = || {
         // SAFETY: the contract of this function.
         let model = unsafe { pointers::shared(model, "model") }?;
-        let text = model.session()?.stats_json();
         // SAFETY: the contract of this function.
-        unsafe { super::boundary::write_text(&text, buffer, buffer_size) };
-        if !needed.is_null() {
-            // SAFETY: the contract of this function.
-            unsafe { pointers::write(needed, text.len() + 1, "needed") }?;
-        }
-        Ok(())
+        unsafe { give_text(&model.session()?.stats_json(), buffer, buffer_size, needed) }
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
+}
+
+/// Writes what is expected of the model as JSON to `buffer`, like hypura_model_stats_json: the mode, what lives where in bytes and
+/// item by item, the memory for weights, the tokens per second that are expected and what limits them, what earlier runs taught, what
+/// the machine offers and what had to be assumed of it, and the best that any division of the same memory could do. `null`
+/// before the first demand, when the memory has not been divided yet. Finding the best takes a second for the largest models, the first
+/// time.
+///
+/// Errors: INVALID_ARGUMENT when the model is not streamed.
+///
+/// # Safety
+/// `model` comes from hypura_model_open; `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a
+/// size_t; `error` to `error_size` bytes, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_plan_json(
+    model: *const HypuraModel,
+    buffer: *mut c_char,
+    buffer_size: usize,
+    needed: *mut usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::shared(model, "model") }?;
+        // SAFETY: the contract of this function.
+        unsafe { give_text(&model.session()?.plan_json(), buffer, buffer_size, needed) }
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Writes a text, cut to fit, and the bytes that all of it needs.
+///
+/// # Safety
+/// `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a size_t.
+unsafe fn give_text(text: &str, buffer: *mut c_char, buffer_size: usize, needed: *mut usize) -> Result<()> {
+    // SAFETY: the contract of this function.
+    unsafe { super::boundary::write_text(text, buffer, buffer_size) };
+    if !needed.is_null() {
+        // SAFETY: the contract of this function.
+        unsafe { pointers::write(needed, text.len() + 1, "needed") }?;
+    }
+    Ok(())
 }

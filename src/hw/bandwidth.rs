@@ -21,18 +21,24 @@ const STRETCH_BYTES: usize = 1 << 20;
 
 const FILE: &str = "machine.json";
 
+/// Of the available memory, a measurement takes no more than one part in so many.
+const SHARE: u64 = 4;
+
 /// What is remembered of a machine, else what a measurement of about 50 ms finds, in bytes per second. `machine` tells it
-/// from others that share the cache directory.
-pub fn memory_bandwidth(machine: &str, threads: usize) -> f64 {
-    remembered(persist::cache_directory().as_deref(), machine, threads, || sweep(threads, SWEEP_BYTES))
+/// from others that share the cache directory. `None` when so little memory is available that a measurement could do harm.
+pub fn memory_bandwidth(machine: &str, threads: usize, available_bytes: u64) -> Option<f64> {
+    let affordable = SWEEP_BYTES as u64 * SHARE <= available_bytes;
+    remembered(persist::cache_directory().as_deref(), machine, threads, || {
+        affordable.then(|| sweep(threads, SWEEP_BYTES))
+    })
 }
 
 pub(super) fn remembered(
     directory: Option<&Path>,
     machine: &str,
     threads: usize,
-    measure: impl FnOnce() -> f64,
-) -> f64 {
+    measure: impl FnOnce() -> Option<f64>,
+) -> Option<f64> {
     let key = format!("{machine}, {threads} threads");
     let mut stored = match directory.and_then(|directory| persist::read(directory, FILE)) {
         Some(Value::Object(stored)) => stored,
@@ -41,14 +47,14 @@ pub(super) fn remembered(
     let sane = |bytes_per_second: &f64| bytes_per_second.is_finite() && (1e8..1e14).contains(bytes_per_second);
     let known = stored.get(&key).and_then(|entry| entry["memory_bytes_per_second"].as_f64()).filter(sane);
     if let Some(bytes_per_second) = known {
-        return bytes_per_second;
+        return Some(bytes_per_second);
     }
-    let bytes_per_second = measure();
+    let bytes_per_second = measure()?;
     if let Some(directory) = directory.filter(|_| sane(&bytes_per_second)) {
         stored.insert(key, json!({"memory_bytes_per_second": bytes_per_second}));
         persist::write(directory, FILE, &Value::Object(stored));
     }
-    bytes_per_second
+    Some(bytes_per_second)
 }
 
 /// Reads memory with some threads at once; bytes per second of all together.

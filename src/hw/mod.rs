@@ -8,6 +8,7 @@ mod cgroup;
 mod cores;
 mod drive;
 mod hierarchy;
+mod kernels;
 mod memory;
 mod paging;
 mod pressure;
@@ -21,6 +22,7 @@ mod tests;
 pub use bandwidth::memory_bandwidth;
 pub use cores::{Cores, cores, cores_under};
 pub use drive::{Disk, Drive, DriveKind, drive, drive_under};
+pub use kernels::Kernels;
 pub use memory::{MemoryReport, memory, memory_under, page_size};
 pub use paging::{HugePageMode, HugePages, Swap};
 pub use pressure::{

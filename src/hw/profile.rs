@@ -1,5 +1,6 @@
 //! Everything about the machine that planning uses, in one place.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -33,6 +34,9 @@ pub struct Profile {
     pub drive: Drive,
     /// How fast the cores read memory, once measured.
     pub memory_bytes_per_second: Option<f64>,
+    /// How fast the host multiplies with weights of each ggml type, in bytes of them per second; types that were not measured
+    /// are missing.
+    pub multiply_bytes_per_second: BTreeMap<u32, f64>,
     /// How fast the model's file can be read past the page cache, once measured.
     pub drive_bytes_per_second: Option<f64>,
     /// GPU memory, as the host reports it.
@@ -61,6 +65,7 @@ pub fn profile_under(root: &Path, model: &Path) -> Profile {
         events: memory_events_under(root),
         drive: drive_under(root, model),
         memory_bytes_per_second: None,
+        multiply_bytes_per_second: BTreeMap::new(),
         drive_bytes_per_second: None,
         gpu_bytes: None,
         notes: Vec::new(),
@@ -75,10 +80,14 @@ impl Profile {
         format!("{processor}, {} cores", self.cores.parallel())
     }
 
-    /// Looks up how fast the cores read memory, or measures it, which takes about 50 ms once per machine.
-    pub fn measure_memory(&mut self) -> f64 {
-        let machine = self.machine();
-        *self.memory_bytes_per_second.get_or_insert_with(|| memory_bandwidth(&machine, self.cores.parallel()))
+    /// Looks up how fast the cores read memory, or measures it, which takes about 50 ms once per machine. `None` where there is not
+    /// enough memory to measure it.
+    pub fn measure_memory(&mut self) -> Option<f64> {
+        if self.memory_bytes_per_second.is_none() {
+            let available_bytes = self.memory.available_bytes;
+            self.memory_bytes_per_second = memory_bandwidth(&self.machine(), self.cores.parallel(), available_bytes);
+        }
+        self.memory_bytes_per_second
     }
 
     fn with_notes(mut self) -> Self {
@@ -108,6 +117,7 @@ impl Profile {
                 "limited_by": self.memory.limited_by,
                 "bytes_per_second": self.memory_bytes_per_second,
             },
+            "multiply_bytes_per_second": self.multiply_bytes_per_second,
             "swap": self.swap.map(|swap| json!({"total_bytes": swap.total_bytes, "free_bytes": swap.free_bytes})),
             "huge_pages": {"mode": self.huge_pages.mode.name(), "page_bytes": self.huge_pages.page_bytes},
             "cores": {"usable": self.cores.usable, "quota": self.cores.quota, "parallel": self.cores.parallel()},

@@ -235,15 +235,18 @@ fn memory_is_read_by_every_thread() {
 fn a_bandwidth_is_measured_once_and_rubbish_is_measured_again() {
     let directory = TestDirectory::new();
     let place = Some(directory.path());
-    let never = || -> f64 { panic!("it is known") };
-    assert_eq!(remembered(place, "a", 2, || 5e9), 5e9);
-    assert_eq!(remembered(place, "a", 2, never), 5e9);
-    assert_eq!(remembered(place, "a", 4, || 7e9), 7e9);
-    assert_eq!(remembered(place, "b", 2, || 9e9), 9e9);
-    assert_eq!(remembered(place, "a", 2, never), 5e9);
+    let never = || -> Option<f64> { panic!("it is known") };
+    assert_eq!(remembered(place, "a", 2, || Some(5e9)), Some(5e9));
+    assert_eq!(remembered(place, "a", 2, never), Some(5e9));
+    assert_eq!(remembered(place, "a", 4, || Some(7e9)), Some(7e9));
+    assert_eq!(remembered(place, "b", 2, || Some(9e9)), Some(9e9));
+    assert_eq!(remembered(place, "a", 2, never), Some(5e9));
     for rubbish in [r#"{"a, 2 threads": {"memory_bytes_per_second": -5}}"#, "[]", "{"] {
         directory.write("machine.json", rubbish);
-        assert_eq!(remembered(place, "a", 2, || 6e9), 6e9, "{rubbish}");
+        assert_eq!(remembered(place, "a", 2, || Some(6e9)), Some(6e9), "{rubbish}");
     }
-    assert_eq!(remembered(None, "a", 2, || 8e9), 8e9);
+    assert_eq!(remembered(None, "a", 2, || Some(8e9)), Some(8e9));
+    // Nothing is measured or kept where memory is too short for it.
+    assert_eq!(remembered(place, "c", 2, || None), None);
+    assert_eq!(remembered(place, "c", 2, || Some(8e9)), Some(8e9));
 }

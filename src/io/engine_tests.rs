@@ -135,7 +135,8 @@ fn engine(
     reports: &Arc<Reports>,
 ) -> Box<dyn Engine> {
     let direct = files.iter().all(DirectFile::is_direct);
-    let tuning = Tuning { engine: kind, block_bytes, depth, direct, bytes_per_second: None };
+    let tuning =
+        Tuning { engine: kind, block_bytes, depth, direct, bytes_per_second: None, read_overhead_seconds: None };
     let engine = start(&tuning, Arc::clone(files), token_count, reports.clone()).unwrap();
     assert_eq!(engine.name(), if kind == EngineKind::Uring { "uring" } else { "threads" });
     engine

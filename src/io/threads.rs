@@ -158,7 +158,14 @@ mod tests {
         std::fs::write(&path, [7; 8192]).unwrap();
         let files: Arc<[DirectFile]> = [DirectFile::open(&path, false).unwrap()].into();
         for engine in [EngineKind::Threads, EngineKind::Uring] {
-            let tuning = Tuning { engine, block_bytes: 4096, depth: 2, direct: false, bytes_per_second: None };
+            let tuning = Tuning {
+                engine,
+                block_bytes: 4096,
+                depth: 2,
+                direct: false,
+                bytes_per_second: None,
+                read_overhead_seconds: None,
+            };
             let sink = Arc::new(Faulty::default());
             let mut memory = vec![0u8; 64];
             let engine = start(&tuning, Arc::clone(&files), 1, sink.clone()).unwrap();

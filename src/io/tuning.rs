@@ -46,6 +46,8 @@ pub struct Tuning {
     pub direct: bool,
     /// What that reached, where it was measured.
     pub bytes_per_second: Option<f64>,
+    /// What a small read takes beyond its bytes, where it was measured.
+    pub read_overhead_seconds: Option<f64>,
 }
 
 /// Good on most drives: MiB-sized reads at a small depth saturate them.
@@ -67,6 +69,9 @@ const GAIN_SHALLOW: f64 = 1.5;
 
 /// What was measured so long ago is measured again: drives wear, fill up and are replaced, and a busy moment may have misled.
 const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The reads by which it is found what a read costs beyond its bytes.
+const SMALL_BYTES: usize = 64 << 10;
 
 const FILE: &str = "storage.json";
 
@@ -93,8 +98,14 @@ pub fn tune(paths: &[PathBuf], config: &Config) -> Result<(Tuning, Arc<[DirectFi
             EngineKind::Threads
         }
     };
-    let start =
-        Tuning { engine, block_bytes: BLOCK_BYTES, depth: DEPTH, direct: can_be_direct, bytes_per_second: None };
+    let start = Tuning {
+        engine,
+        block_bytes: BLOCK_BYTES,
+        depth: DEPTH,
+        direct: can_be_direct,
+        bytes_per_second: None,
+        read_overhead_seconds: None,
+    };
     let size: u64 = direct_files.iter().map(DirectFile::opened_size).sum();
     let search = Search { config, can_be_direct, paths };
     let tuning = match search.remembered() {
@@ -179,6 +190,8 @@ impl Search<'_> {
             }
         }
         best.bytes_per_second = Some(speed);
+        let small = probe(&Tuning { block_bytes: SMALL_BYTES, ..best })?.bytes_per_second;
+        best.read_overhead_seconds = Some((SMALL_BYTES as f64 * (1.0 / small - 1.0 / speed)).max(0.0));
         tracing::info!("measured the drive in {} ms: {:.2} GB/s with {best}", began.elapsed().as_millis(), speed / 1e9,);
         self.remember(&best);
         Ok(best)
@@ -203,6 +216,7 @@ impl Search<'_> {
             depth: entry["depth"].as_u64()? as usize,
             direct: entry["direct"].as_bool()?,
             bytes_per_second: entry["bytes_per_second"].as_f64(),
+            read_overhead_seconds: entry["read_overhead_seconds"].as_f64(),
         };
         let sane = tuning.block_bytes.is_power_of_two()
             && (64 << 10..=16 << 20).contains(&tuning.block_bytes)
@@ -228,6 +242,7 @@ impl Search<'_> {
                 "depth": tuning.depth,
                 "direct": tuning.direct,
                 "bytes_per_second": tuning.bytes_per_second,
+                "read_overhead_seconds": tuning.read_overhead_seconds,
                 "measured_at": seconds_since_epoch(),
             }),
         );

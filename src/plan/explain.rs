@@ -19,7 +19,7 @@ impl Solution {
         }
     }
 
-    /// At most six short lines for the log: how the model runs, what lives where, in how much memory, how fast that is
+    /// At most seven short lines for the log: how the model runs, what lives where, in how much memory, how fast that is
     /// expected to be, and what limits it.
     pub fn explain(&self, problem: &Problem) -> Vec<String> {
         let tiers = &self.tiers;
@@ -28,18 +28,37 @@ impl Solution {
             let roles = roles(problem, &self.seats, parts);
             (bytes > 0).then(|| format!("{name}: {} ({roles})", in_gigabytes(bytes)))
         };
+        // Of experts, some of which are on the drive, those in RAM change.
+        let changes = |seat: &Seat, count: usize| matches!(seat, Seat::Host { slots } if *slots > 0 && *slots < count);
+        let changing_bytes: u64 = problem
+            .items
+            .iter()
+            .zip(&self.seats)
+            .map(|(item, seat)| match seat {
+                Seat::Host { slots } if changes(seat, item.slot_count) => item.slot_bytes * *slots as u64,
+                _ => 0,
+            })
+            .sum();
         lines.extend(place("GPU", tiers.gpu, &|seat, _| *seat == Seat::Gpu));
-        lines.extend(place("RAM", tiers.ram, &|seat, _| matches!(seat, Seat::Host { slots } if *slots > 0)));
+        lines.extend(place(
+            "RAM, for good",
+            tiers.ram - changing_bytes,
+            &|seat, count| matches!(seat, Seat::Host { slots } if *slots == count),
+        ));
+        lines.extend(place("RAM, as needed", changing_bytes, &changes));
         lines.extend(place(
             "drive",
             tiers.drive,
             &|seat, count| matches!(seat, Seat::Host { slots } if *slots < count),
         ));
         let free = problem.machine.ram_bytes.saturating_sub(tiers.ram + tiers.ring);
+        let ring = match tiers.ring {
+            0 => String::new(),
+            bytes => format!("{} for what passes through and ", in_gigabytes(bytes)),
+        };
         lines.push(format!(
-            "RAM for weights: {}, of which {} for streaming and {} free",
+            "RAM for weights: {}, of which {ring}{} free",
             in_gigabytes(problem.machine.ram_bytes),
-            in_gigabytes(tiers.ring),
             in_gigabytes(free)
         ));
         lines.push(self.prediction.sentence());
@@ -177,17 +196,18 @@ mod tests {
         let solution = solve(&problem).unwrap();
         let lines = solution.explain(&problem);
         assert_eq!(
-            lines[..5],
+            lines[..6],
             [
                 "expert-streaming",
                 "GPU: 1.00 GiB (output)",
-                "RAM: 4.50 GiB (experts, attention)",
+                "RAM, for good: 1.00 GiB (attention)",
+                "RAM, as needed: 3.50 GiB (experts)",
                 "drive: 4.50 GiB (experts)",
-                "RAM for weights: 5.00 GiB, of which 512.0 MiB for streaming and 0.0 MiB free",
+                "RAM for weights: 5.00 GiB, of which 512.0 MiB for what passes through and 0.0 MiB free",
             ]
         );
-        assert!(lines[5].starts_with("expected: ") && lines[5].ends_with("; limited by drive"), "{}", lines[5]);
-        assert!(lines.len() <= 6 && lines.iter().all(|line| line.len() < 100), "{lines:?}");
+        assert!(lines[6].starts_with("expected: ") && lines[6].ends_with("; limited by drive"), "{}", lines[6]);
+        assert!(lines.len() <= 7 && lines.iter().all(|line| line.len() < 100), "{lines:?}");
     }
 
     #[test]

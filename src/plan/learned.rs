@@ -1,16 +1,17 @@
 //! What earlier runs of a model on this machine measured, to correct the next prediction.
 //!
-//! Three factors, each the ratio of what was measured to what was predicted: seconds of computing, seconds per byte read,
-//! and bytes read per token, which is where a cache does better or worse than the miss curves say. They are averaged
+//! Factors, each the ratio of what was measured to what was predicted: seconds of computing, seconds per byte read, and
+//! bytes read per token, which is where a cache does better or worse than the miss curves say. They are averaged
 //! over runs, the latest counting most, and multiply the numbers that the problem is made of, so that the plan changes with
-//! them and not only its prediction.
+//! them and not only its prediction. A last one corrects what is then still wrong with the seconds of a token: how well
+//! computing and reading overlap.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::problem::{Problem, Usage};
-use super::simulate::Prediction;
+use super::problem::{Item, Problem, Seat, Usage};
+use super::simulate::{Prediction, simulate};
 use crate::persist;
 
 /// Correction factors.
@@ -22,6 +23,8 @@ pub struct Learned {
     pub drive: f64,
     /// Bytes read per token, of experts.
     pub misses: f64,
+    /// Seconds per token, all in all, beyond what the others explain.
+    pub overlap: f64,
     /// Runs that they come from.
     pub runs: u64,
 }
@@ -43,7 +46,7 @@ pub struct Measured {
 
 impl Default for Learned {
     fn default() -> Self {
-        Self { compute: 1.0, drive: 1.0, misses: 1.0, runs: 0 }
+        Self { compute: 1.0, drive: 1.0, misses: 1.0, overlap: 1.0, runs: 0 }
     }
 }
 
@@ -81,7 +84,13 @@ impl Learned {
     fn parse(entry: &Value) -> Option<Self> {
         let factor = |name: &str| entry[name].as_f64().filter(|value| (FACTOR_MIN..=FACTOR_MAX).contains(value));
         let runs = entry["runs"].as_u64().filter(|runs| *runs > 0)?;
-        Some(Self { compute: factor("compute")?, drive: factor("drive")?, misses: factor("misses")?, runs })
+        Some(Self {
+            compute: factor("compute")?,
+            drive: factor("drive")?,
+            misses: factor("misses")?,
+            overlap: factor("overlap")?,
+            runs,
+        })
     }
 
     /// Stores what is now known.
@@ -94,10 +103,8 @@ impl Learned {
     fn remember_in(&self, directory: &Path, model: &str, machine: &str) {
         let mut entries = entries(directory);
         let latest = entries.values().filter_map(|entry| entry["order"].as_u64()).max().unwrap_or(0);
-        let Self { compute, drive, misses, runs } = self;
-        let entry = json!({
-            "compute": compute, "drive": drive, "misses": misses, "runs": runs, "order": latest.saturating_add(1),
-        });
+        let mut entry = self.to_json();
+        entry["order"] = json!(latest.saturating_add(1));
         entries.insert(key(model, machine), entry);
         while entries.len() > ENTRIES_MAX {
             let age = |entry: &Value| entry["order"].as_u64().unwrap_or(0);
@@ -107,6 +114,12 @@ impl Learned {
             entries.remove(&oldest);
         }
         persist::write(directory, FILE, &Value::Object(entries));
+    }
+
+    /// As JSON.
+    pub fn to_json(&self) -> Value {
+        let Self { compute, drive, misses, overlap, runs } = self;
+        json!({"compute": compute, "drive": drive, "misses": misses, "overlap": overlap, "runs": runs})
     }
 
     /// The problem with every number corrected.
@@ -130,14 +143,22 @@ impl Learned {
         }
     }
 
-    /// Learns from a run: `predicted` is what was expected of it, with these factors already applied, and `had_experts`
-    /// whether experts were streamed. Returns whether there was anything to learn.
-    pub fn learn(&mut self, predicted: &Prediction, measured: &Measured, had_experts: bool) -> bool {
+    /// What a placement does, everything corrected; `problem` is so already.
+    pub fn predict(&self, problem: &Problem, seats: &[Seat]) -> Prediction {
+        let simulated = simulate(problem, seats);
+        let seconds_per_token = simulated.seconds_per_token * self.overlap;
+        let stall_seconds = (seconds_per_token - simulated.compute_seconds).max(0.0);
+        Prediction { seconds_per_token, stall_seconds, ..simulated }
+    }
+
+    /// Learns from a run of a placement of `problem`, which is as it was before any correction. `self` is what was known when the
+    /// run began. Returns what is known now; `None` when there was nothing to learn.
+    pub fn after(&self, problem: &Problem, seats: &[Seat], measured: &Measured) -> Option<Self> {
         let Measured { tokens, seconds_per_token, stall_seconds, drive_seconds, read_bytes } = *measured;
         let numbers = [seconds_per_token, stall_seconds, drive_seconds, read_bytes];
         let sane = numbers.iter().all(|number| number.is_finite() && *number >= 0.0) && seconds_per_token > 0.0;
         if !sane || tokens < TOKENS_MIN {
-            return false;
+            return None;
         }
         let first = self.runs == 0;
         let blend = |factor: &mut f64, measured: f64, predicted: f64| {
@@ -149,13 +170,25 @@ impl Learned {
                 *factor = (factor.ln() * (1.0 - weight) + found.ln() * weight).exp().clamp(FACTOR_MIN, FACTOR_MAX);
             }
         };
-        blend(&mut self.compute, (seconds_per_token - stall_seconds).max(0.0), predicted.compute_seconds);
-        blend(&mut self.drive, drive_seconds / read_bytes, predicted.drive_seconds / predicted.read_bytes);
-        if had_experts {
-            blend(&mut self.misses, read_bytes, predicted.read_bytes);
+        let corrected = |learned: &Self| {
+            let mut corrected = problem.clone();
+            learned.correct(&mut corrected);
+            learned.predict(&corrected, seats)
+        };
+        let mut learned = *self;
+        let predicted = corrected(self);
+        blend(&mut learned.compute, (seconds_per_token - stall_seconds).max(0.0), predicted.compute_seconds);
+        blend(&mut learned.drive, drive_seconds / read_bytes, predicted.drive_seconds / predicted.read_bytes);
+        let misses = |(item, seat): (&Item, &Seat)| {
+            item.is_routed() && matches!(seat, Seat::Host { slots } if *slots < item.slot_count)
+        };
+        if problem.items.iter().zip(seats).any(misses) {
+            blend(&mut learned.misses, read_bytes, predicted.read_bytes);
         }
-        self.runs = self.runs.saturating_add(1);
-        true
+        let predicted = corrected(&learned);
+        blend(&mut learned.overlap, seconds_per_token, predicted.seconds_per_token);
+        learned.runs = self.runs.saturating_add(1);
+        Some(learned)
     }
 }
 
@@ -182,69 +215,10 @@ fn key(model: &str, machine: &str) -> String {
 mod tests {
     use super::*;
     use crate::gguf::test_directory::TestDirectory;
-    use crate::plan::{Item, Limit, Machine, MissCurve, solve};
+    use crate::plan::{Machine, MissCurve};
 
-    const PREDICTED: Prediction = Prediction {
-        seconds_per_token: 0.3,
-        compute_seconds: 0.1,
-        drive_seconds: 0.25,
-        stall_seconds: 0.2,
-        read_bytes: 1e9,
-        limit: Limit::Drive,
-    };
-
-    fn measured(factor: f64) -> Measured {
-        Measured {
-            tokens: 100,
-            seconds_per_token: 0.3 * factor,
-            stall_seconds: 0.2 * factor,
-            drive_seconds: 0.25 * factor,
-            read_bytes: 1e9,
-        }
-    }
-
-    fn assert_close(found: f64, expected: f64) {
-        assert!((found / expected - 1.0).abs() < 1e-9, "{found}, not {expected}");
-    }
-
-    #[test]
-    fn the_first_run_is_believed_and_later_ones_are_averaged() {
-        let mut learned = Learned::default();
-        assert!(learned.learn(&PREDICTED, &measured(2.0), true));
-        assert_close(learned.compute, 2.0);
-        assert_close(learned.drive, 2.0);
-        assert_close(learned.misses, 1.0);
-        // The next prediction had the factors in it: half of it was needed.
-        assert!(learned.learn(&PREDICTED, &measured(0.5), true));
-        assert_close(learned.compute, 2f64.sqrt());
-        assert_eq!(learned.runs, 2);
-        for _ in 0..50 {
-            learned.learn(&PREDICTED, &measured(100.0), true);
-        }
-        assert_close(learned.compute, FACTOR_MAX);
-        assert_close(learned.drive, FACTOR_MAX);
-    }
-
-    #[test]
-    fn what_makes_no_sense_teaches_nothing() {
-        let mut learned = Learned::default();
-        for change in [
-            Measured { tokens: 3, ..measured(2.0) },
-            Measured { seconds_per_token: 0.0, ..measured(2.0) },
-            Measured { seconds_per_token: f64::NAN, ..measured(2.0) },
-            Measured { read_bytes: -1.0, ..measured(2.0) },
-            Measured { drive_seconds: f64::INFINITY, ..measured(2.0) },
-        ] {
-            assert!(!learned.learn(&PREDICTED, &change, true), "{change:?}");
-        }
-        assert_eq!(learned, Learned::default());
-        // Nothing was read: the drive's factors stay.
-        assert!(learned.learn(&PREDICTED, &Measured { read_bytes: 0.0, drive_seconds: 0.0, ..measured(2.0) }, true));
-        assert_eq!((learned.drive, learned.misses), (1.0, 1.0));
-    }
-
-    #[test]
-    fn a_corrected_prediction_meets_the_measurement() {
+    /// Some experts on the drive, and a dense tensor that stays.
+    fn problem() -> (Problem, [Seat; 2]) {
         let item = |usage: Usage, slot_count| Item {
             layer: None,
             role: String::new(),
@@ -257,43 +231,106 @@ mod tests {
             streamable: slot_count > 1,
         };
         let curve = std::sync::Arc::new(MissCurve::prior(8, 2).unwrap());
-        let problem = Problem {
-            items: vec![item(Usage::Dense, 1), item(Usage::Routed(curve), 8)],
-            machine: Machine {
-                gpu_bytes: 0,
-                ram_bytes: 500,
-                cpu_seconds_per_byte: 0.01,
-                gpu_seconds_per_byte: 0.001,
-                fixed_seconds: 0.0,
-                drive_seconds_per_byte: 0.1,
-                read_overhead_seconds: 0.0,
-            },
-            dense_ring_bytes: 0,
-            expert_ring_bytes: 100,
+        let machine = Machine {
+            gpu_bytes: 0,
+            ram_bytes: 500,
+            cpu_seconds_per_byte: 0.01,
+            gpu_seconds_per_byte: 0.001,
+            fixed_seconds: 0.0,
+            drive_seconds_per_byte: 0.1,
+            read_overhead_seconds: 0.0,
         };
-        let predicted = solve(&problem).unwrap().prediction;
+        let items = vec![item(Usage::Dense, 1), item(Usage::Routed(curve), 8)];
+        let problem = Problem { items, machine, dense_ring_bytes: 0, expert_ring_bytes: 100 };
+        (problem, [Seat::Host { slots: 1 }, Seat::Host { slots: 3 }])
+    }
+
+    fn predicted(learned: &Learned) -> Prediction {
+        let (mut problem, seats) = problem();
+        learned.correct(&mut problem);
+        learned.predict(&problem, &seats)
+    }
+
+    /// What is measured when computing and reading take `factor` times what was predicted.
+    fn measured(factor: f64) -> Measured {
+        let predicted = predicted(&Learned::default());
+        Measured {
+            tokens: 100,
+            seconds_per_token: predicted.seconds_per_token * factor,
+            stall_seconds: predicted.stall_seconds * factor,
+            drive_seconds: predicted.drive_seconds * factor,
+            read_bytes: predicted.read_bytes,
+        }
+    }
+
+    fn after(learned: &Learned, measured: &Measured) -> Option<Learned> {
+        let (problem, seats) = problem();
+        learned.after(&problem, &seats, measured)
+    }
+
+    fn assert_close(found: f64, expected: f64) {
+        assert!((found / expected - 1.0).abs() < 1e-9, "{found}, not {expected}");
+    }
+
+    #[test]
+    fn the_first_run_is_believed_and_later_ones_are_averaged() {
+        let mut learned = after(&Learned::default(), &measured(2.0)).unwrap();
+        assert_close(learned.compute, 2.0);
+        assert_close(learned.drive, 2.0);
+        assert_close(learned.misses, 1.0);
+        assert_close(learned.overlap, 1.0);
+        // Half of what was expected by now.
+        learned = after(&learned, &measured(1.0)).unwrap();
+        assert_close(learned.compute, 2f64.sqrt());
+        assert_eq!(learned.runs, 2);
+        for _ in 0..50 {
+            learned = after(&learned, &measured(1000.0)).unwrap();
+        }
+        assert_close(learned.compute, FACTOR_MAX);
+        assert_close(learned.drive, FACTOR_MAX);
+    }
+
+    #[test]
+    fn what_makes_no_sense_teaches_nothing() {
+        for change in [
+            Measured { tokens: 3, ..measured(2.0) },
+            Measured { seconds_per_token: 0.0, ..measured(2.0) },
+            Measured { seconds_per_token: f64::NAN, ..measured(2.0) },
+            Measured { read_bytes: -1.0, ..measured(2.0) },
+            Measured { drive_seconds: f64::INFINITY, ..measured(2.0) },
+        ] {
+            assert_eq!(after(&Learned::default(), &change), None, "{change:?}");
+        }
+        // Nothing was read: the drive's factors stay.
+        let idle = Measured { read_bytes: 0.0, drive_seconds: 0.0, ..measured(2.0) };
+        let learned = after(&Learned::default(), &idle).unwrap();
+        assert_eq!((learned.drive, learned.misses), (1.0, 1.0));
+    }
+
+    #[test]
+    fn a_corrected_prediction_meets_the_measurement() {
+        let first = predicted(&Learned::default());
+        // Neither the sum of computing and reading nor the longer of the two.
         let measured = Measured {
             tokens: 100,
-            seconds_per_token: 1.5 * predicted.compute_seconds + 0.6 * predicted.drive_seconds,
-            stall_seconds: 0.6 * predicted.drive_seconds,
-            drive_seconds: 0.6 * predicted.drive_seconds,
-            read_bytes: 0.5 * predicted.read_bytes,
+            seconds_per_token: 1.5 * first.compute_seconds + 0.4 * first.drive_seconds,
+            stall_seconds: 0.4 * first.drive_seconds,
+            drive_seconds: 0.6 * first.drive_seconds,
+            read_bytes: 0.5 * first.read_bytes,
         };
-        let mut learned = Learned::default();
-        learned.learn(&predicted, &measured, true);
-        let mut corrected = problem.clone();
-        learned.correct(&mut corrected);
-        let again = solve(&corrected).unwrap().prediction;
-        assert_close(again.compute_seconds, 1.5 * predicted.compute_seconds);
-        assert_close(again.read_bytes, 0.5 * predicted.read_bytes);
-        assert_close(again.drive_seconds, 0.6 * predicted.drive_seconds);
+        let again = predicted(&after(&Learned::default(), &measured).unwrap());
+        assert_close(again.compute_seconds, 1.5 * first.compute_seconds);
+        assert_close(again.read_bytes, 0.5 * first.read_bytes);
+        assert_close(again.drive_seconds, 0.6 * first.drive_seconds);
+        assert_close(again.seconds_per_token, measured.seconds_per_token);
+        assert_close(again.stall_seconds, measured.stall_seconds);
     }
 
     #[test]
     fn models_and_machines_are_kept_apart_and_rubbish_is_ignored() {
         let directory = TestDirectory::new();
         let place = directory.path();
-        let learned = Learned { compute: 2.0, drive: 0.5, misses: 1.5, runs: 3 };
+        let learned = Learned { compute: 2.0, drive: 0.5, misses: 1.5, overlap: 1.1, runs: 3 };
         assert_eq!(Learned::recall_in(place, "model", "machine"), Learned::default());
         learned.remember_in(place, "model", "machine");
         assert_eq!(Learned::recall_in(place, "model", "machine"), learned);
@@ -303,9 +340,9 @@ mod tests {
             "{",
             "[1]",
             r#"{"model on machine": 7}"#,
-            r#"{"model on machine": {"compute": 1e9, "drive": 1, "misses": 1, "runs": 1}}"#,
+            r#"{"model on machine": {"compute": 1e9, "drive": 1, "misses": 1, "overlap": 1, "runs": 1}}"#,
             r#"{"model on machine": {"compute": 1, "drive": 1, "runs": 1}}"#,
-            r#"{"model on machine": {"compute": 1, "drive": 1, "misses": 1, "runs": -4}}"#,
+            r#"{"model on machine": {"compute": 1, "drive": 1, "misses": 1, "overlap": 1, "runs": -4}}"#,
         ] {
             directory.write(FILE, rubbish);
             assert_eq!(Learned::recall_in(place, "model", "machine"), Learned::default(), "{rubbish}");

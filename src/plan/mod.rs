@@ -9,6 +9,7 @@
 mod budget;
 mod control;
 mod decide;
+mod division;
 mod explain;
 mod learned;
 mod linear;
@@ -30,6 +31,7 @@ mod solve_tests;
 pub use budget::{SlotClass, distribute, margin_bytes, minimum_bytes};
 pub use control::{Change, Control, Reading};
 pub use decide::{Mode, Plan, WORKING_BYTES, decide};
+pub use division::{Keeping, divide};
 pub use learned::{Learned, Measured};
 pub use micro_batch::micro_batch;
 pub use miss::MissCurve;

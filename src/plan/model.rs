@@ -23,12 +23,20 @@ pub struct Circumstances {
     pub read_overhead_seconds: f64,
 }
 
-/// Share of the measured memory bandwidth that multiplying a matrix by a vector reaches when many cores share it. Measured
-/// runs correct this and the next: see [`super::Learned`].
+/// Share of the measured memory bandwidth that multiplying a matrix by a vector reaches when many cores share it. This and the
+/// next stand in for types of weights that the host has not measured.
 const CPU_EFFICIENCY: f64 = 0.7;
+
+/// Share of a kernel's own measured speed that it reaches within a model, whose weights no cache holds. Measured on the same server:
+/// three quarters with 2 GB of weights, all of it with 100 MB.
+const KERNEL_EFFICIENCY: f64 = 0.8;
 
 /// Bytes per second that one core unpacks and multiplies: Q8_0 on a server's core. With few cores this is the limit.
 const CORE_BYTES_PER_SECOND: f64 = 6.5e9;
+
+/// What a layer takes beyond multiplying: attention, norms, handing work to threads and collecting it. Measured on two cores of a
+/// server; learning corrects it.
+const LAYER_SECONDS: f64 = 150e-6;
 
 /// Bytes per second that are assumed of memory where it was not measured: a modest laptop's.
 const MEMORY_BYTES_PER_SECOND: f64 = 20e9;
@@ -96,22 +104,33 @@ pub fn problem_of(
         dense_ring_bytes: RING_TENSORS.saturating_mul(largest(false)),
         // A layer's misses are read together.
         expert_ring_bytes: (used.max(1) as u64).saturating_mul(largest(true)),
-        machine: machine(profile, circumstances),
+        machine: machine(gguf, &items, profile, circumstances),
         items,
     }
 }
 
-fn machine(profile: &Profile, circumstances: &Circumstances) -> Machine {
+fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, circumstances: &Circumstances) -> Machine {
     let sane =
         |speed: Option<f64>, assumed: f64| speed.filter(|speed| speed.is_finite() && *speed > 0.0).unwrap_or(assumed);
     let memory = sane(profile.memory_bytes_per_second, MEMORY_BYTES_PER_SECOND);
-    let cpu = (memory * CPU_EFFICIENCY).min(profile.cores.parallel() as f64 * CORE_BYTES_PER_SECOND);
+    let assumed = (memory * CPU_EFFICIENCY).min(profile.cores.parallel() as f64 * CORE_BYTES_PER_SECOND);
+    let seconds_per_byte = |item: &Item| {
+        let kind = item.tensors.first().map(|&tensor| gguf.tensors()[tensor].ggml_type.id());
+        let measured = kind.and_then(|kind| profile.multiply_bytes_per_second.get(&kind));
+        1.0 / sane(measured.map(|speed| speed * KERNEL_EFFICIENCY), assumed)
+    };
+    // The mean over what a token computes on: every item would be more exact and change little.
+    let host = || items.iter().filter(|item| !item.on_gpu);
+    let used_bytes: f64 = host().map(Item::used_bytes).sum();
+    let used_seconds: f64 = host().map(|item| item.used_bytes() * seconds_per_byte(item)).sum();
+    let cpu_seconds_per_byte = if used_bytes > 0.0 { used_seconds / used_bytes } else { 1.0 / assumed };
+    let layers = items.iter().filter_map(|item| item.layer).collect::<std::collections::HashSet<_>>().len();
     Machine {
         gpu_bytes: circumstances.gpu_bytes,
         ram_bytes: circumstances.ram_bytes,
-        cpu_seconds_per_byte: 1.0 / cpu,
+        cpu_seconds_per_byte,
         gpu_seconds_per_byte: 1.0 / GPU_BYTES_PER_SECOND,
-        fixed_seconds: 0.0,
+        fixed_seconds: layers as f64 * LAYER_SECONDS,
         drive_seconds_per_byte: 1.0 / sane(profile.drive_bytes_per_second, DRIVE_BYTES_PER_SECOND),
         read_overhead_seconds: circumstances.read_overhead_seconds.max(0.0),
     }
@@ -222,6 +241,23 @@ mod tests {
         assert_eq!(problem.items.iter().map(Item::bytes).sum::<u64>(), gguf.model_bytes());
         assert_eq!((problem.dense_ring_bytes, problem.expert_ring_bytes), (6 * 1024, 2 * 1536));
         problem.check().unwrap();
+    }
+
+    #[test]
+    fn measured_kernels_replace_what_is_assumed_of_computing() {
+        let directory = TestDirectory::new();
+        let gguf = mixture(&directory);
+        let machine = |kernels: &[(u32, f64)], on_host: bool| {
+            let multiply_bytes_per_second = kernels.iter().copied().collect();
+            let profile = Profile { multiply_bytes_per_second, ..profile() };
+            problem_of(&gguf, |_| on_host, &profile, &PLENTY, None).machine
+        };
+        let assumed = machine(&[], true).cpu_seconds_per_byte;
+        assert!((machine(&[(F32, 2e9)], true).cpu_seconds_per_byte * 2e9 * KERNEL_EFFICIENCY - 1.0).abs() < 1e-9);
+        // Of another type, or where nothing is on the host.
+        assert!((machine(&[(8, 2e9)], true).cpu_seconds_per_byte / assumed - 1.0).abs() < 1e-9);
+        assert!((machine(&[(F32, 2e9)], false).cpu_seconds_per_byte / assumed - 1.0).abs() < 1e-9);
+        assert!((machine(&[], true).fixed_seconds - 2.0 * LAYER_SECONDS).abs() < 1e-12, "two layers");
     }
 
     #[test]

@@ -106,6 +106,12 @@ pub struct Facts {
     pub io_engine: &'static str,
     /// Whether reading what is foreseen made computing wait less, as far as that is known.
     pub prefetch_pays: Option<bool>,
+    /// What lives where and how fast that should be; null before the first compute.
+    pub plan: Value,
+    /// Generated tokens per second that were expected, of one sequence.
+    pub predicted_tokens_per_second: Option<f64>,
+    /// Those of the latest steps, prompts and pauses left out, once there were some.
+    pub measured_tokens_per_second: Option<f64>,
 }
 
 impl Counters {
@@ -138,8 +144,9 @@ impl Counters {
             "tokens": self.tokens.get(),
             "direct_io": facts.direct_io,
             "io_engine": facts.io_engine,
-            // Null until a planner predicts it.
-            "predicted_tokens_per_second": Value::Null,
+            "plan": facts.plan,
+            "predicted_tokens_per_second": facts.predicted_tokens_per_second,
+            "measured_tokens_per_second": facts.measured_tokens_per_second,
             "errors": self.errors.get(),
         })
     }

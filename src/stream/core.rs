@@ -15,6 +15,7 @@ use crate::predict::{Habits, Order};
 use crate::stats::Counters;
 
 use super::guesses::Guesses;
+use super::pace::Pace;
 use super::pins::Pins;
 use super::tensors::StreamedTensors;
 use super::timeline::{Event, Timeline};
@@ -36,6 +37,7 @@ pub(super) struct State {
     pub(super) position: Position,
     pub(super) pins: Pins,
     pub(super) guesses: Guesses,
+    pub(super) pace: Pace,
     /// The first failure. Nothing is handed out after it.
     pub(super) error: Option<Error>,
     /// The fetches that exist.
@@ -103,6 +105,7 @@ impl Core {
             position: Position { pass: 0, layer: 0 },
             pins: Pins::new(&streamed, &slots_now),
             guesses: Guesses::new(prefetch == PrefetchSetting::On),
+            pace: Pace::default(),
             error: None,
             fetches: Members::default(),
             want_room: Members::default(),

@@ -111,7 +111,7 @@ impl Fetch {
         check(&state)?;
         let member = *self.member.get_or_insert_with(|| state.fetches.first_free());
         state.fetches.insert(member);
-        let mut new_ring = None;
+        let (mut new_ring, mut learn, now) = (None, false, Instant::now());
         let previous = self.tensor.replace(index);
         state.order.observe(previous, index);
         if let (Some(previous), Some(since)) = (previous, self.computing_since.take()) {
@@ -119,9 +119,12 @@ impl Fetch {
         }
         if state.order.is_first(index) {
             core.counters.tokens.add(tokens as u64);
+            core.count_read_time(&mut state);
+            learn = state.pace.begin_pass(now, tokens, &core.counters);
             new_ring = core.retune(&mut state);
             state.guesses.begin_pass(core.counters.stall_time.time(), tokens);
         }
+        state.pace.demand(now, &core.counters);
         state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };
         self.record_trace(running, &state, index, previous, routing, tokens);
         for index in 0..self.experts.len() {
@@ -162,6 +165,9 @@ impl Fetch {
         self.submit(running);
         if let Some(layer) = self.entered {
             core.habits.lock().observe(&mut self.recent, layer, routing, tokens);
+        }
+        if learn {
+            running.outlook.learn();
         }
         self.begun = true;
         Ok(())

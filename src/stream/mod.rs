@@ -14,6 +14,8 @@ mod foresight;
 mod governor;
 mod guesses;
 mod keeper;
+mod outlook;
+mod pace;
 mod pins;
 #[cfg(test)]
 mod resize_tests;

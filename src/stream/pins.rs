@@ -20,7 +20,7 @@ pub(super) struct Pins {
 
 impl Pins {
     /// A ring that serves while nothing has been measured.
-    const FIRST_RING: usize = 4;
+    pub(super) const FIRST_RING: usize = 4;
 
     pub(super) fn new(streamed: &StreamedTensors, slots: &[usize]) -> Self {
         let mut this = Self {

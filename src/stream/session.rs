@@ -18,6 +18,7 @@ use super::fetch::Fetch;
 use super::foresight::Foresight;
 use super::governor::{self, Membership};
 use super::keeper::Keeper;
+use super::outlook::{Outlook, Surroundings};
 use super::tensors::StreamedTensors;
 use super::timeline::Timeline;
 use super::trace::Trace;
@@ -29,6 +30,7 @@ pub struct Session {
     pub(super) config: Config,
     plan: Plan,
     tuning: Tuning,
+    surroundings: Surroundings,
     pub(super) files: Arc<[DirectFile]>,
     pub(super) streamed: Arc<StreamedTensors>,
     running: OnceLock<Result<Running>>,
@@ -42,6 +44,7 @@ pub(super) struct Running {
     _keeper: Option<Keeper>,
     pub(super) engine: Arc<dyn Engine>,
     _stats: Option<StatsWriter>,
+    pub(super) outlook: Arc<Outlook>,
     pub(super) core: Arc<Core>,
     pub(super) verifier: Option<Verifier>,
     pub(super) trace: Option<Trace>,
@@ -55,7 +58,7 @@ impl Session {
     /// is below the working minimum.
     pub fn plan(gguf: &Arc<Gguf>, config: &Config, on_host: impl Fn(usize) -> bool) -> Result<Option<Arc<Self>>> {
         let memory = governor::memory_for_another();
-        let plan = plan::decide(gguf, on_host, config, &memory);
+        let plan = plan::decide(gguf, &on_host, config, &memory);
         tracing::info!("{}: {}", plan.mode.name(), plan.reason);
         // What stays with the host, and its context, come next.
         governor::make_room(plan.host_bytes - plan.streamed_bytes + plan::WORKING_BYTES);
@@ -73,6 +76,7 @@ impl Session {
                 ));
             }
         }
+        let surroundings = Surroundings::of(gguf, &on_host, &tuning);
         let streamed = Arc::new(StreamedTensors::new(gguf, &plan, &files));
         if let Some(ram_bytes) = config.ram_bytes {
             distribute(ram_bytes, &streamed.classes)?;
@@ -82,6 +86,7 @@ impl Session {
             config: config.clone(),
             plan,
             tuning,
+            surroundings,
             files,
             streamed,
             running: OnceLock::new(),
@@ -103,6 +108,18 @@ impl Session {
         plan::micro_batch(&self.gguf, batch, micro_batch, &hw::memory())
     }
 
+    /// The next type of weights, by its number in ggml, of which it is not known how fast the host multiplies with it on so many
+    /// threads; `None` when all are known, once something was demanded, and when a measurement, which takes `needed_bytes` of
+    /// memory, would take too much of it.
+    pub fn next_unmeasured(&self, threads: usize, needed_bytes: u64) -> Option<u32> {
+        if self.running.get().is_some() { None } else { self.surroundings.next_unmeasured(threads, needed_bytes) }
+    }
+
+    /// Notes how fast that is, in bytes of weights per second; 0 for what cannot be measured.
+    pub fn set_speed(&self, ggml_type: u32, threads: usize, bytes_per_second: f64) {
+        self.surroundings.set_speed(ggml_type, threads, bytes_per_second);
+    }
+
     /// The smallest budget that works, in bytes.
     pub fn minimum_bytes(&self) -> u64 {
         minimum_bytes(&self.streamed.classes)
@@ -113,10 +130,19 @@ impl Session {
         Fetch::new(Arc::clone(self))
     }
 
+    /// What is expected of the model, as JSON: what lives where, how fast that is, and why. `null` before the first demand, when the
+    /// memory has not been divided yet.
+    pub fn plan_json(&self) -> String {
+        match self.running.get() {
+            Some(Ok(running)) => running.outlook.to_json().to_string(),
+            _ => serde_json::Value::Null.to_string(),
+        }
+    }
+
     /// The statistics as JSON, with the keys of `HYPURA_STATS`.
     pub fn stats_json(&self) -> String {
         match self.running.get() {
-            Some(Ok(running)) => snapshot(&running.core, &running.facts(self)),
+            Some(Ok(running)) => snapshot(&running.core, &running.outlook, &running.facts(self)),
             _ => Counters::default().to_json(&self.idle_facts()).to_string(),
         }
     }
@@ -164,19 +190,21 @@ impl Session {
         };
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
         let membership = governor::join(&core, is_flexible)?;
+        let outlook = Arc::new(Outlook::new(&self.gguf, self.plan.mode, &self.surroundings, &core, &slots, None));
         let mut running = Running {
             _membership: membership,
             foresight,
             _keeper: keeper,
             engine,
             _stats: None,
+            outlook,
             core,
             verifier,
             trace,
         };
         if let Some(path) = &self.config.stats {
-            let (core, facts) = (Arc::clone(&running.core), running.facts(self));
-            running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &facts))?);
+            let (core, outlook, facts) = (Arc::clone(&running.core), Arc::clone(&running.outlook), running.facts(self));
+            running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &outlook, &facts))?);
         }
         self.warn_of_the_cliff(&slots);
         // A warning, because that is the least level that llama.cpp's tools show unasked, and how a model runs is something
@@ -190,6 +218,7 @@ impl Session {
             slots.iter().sum::<usize>(),
             self.tuning,
         );
+        running.outlook.log();
         Ok(running)
     }
 
@@ -256,6 +285,9 @@ impl Session {
             direct_io: self.is_direct(),
             io_engine: "none",
             prefetch_pays: None,
+            plan: serde_json::Value::Null,
+            predicted_tokens_per_second: None,
+            measured_tokens_per_second: None,
         }
     }
 }
@@ -266,7 +298,7 @@ impl Running {
     }
 }
 
-fn snapshot(core: &Core, facts: &Facts) -> String {
+fn snapshot(core: &Core, outlook: &Outlook, facts: &Facts) -> String {
     let mut state = core.state.lock();
     core.count_read_time(&mut state);
     let resident_bytes = state
@@ -277,7 +309,16 @@ fn snapshot(core: &Core, facts: &Facts) -> String {
         .map(|(_, extent)| extent.size_bytes as u64)
         .sum();
     let prefetch_pays = state.guesses.trial().verdict();
+    let measured = state.pace.measured();
     drop(state);
-    let budget_bytes = core.pool_bytes();
-    core.counters.to_json(&Facts { resident_bytes, budget_bytes, prefetch_pays, ..facts.clone() }).to_string()
+    let facts = Facts {
+        resident_bytes,
+        budget_bytes: core.pool_bytes(),
+        prefetch_pays,
+        plan: outlook.summary(),
+        predicted_tokens_per_second: Some(outlook.prediction().tokens_per_second()),
+        measured_tokens_per_second: measured.map(|measured| 1.0 / measured.seconds_per_token),
+        ..facts.clone()
+    };
+    core.counters.to_json(&facts).to_string()
 }

@@ -85,11 +85,15 @@ static void check_null_arguments(char **paths, size_t path_count) {
     EXPECT_ERROR(hypura_model_read(NULL, 0, 0, 1, &byte, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT, "model");
     EXPECT_ERROR(hypura_model_stats_json(NULL, NULL, 0, &number, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
                  "model");
+    EXPECT_ERROR(hypura_model_plan_json(NULL, NULL, 0, &number, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
+                 "model");
     EXPECT_ERROR(hypura_fetch_new(NULL, &fetch, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT, "model");
     EXPECT_ERROR(hypura_fetch_begin(NULL, 0, NULL, 0, 1, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT, "fetch");
     EXPECT_ERROR(hypura_fetch_next(NULL, &block, 1, &number, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
                  "fetch");
     EXPECT_ERROR(hypura_setting_from_environment(NULL, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT, "setting");
+    EXPECT(!hypura_model_next_unmeasured(NULL, 1, 0, NULL));
+    hypura_model_set_speed(NULL, 0, 1, 1e9);
     hypura_model_free(NULL);
     hypura_fetch_end(NULL);
     hypura_fetch_free(NULL);
@@ -111,6 +115,8 @@ static void check_order_and_sizes(char **paths, size_t path_count) {
     EXPECT(count > 0 && on_host != NULL);
     EXPECT_ERROR(hypura_fetch_new(model, &fetch, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT, "not streamed");
     EXPECT_ERROR(hypura_model_stats_json(model, NULL, 0, &number, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
+                 "not streamed");
+    EXPECT_ERROR(hypura_model_plan_json(model, NULL, 0, &number, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
                  "not streamed");
 
     info.size = sizeof info + 8;
@@ -290,6 +296,12 @@ static void check_stats(const hypura_model_t *model) {
     EXPECT(text != NULL);
     EXPECT(hypura_model_stats_json(model, text, needed, &needed, error, sizeof error) == HYPURA_STATUS_OK);
     EXPECT(strlen(text) + 1 == needed && strstr(text, "\"errors\":0") != NULL);
+    free(text);
+    EXPECT(hypura_model_plan_json(model, NULL, 0, &needed, error, sizeof error) == HYPURA_STATUS_OK);
+    text = (char *)malloc(needed);
+    EXPECT(text != NULL);
+    EXPECT(hypura_model_plan_json(model, text, needed, NULL, error, sizeof error) == HYPURA_STATUS_OK);
+    EXPECT(strlen(text) + 1 == needed && strstr(text, "\"tokens_per_second\":") != NULL);
     free(text);
 }
 
