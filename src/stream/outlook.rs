@@ -64,7 +64,11 @@ impl Surroundings {
         self.kernels.lock().next_unmeasured(&self.types, threads, needed_bytes, available_bytes)
     }
 
+    /// Notes the speed of a type that matters; others are not kept.
     pub(super) fn set_speed(&self, kind: u32, threads: usize, bytes_per_second: f64) {
+        if !self.types.contains(&kind) {
+            return;
+        }
         tracing::debug!("weights of type {kind} are multiplied at {:.1} GB/s", bytes_per_second / 1e9);
         self.kernels.lock().set(kind, threads, bytes_per_second);
     }
