@@ -50,8 +50,9 @@ pub struct Tuning {
     pub read_overhead_seconds: Option<f64>,
 }
 
-/// Good on most drives: MiB-sized reads at a small depth saturate them.
-const BLOCK_BYTES: usize = 1 << 20;
+/// Good on most drives: a few MiB-sized reads in flight saturate them. More than it would take on an idle machine, because while
+/// all cores compute, the thread that keeps the drive busy may have to wait some milliseconds for its turn.
+const BLOCK_BYTES: usize = 4 << 20;
 const DEPTH: usize = 4;
 
 /// Below this a model is read before a measurement would have paid.
@@ -64,7 +65,7 @@ const ROUNDS: usize = 3;
 /// By how much another setting must be faster to be taken: less is noise, and the setting to start from is good on most drives.
 const GAIN: f64 = 1.1;
 
-/// The same for a smaller depth, which a drive with much to do serves worse: only a disk that has to seek gains from it.
+/// The same for fewer bytes in flight, which are too few when cores are busy, as they are not while this is measured.
 const GAIN_SHALLOW: f64 = 1.5;
 
 /// What was measured so long ago is measured again: drives wear, fill up and are replaced, and a busy moment may have misled.
@@ -170,8 +171,8 @@ impl Search<'_> {
             ],
             &[
                 |tuning| Tuning { block_bytes: 128 << 10, ..tuning },
-                |tuning| Tuning { block_bytes: 512 << 10, ..tuning },
-                |tuning| Tuning { block_bytes: 4 << 20, ..tuning },
+                |tuning| Tuning { block_bytes: 1 << 20, ..tuning },
+                |tuning| Tuning { block_bytes: 16 << 20, ..tuning },
             ],
             &[|tuning| Tuning { engine: EngineKind::Threads, ..tuning }],
             &[|tuning| Tuning { direct: false, ..tuning }],
@@ -183,7 +184,8 @@ impl Search<'_> {
             speed = speeds[0];
             for (candidate, &found) in candidates.iter().zip(&speeds) {
                 tracing::debug!("read speed: {:.2} GB/s with {candidate}", found / 1e9);
-                let gain = if candidate.depth < DEPTH { GAIN_SHALLOW } else { GAIN };
+                let is_shallow = candidate.depth * candidate.block_bytes < DEPTH * BLOCK_BYTES;
+                let gain = if is_shallow { GAIN_SHALLOW } else { GAIN };
                 if found > speed.max(speeds[0] * gain) {
                     (best, speed) = (*candidate, found);
                 }
