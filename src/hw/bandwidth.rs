@@ -24,7 +24,12 @@ const FILE: &str = "machine.json";
 /// What is remembered of a machine, else what a measurement of about 50 ms finds, in bytes per second. `machine` tells it
 /// from others that share the cache directory.
 pub fn memory_bandwidth(machine: &str, threads: usize) -> f64 {
-    remembered(persist::cache_directory().as_deref(), machine, threads, || sweep(threads, SWEEP_BYTES))
+    remembered(persist::cache_directory().as_deref(), machine, threads, || measure_memory_bandwidth(threads))
+}
+
+/// What a measurement finds now, which takes about 50 ms, in bytes per second. Nothing is remembered.
+pub fn measure_memory_bandwidth(threads: usize) -> f64 {
+    sweep(threads, SWEEP_BYTES)
 }
 
 pub(super) fn remembered(
