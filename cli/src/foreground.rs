@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::log_lines::{is_worth_showing, message_of};
-use crate::process::die_with_parent;
+use crate::process::{crash_hint, die_with_parent};
 use crate::rates::Follower;
 use crate::scratch::Scratch;
 use crate::status_line::StatusLine;
@@ -122,7 +122,8 @@ impl Foreground {
             _ => {
                 let words =
                     if self.verbose || log.is_empty() { String::new() } else { format!(": {}", log.join("; ")) };
-                Err(format!("{name} crashed ({status}){words}; --verbose shows its whole log"))
+                let hint = crash_hint(&status.to_string());
+                Err(format!("{name} crashed ({status}){words}; --verbose shows its whole log{hint}"))
             }
         }
     }

@@ -48,7 +48,12 @@ pub fn seconds(seconds: f64) -> String {
 
 /// A share of a whole, in percent.
 pub fn percent(part: u64, whole: u64) -> String {
-    if whole == 0 { "-".to_owned() } else { format!("{:.0}%", 100.0 * part as f64 / whole as f64) }
+    let share = 100.0 * part as f64 / whole as f64;
+    match share {
+        _ if whole == 0 => "-".to_owned(),
+        _ if part > 0 && share < 0.5 => "<1%".to_owned(),
+        _ => format!("{share:.0}%"),
+    }
 }
 
 /// Rows in columns: the first to the left, the others to the right.
@@ -109,6 +114,7 @@ mod tests {
         );
         assert_eq!([0.0021, 2.0].map(seconds), ["2.10 ms", "2.00 s"]);
         assert_eq!((percent(1, 3).as_str(), percent(0, 0).as_str()), ("33%", "-"));
+        assert_eq!([percent(1, 1000), percent(0, 5)], ["<1%", "0%"]);
     }
 
     #[test]

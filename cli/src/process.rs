@@ -27,3 +27,23 @@ pub fn die_with_parent(command: &mut Command) {
     #[cfg(not(target_os = "linux"))]
     let _ = command;
 }
+
+/// What may help when one of llama.cpp's programs ended with this status; empty when nothing is known.
+pub fn crash_hint(status: &str) -> &'static str {
+    // Some virtual machines promise AMX and fault when it is used. Only repacked weights are multiplied with it.
+    match status.contains("SIGILL") || status.contains("SIGSEGV") {
+        true => "; if this machine promises instructions that it does not have, '-- --no-repack' avoids them",
+        false => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_crashes_have_a_hint() {
+        assert!(crash_hint("signal: 4 (SIGILL) (core dumped)").contains("--no-repack"));
+        assert_eq!(crash_hint("exit status: 1"), "");
+    }
+}

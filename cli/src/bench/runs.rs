@@ -10,7 +10,7 @@ use super::kind::Kind;
 use super::memory_limit::MemoryLimit;
 use crate::rates::Snapshot;
 use crate::scratch::Scratch;
-use crate::serve::child::{Child, Launch};
+use crate::serve::child::{Child, Launch, Shown};
 use crate::serve::upstream::Upstream;
 
 /// What is to be run.
@@ -173,7 +173,7 @@ fn launch(subject: &Subject, kind: Kind, limit: Option<&MemoryLimit>, stats: &Pa
     };
     let environment =
         vec![("HYPURA".to_owned(), mode.to_owned()), ("HYPURA_STATS".to_owned(), stats.to_string_lossy().into_owned())];
-    Launch { program, arguments, environment, verbose: false }
+    Launch { program, arguments, environment, shown: Shown::Nothing }
 }
 
 /// Tokens and when they came.

@@ -111,7 +111,8 @@ fn text(model: &ModelFile, problem: &Problem, sums: &Sums) -> String {
     let types = model.bytes_by_type();
     let mut types: Vec<_> = types.into_iter().collect();
     types.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let mix: Vec<String> = types.iter().map(|(name, part)| format!("{name} {}", percent(*part, total))).collect();
+    let mix: Vec<String> =
+        types.iter().map(|(name, part)| format!("{} {}", name.to_uppercase(), percent(*part, total))).collect();
     fact("quantisation", mix.join(", "));
     let kv = kv_cache::bytes_per_token(model);
     fact("KV cache", format!("{} a token, {} for 4096 (f16)", bytes(kv), bytes(kv.saturating_mul(4096))));

@@ -31,8 +31,19 @@ pub struct Launch {
     pub arguments: Vec<String>,
     /// Environment variables.
     pub environment: Vec<(String, String)>,
-    /// Whether all that it logs is shown, or warnings and errors only.
-    pub verbose: bool,
+    /// What is shown of its log.
+    pub shown: Shown,
+}
+
+/// What is shown of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Every line.
+    All,
+    /// Errors, and what libhypura has decided.
+    Important,
+    /// Nothing: a failure still tells the last of it.
+    Nothing,
 }
 
 /// A running process.
@@ -90,7 +101,8 @@ impl Child {
                     Err(_) => tokio::time::sleep(INTERVAL).await,
                 },
                 status = self.exited() => {
-                    return Err(format!("llama-server ended with {status}: {}", self.last_words()));
+                    let hint = process::crash_hint(&status);
+                    return Err(format!("llama-server ended with {status}: {}{hint}", self.last_words()));
                 }
             }
         }
@@ -172,10 +184,10 @@ fn keep(
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).into_owned();
-            if launch.verbose {
-                eprintln!("{line}");
-            } else if is_worth_showing(&line) {
-                eprintln!("llama-server: {}", message_of(&line));
+            match launch.shown {
+                Shown::All => eprintln!("{line}"),
+                Shown::Important if is_worth_showing(&line) => eprintln!("llama-server: {}", message_of(&line)),
+                Shown::Important | Shown::Nothing => {}
             }
             let mut log = process.log.lock();
             if log.len() == LOG_LINES_MAX {
@@ -229,7 +241,7 @@ mod tests {
             // The words about where to listen follow and become the script's own arguments.
             arguments: vec!["-c".into(), script.into()],
             environment: Vec::new(),
-            verbose: true,
+            shown: Shown::All,
         }
     }
 

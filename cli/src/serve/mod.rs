@@ -43,7 +43,7 @@ use tokio::sync::watch;
 
 use auth::Access;
 use catalog::{Catalog, Model};
-use child::Launch;
+use child::{Launch, Shown};
 pub use keep_alive::KeepAlive;
 use loader::Loader;
 use metrics::Metrics;
@@ -240,6 +240,7 @@ fn make_launch(settings: Settings, stats: PathBuf) -> Box<loader::MakeLaunch> {
         arguments.extend(settings.arguments.iter().cloned());
         let mut environment = settings.environment.clone();
         environment.push(("HYPURA_STATS".to_owned(), stats.to_string_lossy().into_owned()));
-        Launch { program: settings.program.clone(), arguments, environment, verbose: settings.verbose }
+        let shown = if settings.verbose { Shown::All } else { Shown::Important };
+        Launch { program: settings.program.clone(), arguments, environment, shown }
     })
 }
