@@ -24,28 +24,18 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// The subcommands.
+/// The subcommands. Each one's own documentation is its help.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show what a model is made of, and what of it could stream
     Inspect(inspect::Inspect),
-    /// Show where a model's weights would be, how fast that is, and what limits it
     Plan(plan::Plan),
-    /// Measure this machine: memory, cores, bandwidth, and the drive that models lie on
     Profile(profile::Profile),
-    /// Answer one prompt
     Run(run::Run),
-    /// Talk with a model
     Chat(chat::Chat),
-    /// Serve a model, or a directory of models, with Ollama's and OpenAI's HTTP APIs
     Serve(serve::Serve),
-    /// Measure a model: stock llama.cpp, streamed, and the physical limit
     Bench(bench::Bench),
-    /// Compare cache policies with the best possible one, on recorded use of experts
     Replay(replay::Replay),
-    /// Print completions for a shell
     Completions(completions::Completions),
-    /// Print or write the manual pages
     Man(man::Man),
 }
 
