@@ -19,7 +19,7 @@ from hypura_server import MODELS, HypuraServer
 from test_live import BROWSERS, find_browser
 
 SECONDS = 30
-WIDTH, HEIGHT = 980, 560
+WIDTH, HEIGHT = 980, 480
 
 
 class Browser:
@@ -36,9 +36,7 @@ class Browser:
             os.dup2(second, 4)
 
         flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--hide-scrollbars", "--remote-debugging-pipe"]
-        self.process = subprocess.Popen(
-            [program, *flags, f"--window-size={WIDTH},{HEIGHT}"], preexec_fn=take_pipes, close_fds=False, stderr=subprocess.DEVNULL
-        )
+        self.process = subprocess.Popen([program, *flags], preexec_fn=take_pipes, close_fds=False, stderr=subprocess.DEVNULL)
         os.close(commands)
         os.close(answers)
         self.count, self.rest = 0, b""
@@ -84,6 +82,7 @@ def main() -> None:
         try:
             target = browser.ask("Target.createTarget", url=f"{server.url}/hypura")["targetId"]
             session = browser.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            browser.ask("Emulation.setDeviceMetricsOverride", session, width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
             for client in clients:
                 client.start()
             time.sleep(SECONDS - 1)
