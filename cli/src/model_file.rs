@@ -47,15 +47,7 @@ impl ModelFile {
                 false => format!("{} is a directory; name a model in it: {}", path.display(), some.join(", ")),
             });
         }
-        Self::open(path).map_err(|error| {
-            let hint = match error.code() {
-                ErrorCode::Open if !path.exists() => "; is the path right? Models are files that end in .gguf",
-                ErrorCode::Format => "; convert_hf_to_gguf.py of llama.cpp makes GGUF files of models in other formats",
-                ErrorCode::Truncated => "; was it downloaded completely?",
-                _ => "",
-            };
-            format!("{error}{hint}")
-        })
+        Self::open(path).map_err(|error| explained(path, &error))
     }
 
     /// The paths of all files.
@@ -165,6 +157,17 @@ impl ModelFile {
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
+}
+
+/// Why a model cannot be opened, and what to do next.
+pub fn explained(path: &Path, error: &Error) -> String {
+    let hint = match error.code() {
+        ErrorCode::Open if !path.exists() => "; is the path right? Models are files that end in .gguf",
+        ErrorCode::Format => "; convert_hf_to_gguf.py of llama.cpp makes GGUF files of models in other formats",
+        ErrorCode::Truncated => "; was it downloaded completely?",
+        _ => "",
+    };
+    format!("{error}{hint}")
 }
 
 /// Directories within directories that are looked into for models.

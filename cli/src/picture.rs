@@ -34,7 +34,8 @@ pub fn picture(layers: &[(Option<u32>, Tiers)], terminal: Terminal) -> String {
     let key = used.map(|((name, character, colour), bytes_of)| {
         format!("{} {name} {}", terminal.paint(&character.to_string(), *colour), bytes(bytes_of))
     });
-    text.push_str(&format!("{:>6} {}\n", "", key.collect::<Vec<_>>().join("   ")));
+    let cut = if layers.iter().any(|(_, tiers)| tiers.total() > longest) { "   * not to scale" } else { "" };
+    text.push_str(&format!("{:>6} {}{cut}\n", "", key.collect::<Vec<_>>().join("   ")));
     text
 }
 
@@ -78,7 +79,7 @@ mod tests {
         assert_eq!(lines[0], "     0 ██████████░░░░░░░░░░  2.00 KiB");
         assert_eq!(lines[1], "     1 ▓▓▓▓▓▓▓▓▓▓            1.00 KiB");
         assert_eq!(lines[2], " other ████████████████████  4.00 KiB *");
-        assert_eq!(lines[3].trim(), "▓ GPU 1.00 KiB   █ RAM 5.00 KiB   ░ drive 1.00 KiB");
+        assert_eq!(lines[3].trim(), "▓ GPU 1.00 KiB   █ RAM 5.00 KiB   ░ drive 1.00 KiB   * not to scale");
         assert_eq!(lines.len(), 4);
         assert!(!text.contains('\x1b'));
         assert!(picture(&layers, Terminal { colours: true, ..PLAIN }).contains("\x1b[34m██████████\x1b[0m\x1b[33m░"));

@@ -30,10 +30,13 @@ pub fn die_with_parent(command: &mut Command) {
 
 /// What may help when one of llama.cpp's programs ended with this status; empty when nothing is known.
 pub fn crash_hint(status: &str) -> &'static str {
-    // Some virtual machines promise AMX and fault when it is used. Only repacked weights are multiplied with it.
-    match status.contains("SIGILL") || status.contains("SIGSEGV") {
-        true => "; if this machine promises instructions that it does not have, '-- --no-repack' avoids them",
-        false => "",
+    match status {
+        // Some virtual machines promise AMX and fault when it is used. Only repacked weights are multiplied with it.
+        _ if status.contains("SIGILL") || status.contains("SIGSEGV") => {
+            "; if this machine promises instructions that it does not have, '-- --no-repack' avoids them"
+        }
+        _ if status.contains("SIGKILL") => "; the kernel does that when memory runs out: another --ram may help",
+        _ => "",
     }
 }
 
@@ -44,6 +47,7 @@ mod tests {
     #[test]
     fn only_crashes_have_a_hint() {
         assert!(crash_hint("signal: 4 (SIGILL) (core dumped)").contains("--no-repack"));
+        assert!(crash_hint("signal: 9 (SIGKILL)").contains("--ram"));
         assert_eq!(crash_hint("exit status: 1"), "");
     }
 }

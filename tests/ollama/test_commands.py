@@ -334,6 +334,17 @@ def test_files_that_are_no_models(command, tmp_path):
     fails(command, cut, words=["was it downloaded completely?"])
 
 
+def test_bench_under_a_limit_that_is_too_small():
+    run = hypura("bench", SMOLLM2, "--ram", "60M", "--stream", "--tokens", "4", "--rounds", "1", *LLAMA, "--json")
+    assert run.returncode == 0, run.stderr
+    figures = json.loads(run.stdout)
+    if figures["memory_limit_bytes"] is None:
+        pytest.skip("no memory cgroup can be made here")
+    (failed,) = figures["kinds"]["streamed"]["runs"]
+    assert failed["tokens_per_second"] is None and failed["failure"], failed
+    assert figures["kinds"]["resident"]["tokens_per_second"] > 0 and figures["roofline"] is None
+
+
 @pytest.mark.parametrize("command", ON_A_MODEL)
 def test_directories(command, tmp_path):
     fails(command, tmp_path, words=["is a directory without models"])

@@ -96,6 +96,10 @@ async fn measure(model: &ModelFile, subject: &Subject, effort: &Effort) -> Resul
     if runs[&Kind::Streamed].iter().all(|run| run.streaming.is_none() && run.failure.is_none()) {
         notes.push("nothing was streamed, since the model fits; a smaller --ram or --stream changes that".to_owned());
     }
+    let streaming = || runs[&Kind::Streamed].iter().filter_map(|run| run.streaming);
+    if streaming().count() > 0 && streaming().all(|streaming| streaming.read_bytes_per_token < 1.0) {
+        notes.push("all that is streamed has room under the limit and is read once; try a smaller --ram".to_owned());
+    }
     let report = Report {
         title: model.title(),
         file: subject.model.clone(),

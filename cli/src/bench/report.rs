@@ -105,9 +105,12 @@ impl Report {
             self.dropped.name()
         );
         let mut table = Table::new(&["", "tokens per second", "spread", "first token"]);
+        let mut failures = String::new();
         for (&kind, runs) in &self.runs {
-            let failure = runs.iter().find_map(|run| run.failure.as_deref());
-            let speed = self.speed(kind).map(figure).unwrap_or_else(|| failure.unwrap_or("-").to_owned());
+            if let Some(failure) = runs.iter().find_map(|run| run.failure.as_deref()) {
+                failures.push_str(&format!("{}: {failure}\n", kind.title()));
+            }
+            let speed = self.speed(kind).map_or("failed".to_owned(), figure);
             let spread = self.spread(kind).filter(|(low, high)| low < high);
             let spread = spread.map_or("-".to_owned(), |(low, high)| format!("{} to {}", figure(low), figure(high)));
             let first = self.median(kind, |run| run.first_seconds).map_or("-".to_owned(), seconds);
@@ -117,9 +120,7 @@ impl Report {
             let speed = figure(1.0 / roofline.seconds());
             table.row(vec![format!("roofline ({})", roofline.limit()), speed, "-".to_owned(), "-".to_owned()]);
         }
-        text.push_str(&table.text());
-        text.push('\n');
-        text.push_str(&self.facts());
+        text.push_str(&format!("{}\n{failures}{}", table.text(), self.facts()));
         for note in &self.notes {
             text.push_str(&format!("note: {note}\n"));
         }
@@ -265,7 +266,9 @@ pub mod tests {
         }
         let mut failed = report();
         failed.runs.insert(Kind::Mmap, vec![Run { failure: Some("too slow".to_owned()), ..Run::default() }]);
-        assert!(failed.text().contains("too slow") && failed.to_json()["kinds"]["mmap"]["tokens_per_second"].is_null());
+        let text = failed.text();
+        assert!(text.contains("  failed") && text.contains("\nllama.cpp, mmap: too slow\n"), "{text}");
+        assert!(failed.to_json()["kinds"]["mmap"]["tokens_per_second"].is_null());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::kind::Kind;
 use super::memory_limit::MemoryLimit;
+use crate::process::crash_hint;
 use crate::rates::Snapshot;
 use crate::scratch::Scratch;
 use crate::serve::child::{Child, Launch, Shown};
@@ -145,6 +146,14 @@ async fn attempt(subject: &Subject, kind: Kind, limit: Option<&MemoryLimit>, run
         if run.tokens_per_second.is_none() { Err(too_slow()) } else { Ok(()) }
     }
     .await;
+    // A program that is gone is why its connection broke.
+    let done = match done {
+        Err(_) if child.has_exited() => {
+            let status = child.exited().await;
+            Err(format!("llama-server ended with {status}{}", crash_hint(&status)))
+        }
+        done => done,
+    };
     child.stop().await;
     done
 }
