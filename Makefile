@@ -101,7 +101,7 @@ build/node/.stamp: tests/ollama/node/package.json
 		else echo "npm is missing: Ollama's JavaScript client will not be tested" >&2; fi
 	@touch $@
 
-test-ollama: llama cli models build/node/.stamp ## hypura serve, driven by the official clients
+test-ollama: llama cli models build/node/.stamp ## the hypura command, and its server driven by the official clients
 	$(USE_TOOLS) python3 -m pytest -ra tests/ollama
 
 stress-ollama: llama cli models ## a minute of 32 clients that hang up at random

@@ -584,7 +584,7 @@ fn a_tensor_smaller_than_the_alignment_works() {
 }
 
 /// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 22] = [
+const STATS_KEYS: [&str; 24] = [
     "mode",
     "model_bytes",
     "resident_bytes",

@@ -12,7 +12,9 @@ pub fn find(name: &str, directory: Option<&Path>) -> Result<PathBuf, String> {
         let program = directory.join(name);
         return match program.is_file() {
             true => Ok(program),
-            false => Err(format!("{name} is not in {}", directory.display())),
+            false => {
+                Err(format!("{name} is not in {}; 'make llama' puts it into build/llama/bin", directory.display()))
+            }
         };
     }
     let own = std::env::current_exe().and_then(|program| program.canonicalize()).unwrap_or_default();

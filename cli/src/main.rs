@@ -1,11 +1,28 @@
-//! `hypura`: serves models that are larger than memory.
+//! `hypura`: runs, plans for, measures and serves models that are larger than memory.
 
 mod arguments;
+mod bench;
 mod commands;
+mod curve;
+mod drive;
+mod foreground;
 mod format;
+mod kv_cache;
 mod llama;
+mod log_lines;
 mod model_file;
+mod output;
+mod picture;
+mod placement;
+mod process;
+mod progress;
+mod rates;
+mod scratch;
 mod serve;
+mod status_line;
+mod terminal;
+#[cfg(test)]
+mod test_gguf;
 
 use std::process::ExitCode;
 
@@ -16,13 +33,19 @@ use arguments::{Arguments, Command};
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
+        Command::Inspect(inspect) => commands::inspect::run(&inspect),
+        Command::Plan(plan) => commands::plan::run(&plan),
+        Command::Profile(profile) => commands::profile::run(&profile),
+        Command::Run(run) => commands::run::run(run),
+        Command::Chat(chat) => commands::chat::run(chat),
         Command::Serve(serve) => commands::serve::run(serve),
+        Command::Bench(bench) => commands::bench::run(bench),
+        Command::Replay(replay) => commands::replay::run(&replay),
+        Command::Completions(completions) => commands::completions::run(&completions),
+        Command::Man(man) => commands::man::run(&man),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("hypura: {problem}");
-            ExitCode::FAILURE
-        }
-    }
+    done.unwrap_or_else(|problem| {
+        eprintln!("hypura: {problem}");
+        ExitCode::FAILURE
+    })
 }

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use hypura::error::Result;
+use hypura::error::{Error, ErrorCode};
 use hypura::gguf::{Gguf, key_values};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+
+use crate::format::bytes;
 
 /// A model's header, in full.
 pub struct ModelFile {
@@ -26,10 +28,55 @@ impl ModelFile {
     ///
     /// # Errors
     /// As [`Gguf::open`].
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self, Error> {
         let gguf = Gguf::open(&[path.to_owned()])?;
         let pairs = key_values(path, ARRAY_ELEMENTS_MAX)?;
         Ok(Self { gguf, pairs })
+    }
+
+    /// Reads the header of a model that a user has named.
+    ///
+    /// # Errors
+    /// A sentence that says what to do next.
+    pub fn open_named(path: &Path) -> Result<Self, String> {
+        if path.is_dir() {
+            let models = models_in(path, 0);
+            let some: Vec<String> = models.iter().take(5).map(|model| model.display().to_string()).collect();
+            return Err(match some.is_empty() {
+                true => format!("{} is a directory without models; name a .gguf file", path.display()),
+                false => format!("{} is a directory; name a model in it: {}", path.display(), some.join(", ")),
+            });
+        }
+        Self::open(path).map_err(|error| explained(path, &error))
+    }
+
+    /// The paths of all files.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.gguf.files().iter().map(|file| file.path.clone()).collect()
+    }
+
+    /// What the model is called: by its author, else by its file.
+    pub fn title(&self) -> String {
+        let own = self.gguf.hyper_parameters().name.clone().filter(|name| !name.trim().is_empty());
+        own.or_else(|| name_of(&self.gguf.files()[0].path)).unwrap_or_else(|| "model".to_owned())
+    }
+
+    /// One line: what it is.
+    pub fn headline(&self) -> String {
+        let hyper = self.gguf.hyper_parameters();
+        let architecture = if hyper.architecture.is_empty() { "unknown architecture" } else { &hyper.architecture };
+        let experts = match hyper.expert_count {
+            0 => String::new(),
+            count => format!(", {count} experts a layer of which {} are used", hyper.expert_used_count),
+        };
+        format!(
+            "{}: {architecture}, {} parameters, {}, {} of weights, {} layers{experts}",
+            self.title(),
+            parameter_size(self.parameter_count()),
+            self.quantization(),
+            bytes(self.gguf.model_bytes()),
+            hyper.block_count
+        )
     }
 
     /// Bytes of all files.
@@ -110,6 +157,41 @@ impl ModelFile {
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
+}
+
+/// Why a model cannot be opened, and what to do next.
+pub fn explained(path: &Path, error: &Error) -> String {
+    let hint = match error.code() {
+        ErrorCode::Open if !path.exists() => "; is the path right? Models are files that end in .gguf",
+        ErrorCode::Format => "; convert_hf_to_gguf.py of llama.cpp makes GGUF files of models in other formats",
+        ErrorCode::Truncated => "; was it downloaded completely?",
+        _ => "",
+    };
+    format!("{error}{hint}")
+}
+
+/// Directories within directories that are looked into for models.
+const DEPTH_MAX: usize = 3;
+
+/// The models in a directory and those below it, the largest first; later parts of split models are left out. What cannot be
+/// read is passed over.
+pub fn models_in(directory: &Path, depth: usize) -> Vec<PathBuf> {
+    let mut found: Vec<(u64, PathBuf)> = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match std::fs::metadata(&path) {
+            Ok(status)
+                if status.is_dir() && depth < DEPTH_MAX && !entry.file_name().as_encoded_bytes().starts_with(b".") =>
+            {
+                let size = |path: &Path| std::fs::metadata(path).map_or(0, |status| status.len());
+                found.extend(models_in(&path, depth + 1).into_iter().map(|path| (size(&path), path)));
+            }
+            Ok(status) if status.is_file() && name_of(&path).is_some() => found.push((status.len(), path)),
+            _ => {}
+        }
+    }
+    found.sort_by(|one, other| other.0.cmp(&one.0).then_with(|| one.1.cmp(&other.1)));
+    found.into_iter().map(|(_, path)| path).collect()
 }
 
 /// The name of a model by its file: without `.gguf` and without the number of a split's part. `None` for the later parts

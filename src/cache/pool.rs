@@ -482,7 +482,9 @@ mod tests {
     #[test]
     fn a_guess_gains_where_there_is_room_or_less_to_lose() {
         let shape = Shape { layer_count: 2, expert_count: 4 };
-        let mut pool = Pool::new(64, SlotCount { now: 1, most: 1 }, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
+        let mut pool =
+            Pool::new(64, SlotCount { now: 1, most: 1 }, PolicyKind::Forecast.build(shape), shape.unit_count())
+                .unwrap();
         let (held, foreseen) = (shape.unit(0, 0), shape.unit(1, 0));
         assert_eq!(pool.empty_count(), 1);
         assert!(pool.would_gain(foreseen, 0.0, HERE));

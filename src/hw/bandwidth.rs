@@ -29,8 +29,13 @@ const SHARE: u64 = 4;
 pub fn memory_bandwidth(machine: &str, threads: usize, available_bytes: u64) -> Option<f64> {
     let affordable = SWEEP_BYTES as u64 * SHARE <= available_bytes;
     remembered(persist::cache_directory().as_deref(), machine, threads, || {
-        affordable.then(|| sweep(threads, SWEEP_BYTES))
+        affordable.then(|| measure_memory_bandwidth(threads))
     })
+}
+
+/// What a measurement finds now, which takes about 50 ms, in bytes per second. Nothing is remembered.
+pub fn measure_memory_bandwidth(threads: usize) -> f64 {
+    sweep(threads, SWEEP_BYTES)
 }
 
 pub(super) fn remembered(

@@ -19,7 +19,7 @@ mod profile_tests;
 #[cfg(test)]
 mod tests;
 
-pub use bandwidth::memory_bandwidth;
+pub use bandwidth::{measure_memory_bandwidth, memory_bandwidth};
 pub use cores::{Cores, cores, cores_under};
 pub use drive::{Disk, Drive, DriveKind, drive, drive_under};
 pub use kernels::Kernels;

@@ -19,6 +19,9 @@ TIMEOUT_SECONDS = 300
 # Less than half of SmolLM2's feed-forward weights: they are read again and again.
 STREAMED = ["--stream", "--ram", "20M"]
 
+# Repacked weights are multiplied with AMX, which some virtual machines promise and then fault on.
+NO_REPACK = ["--no-repack"]
+
 # What makes an answer the same each time, and short.
 GREEDY = {"temperature": 0, "seed": 1, "num_predict": 8}
 
@@ -63,6 +66,11 @@ def wait_until(condition, what: str, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def with_more(arguments: tuple[str | Path, ...], *more: str) -> list[str | Path]:
+    """The arguments, with more of those that come after `--`."""
+    return [*arguments, *([] if "--" in arguments else ["--"]), *more]
+
+
 class HypuraServer:
     """A running `hypura serve` on a free port; use it in a `with` statement."""
 
@@ -70,7 +78,7 @@ class HypuraServer:
         scratch.mkdir(parents=True, exist_ok=True)
         self.log_path = scratch / "hypura.log"
         llama = REPOSITORY / "build" / "llama" / "bin"
-        self.command = [HYPURA, "serve", model, "--port", "0", "--llama", llama, *arguments]
+        self.command = [HYPURA, "serve", model, "--port", "0", "--llama", llama, *with_more(arguments, *NO_REPACK)]
 
     def __enter__(self) -> "HypuraServer":
         with self.log_path.open("wb") as log:

@@ -12,6 +12,10 @@ from hypura_server import GREEDY
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
+def find_browser() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def settled_tokens(server) -> int:
     """Tokens by the statistics, which are written every two seconds, once nothing is on its way any more."""
     before = None
@@ -51,7 +55,7 @@ def test_the_page_needs_nothing_from_elsewhere(server):
 
 
 def test_page_in_a_browser(server, tmp_path):
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = find_browser()
     if browser is None:
         pytest.skip("no Chromium; on Debian: apt install chromium")
     server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})

@@ -132,6 +132,33 @@ def test_chat(server):
     assert whole["message"]["content"] == "".join(text["message"]["content"] for text in lines)
 
 
+EVERY_OPTION = {
+    "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.05, "typical_p": 0.9, "seed": 7, "num_predict": 6, "num_ctx": 2048,
+    "num_keep": 2, "stop": ["nowhere"], "repeat_last_n": 32, "repeat_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.5,
+    "mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.2, "num_gpu": 0, "num_thread": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
+def test_options(server, path):
+    prompt = {"prompt": "Tell a story."} if path == "/api/generate" else {"messages": [{"role": "user", "content": "Tell a story."}]}
+
+    def ask(options: dict) -> dict:
+        return server.ask(path, {"model": "smollm2", "stream": False, "options": options} | prompt)
+
+    def text(answer: dict) -> str:
+        return answer["response"] if path == "/api/generate" else answer["message"]["content"]
+
+    answer = ask(EVERY_OPTION)
+    assert answer["eval_count"] == 6 and answer["done_reason"] == "length"
+    assert text(ask(EVERY_OPTION)) == text(answer), "the seed decides"
+    longer = {"num_predict": 24, "temperature": 1.5}
+    assert text(ask(longer | {"seed": 1})) != text(ask(longer | {"seed": 2}))
+    assert text(ask(longer | {"seed": 1, "top_k": 1})) == text(ask(longer | {"seed": 2, "top_k": 1})), "there is only one choice"
+    (loaded,) = server.get("/api/ps").json()["models"]
+    assert loaded["context_length"] == 2048
+
+
 def test_a_stop_text_ends_the_answer(server):
     request = {"model": "smollm2", "prompt": "Once upon a time", "raw": True, "stream": False}
     text = server.ask("/api/generate", request | {"options": GREEDY})["response"]

@@ -1,3 +1,12 @@
-//! One file a subcommand: what it prints and what it calls.
+//! One file a subcommand: its arguments, and what it prints.
 
+pub mod bench;
+pub mod chat;
+pub mod completions;
+pub mod inspect;
+pub mod man;
+pub mod plan;
+pub mod profile;
+pub mod replay;
+pub mod run;
 pub mod serve;

@@ -1,15 +1,92 @@
 //! `hypura serve`.
 
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::arguments::Serve;
+use clap::Args;
+
+use crate::arguments::{self, Streaming};
+use crate::serve::KeepAlive;
 use crate::{llama, serve};
+
+const EXAMPLES: &str = "\
+Examples:
+  hypura serve big-model.gguf                     at http://127.0.0.1:11434, as Ollama
+  hypura serve ~/models --keep-alive 30m          one model of many at a time, switched on request
+  hypura serve big-model.gguf --ram 6G            no more than 6 GiB of streamed weights in memory
+  hypura serve big-model.gguf --host 0.0.0.0 --api-key-file keys
+  hypura serve big-model.gguf -- -t 8 -ngl 20     with llama-server's own arguments
+";
+
+/// Serve a model, or a directory of models, with Ollama's and OpenAI's HTTP APIs
+///
+/// Clients made for Ollama work unchanged: they find it at http://127.0.0.1:11434. Requests below /v1 are OpenAI's.
+/// GET /hypura is a live page, GET /metrics is for Prometheus.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Serve {
+    /// A GGUF file (of a split model the first), or a directory of them, of which one is loaded at a time
+    #[arg(value_name = "MODEL|DIR")]
+    pub model: PathBuf,
+
+    /// Address to listen on; 0.0.0.0 is all of this machine's
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 11434)]
+    pub port: u16,
+
+    /// Context of a request in tokens, unless it asks for another with num_ctx
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    pub ctx: u32,
+
+    /// Requests that are computed at once; each has a context of its own
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub parallel: u32,
+
+    /// How long an idle model stays loaded: 5m, 90 (seconds), 0, or -1 for ever [default: for ever; of a directory 5m]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub keep_alive: Option<KeepAlive>,
+
+    /// Demand this key of clients (Authorization: Bearer KEY); may be given several times
+    #[arg(long = "api-key", value_name = "KEY")]
+    pub api_keys: Vec<String>,
+
+    /// Demand one of the keys in this file, one a line; unlike --api-key, it does not show in the list of processes
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Allow web pages of this origin, such as https://example.org, or * for all; this machine's own always may
+    #[arg(long = "origin", value_name = "ORIGIN")]
+    pub origins: Vec<String>,
+
+    /// The largest request
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = arguments::size)]
+    pub body_limit: u64,
+
+    /// How long requests under way may take when the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub shutdown_seconds: u64,
+
+    /// Show all that llama-server logs, not only warnings
+    #[arg(long, short)]
+    pub verbose: bool,
+
+    #[command(flatten)]
+    pub streaming: Streaming,
+
+    /// More arguments for llama-server, after --
+    #[arg(last = true, value_name = "LLAMA_SERVER_ARGUMENT")]
+    pub more: Vec<String>,
+}
 
 /// Serves until it is told to stop.
 ///
 /// # Errors
 /// A sentence when serving cannot begin.
-pub fn run(arguments: Serve) -> Result<(), String> {
+pub fn run(arguments: Serve) -> Result<ExitCode, String> {
     let mut keys = arguments.api_keys;
     if let Some(file) = &arguments.api_key_file {
         let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
@@ -19,7 +96,7 @@ pub fn run(arguments: Serve) -> Result<(), String> {
             return Err(format!("{} holds no key: write one a line", file.display()));
         }
     }
-    serve::run(serve::Settings {
+    let settings = serve::Settings {
         path: arguments.model,
         host: arguments.host,
         port: arguments.port,
@@ -34,5 +111,6 @@ pub fn run(arguments: Serve) -> Result<(), String> {
         environment: arguments.streaming.environment(),
         arguments: arguments.more,
         verbose: arguments.verbose,
-    })
+    };
+    serve::run(settings).map(|()| ExitCode::SUCCESS)
 }

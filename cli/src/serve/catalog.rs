@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::errors::{ApiError, ApiResult};
-use crate::model_file::{ModelFile, name_of, parameter_size};
+use crate::model_file::{ModelFile, explained, name_of, parameter_size};
 
 /// A model that can be loaded.
 pub struct Model {
@@ -40,8 +40,8 @@ pub struct Details {
 
 impl Model {
     fn read(path: &Path, name: &str) -> Result<Self, String> {
+        let file = ModelFile::open(path).map_err(|error| explained(path, &error))?;
         let status = std::fs::metadata(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-        let file = ModelFile::open(path).map_err(|error| error.to_string())?;
         let digest = file.fingerprint().map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         Ok(Self {
             name: format!("{name}:latest"),
@@ -106,9 +106,10 @@ impl Catalog {
     /// # Errors
     /// A sentence when the file is no model, or when there is nothing.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let status = std::fs::metadata(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-        let path = path.canonicalize().map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-        let place = if status.is_dir() {
+        let path = path.canonicalize().map_err(|error| {
+            format!("cannot open {}: {error}; name a .gguf file, or a directory of them", path.display())
+        })?;
+        let place = if path.is_dir() {
             Place::Directory(path)
         } else {
             let name = name_of(&path).or_else(|| Some(path.file_stem()?.to_string_lossy().into_owned()));

@@ -15,7 +15,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use serde_json::Value;
 use tokio::sync::{oneshot, watch};
+
+use super::upstream::Upstream;
+use crate::log_lines::{is_alarming, is_worth_showing, message_of};
+use crate::process;
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -26,8 +31,19 @@ pub struct Launch {
     pub arguments: Vec<String>,
     /// Environment variables.
     pub environment: Vec<(String, String)>,
-    /// Whether all that it logs is shown, or warnings and errors only.
-    pub verbose: bool,
+    /// What is shown of its log.
+    pub shown: Shown,
+}
+
+/// What is shown of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Every line.
+    All,
+    /// Errors, and what libhypura has decided.
+    Important,
+    /// Nothing: a failure still tells the last of it.
+    Nothing,
 }
 
 /// A running process.
@@ -68,6 +84,28 @@ impl Child {
             .map_err(|error| format!("cannot start a thread for llama-server: {error}"))?;
         let process = start.await.map_err(|_| "the thread of llama-server ended".to_owned())??;
         Ok(Self { address: (Ipv4Addr::LOCALHOST, port).into(), key, process, exited })
+    }
+
+    /// Waits until it answers and returns its `/props`.
+    ///
+    /// # Errors
+    /// How it ended, when it ends instead.
+    pub async fn ready(&self) -> Result<Value, String> {
+        const INTERVAL: Duration = Duration::from_millis(30);
+        let upstream = Upstream::new(self.address, &self.key);
+        loop {
+            tokio::select! {
+                // `/props` wants the key, so no other program on the port can pass for ours.
+                answer = upstream.get("/props") => match answer {
+                    Ok(properties) => return Ok(serde_json::from_slice(&properties).unwrap_or_default()),
+                    Err(_) => tokio::time::sleep(INTERVAL).await,
+                },
+                status = self.exited() => {
+                    let hint = process::crash_hint(&status);
+                    return Err(format!("llama-server ended with {status}: {}{hint}", self.last_words()));
+                }
+            }
+        }
     }
 
     /// The process number, while it runs.
@@ -146,10 +184,10 @@ fn keep(
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).into_owned();
-            if launch.verbose {
-                eprintln!("{line}");
-            } else if is_worth_showing(&line) {
-                eprintln!("llama-server: {}", message_of(&line));
+            match launch.shown {
+                Shown::All => eprintln!("{line}"),
+                Shown::Important if is_worth_showing(&line) => eprintln!("llama-server: {}", message_of(&line)),
+                Shown::Important | Shown::Nothing => {}
             }
             let mut log = process.log.lock();
             if log.len() == LOG_LINES_MAX {
@@ -178,21 +216,7 @@ fn command(launch: &Launch, port: u16, key: &str) -> Command {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .process_group(0);
-    #[cfg(target_os = "linux")]
-    {
-        let parent = rustix::process::getpid();
-        let die_with_parent = move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The parent may have ended before the line above.
-            match rustix::process::getppid() == Some(parent) {
-                true => Ok(()),
-                false => Err(rustix::io::Errno::CHILD.into()),
-            }
-        };
-        // SAFETY: between fork and exec only `prctl` and `getppid` are called, which are async-signal-safe; nothing is
-        // allocated and no lock is taken, since both errors are plain numbers.
-        unsafe { command.pre_exec(die_with_parent) };
-    }
+    process::die_with_parent(&mut command);
     command
 }
 
@@ -207,46 +231,9 @@ fn random_key() -> Result<String, String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The level of a line of llama.cpp's log, such as `W` in `0.00.394.204 W hypura: ...`. What does not come from the
-/// logger (an assertion, the dynamic linker, a crash) counts as an error.
-fn level_of(line: &str) -> &str {
-    match line.starts_with(|c: char| c.is_ascii_digit()) {
-        true => line.split_whitespace().nth(1).unwrap_or_default(),
-        false if line.trim().is_empty() => "",
-        false => "E",
-    }
-}
-
-/// Whether a line may tell why the process ended.
-fn is_alarming(line: &str) -> bool {
-    matches!(level_of(line), "W" | "E")
-}
-
-/// Errors, and what libhypura has decided; llama.cpp's own warnings are about choices that were made for it here.
-fn is_worth_showing(line: &str) -> bool {
-    level_of(line) == "E" || message_of(line).starts_with("hypura: ")
-}
-
-/// A line without its time and level.
-fn message_of(line: &str) -> &str {
-    match line.starts_with(|c: char| c.is_ascii_digit()) {
-        true => line.splitn(3, char::is_whitespace).nth(2).unwrap_or(line).trim(),
-        false => line.trim(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_of_the_log() {
-        let warning = "0.00.394.204 W hypura: dense-streaming";
-        assert!(is_alarming(warning) && message_of(warning) == "hypura: dense-streaming");
-        assert!(!is_alarming("0.00.001.158 I srv  llama_server: initializing ..."));
-        assert!(is_alarming("GGML_ASSERT(x) failed") && !is_alarming(""));
-        assert!(is_worth_showing(warning) && !is_worth_showing("0.00.003.768 W srv  llama_server: n_batch"));
-    }
 
     fn shell(script: &str) -> Launch {
         Launch {
@@ -254,7 +241,7 @@ mod tests {
             // The words about where to listen follow and become the script's own arguments.
             arguments: vec!["-c".into(), script.into()],
             environment: Vec::new(),
-            verbose: true,
+            shown: Shown::All,
         }
     }
 

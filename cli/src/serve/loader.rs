@@ -235,7 +235,7 @@ impl Loader {
             attempt += 1;
             let child = Child::start(launch.clone()).await.map_err(ApiError::upstream)?;
             self.starts.fetch_add(1, Ordering::Relaxed);
-            match ready(&child).await {
+            match child.ready().await {
                 Ok(properties) => break (child, properties),
                 Err(problem) if problem.contains("couldn't bind") && attempt < ATTEMPTS => {}
                 Err(problem) => {
@@ -313,23 +313,5 @@ impl Loaded {
         self.model.is_same_file(model)
             && context_tokens.is_none_or(|tokens| tokens == self.context_tokens)
             && !self.child.has_exited()
-    }
-}
-
-/// Waits until a llama-server answers and returns its `/props`; an error when it ends instead.
-async fn ready(child: &Child) -> Result<Value, String> {
-    const INTERVAL: Duration = Duration::from_millis(30);
-    let upstream = Upstream::new(child.address, &child.key);
-    loop {
-        tokio::select! {
-            // `/props` wants the key, so no other program on the port can pass for ours.
-            answer = upstream.get("/props") => match answer {
-                Ok(properties) => return Ok(serde_json::from_slice(&properties).unwrap_or_default()),
-                Err(_) => tokio::time::sleep(INTERVAL).await,
-            },
-            status = child.exited() => {
-                return Err(format!("llama-server ended with {status}: {}", child.last_words()));
-            }
-        }
     }
 }

@@ -9,9 +9,9 @@ mod auth;
 mod capabilities;
 mod catalog;
 mod chat;
-mod child;
+pub(crate) mod child;
 mod embed;
-mod errors;
+pub(crate) mod errors;
 mod generate;
 mod generation;
 mod keep_alive;
@@ -25,13 +25,13 @@ mod options;
 mod prompt_template;
 mod request;
 mod server;
-mod sse;
+pub(crate) mod sse;
 mod tool_calls;
 mod unsupported;
-mod upstream;
+pub(crate) mod upstream;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Router;
@@ -43,11 +43,13 @@ use tokio::sync::watch;
 
 use auth::Access;
 use catalog::{Catalog, Model};
-use child::Launch;
+use child::{Launch, Shown};
 pub use keep_alive::KeepAlive;
 use loader::Loader;
 use metrics::Metrics;
 use server::{Server, Shared};
+
+use crate::scratch::Scratch;
 
 /// How to serve.
 pub struct Settings {
@@ -95,7 +97,7 @@ pub fn run(settings: Settings) -> Result<(), String> {
 }
 
 async fn serve(settings: Settings) -> Result<(), String> {
-    let scratch = Scratch::make()?;
+    let scratch = Scratch::make("serve")?;
     let catalog = Catalog::open(&settings.path)?;
     let keep_alive = settings.keep_alive.unwrap_or(match catalog.only() {
         // Loading is dear, and nothing else wants the memory.
@@ -107,7 +109,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         format!("cannot listen on {}:{}: {error}; --port takes another", settings.host, settings.port)
     })?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let stats = std::env::var_os("HYPURA_STATS").map_or_else(|| scratch.0.join("stats.json"), PathBuf::from);
+    let stats = std::env::var_os("HYPURA_STATS").map_or_else(|| scratch.path().join("stats.json"), PathBuf::from);
     let access = Access::new(&settings.keys, settings.origins.clone(), address.ip().is_loopback());
     let (body_bytes_max, patience) = (settings.body_bytes_max, settings.shutdown_patience);
     let context_tokens = settings.context_tokens;
@@ -238,30 +240,7 @@ fn make_launch(settings: Settings, stats: PathBuf) -> Box<loader::MakeLaunch> {
         arguments.extend(settings.arguments.iter().cloned());
         let mut environment = settings.environment.clone();
         environment.push(("HYPURA_STATS".to_owned(), stats.to_string_lossy().into_owned()));
-        Launch { program: settings.program.clone(), arguments, environment, verbose: settings.verbose }
+        let shown = if settings.verbose { Shown::All } else { Shown::Important };
+        Launch { program: settings.program.clone(), arguments, environment, shown }
     })
-}
-
-/// A directory for as long as the server runs.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn make() -> Result<Self, String> {
-        let path = std::env::temp_dir().join(format!("hypura-serve-{}", std::process::id()));
-        // One of the same name was left by a process of the same number that was killed.
-        let _ = std::fs::remove_dir_all(&path);
-        make_private(&path).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-fn make_private(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().mode(0o700).create(path)
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

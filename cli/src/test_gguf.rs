@@ -1,0 +1,92 @@
+//! Small GGUF files for tests.
+
+use std::path::PathBuf;
+
+use crate::model_file::ModelFile;
+use crate::scratch::Scratch;
+
+/// A value of a key.
+#[derive(Clone, Copy, Debug)]
+pub enum Pair {
+    /// u32.
+    Number(u32),
+    /// A string.
+    Text(&'static str),
+}
+
+/// A tensor of zeros in F32: its name and its shape.
+pub type Tensor = (&'static str, &'static [u64]);
+
+/// A model file in a directory of its own.
+pub struct TestModel {
+    /// Where it is.
+    pub path: PathBuf,
+    _directory: Scratch,
+}
+
+impl TestModel {
+    /// Writes one.
+    pub fn write(pairs: &[(&str, Pair)], tensors: &[Tensor]) -> Self {
+        let directory = Scratch::make("test").unwrap();
+        let path = directory.path().join("model.gguf");
+        std::fs::write(&path, gguf(pairs, tensors)).unwrap();
+        Self { path, _directory: directory }
+    }
+
+    /// A mixture of 16 experts, 2 of them used, in its second layer; its first is dense.
+    pub fn mixture() -> Self {
+        Self::write(
+            &[
+                ("general.architecture", Pair::Text("test")),
+                ("test.block_count", Pair::Number(2)),
+                ("test.expert_count", Pair::Number(16)),
+                ("test.expert_used_count", Pair::Number(2)),
+                ("test.embedding_length", Pair::Number(8)),
+                ("test.attention.head_count", Pair::Number(2)),
+            ],
+            &[
+                ("token_embd.weight", &[8, 100]),
+                ("output.weight", &[8, 100]),
+                ("blk.0.attn_q.weight", &[8, 8]),
+                ("blk.0.ffn_up.weight", &[8, 32]),
+                ("blk.1.attn_q.weight", &[8, 8]),
+                ("blk.1.ffn_gate_inp.weight", &[8, 16]),
+                ("blk.1.ffn_up_exps.weight", &[8, 16, 16]),
+                ("blk.1.ffn_gate_exps.weight", &[8, 16, 16]),
+                ("blk.1.ffn_down_exps.weight", &[16, 8, 16]),
+            ],
+        )
+    }
+
+    /// Its header.
+    pub fn open(&self) -> ModelFile {
+        ModelFile::open(&self.path).unwrap()
+    }
+}
+
+fn gguf(pairs: &[(&str, Pair)], tensors: &[Tensor]) -> Vec<u8> {
+    const ALIGNMENT: usize = 32;
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3_u32.to_le_bytes());
+    bytes.extend((tensors.len() as u64).to_le_bytes());
+    bytes.extend((pairs.len() as u64).to_le_bytes());
+    for (key, value) in pairs {
+        bytes.extend(text(key));
+        match value {
+            Pair::Number(number) => bytes.extend([4_u32.to_le_bytes(), number.to_le_bytes()].concat()),
+            Pair::Text(value) => bytes.extend([&8_u32.to_le_bytes()[..], &text(value)].concat()),
+        }
+    }
+    let mut offset = 0_u64;
+    for (name, shape) in tensors {
+        bytes.extend(text(name));
+        bytes.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().for_each(|length| bytes.extend(length.to_le_bytes()));
+        bytes.extend(0_u32.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+        offset += (shape.iter().product::<u64>() * 4).next_multiple_of(ALIGNMENT as u64);
+    }
+    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT) + offset as usize, 0);
+    bytes
+}
