@@ -1,9 +1,7 @@
 //! Where a model's weights would be on this machine: the library's planner, asked for a command.
 
 use hypura::hw::Profile;
-use hypura::plan::{
-    Circumstances, Learned, Problem, Seat, Solution, automatic_budget, problem_of, solve, speed_by_ram,
-};
+use hypura::plan::{Circumstances, Learned, Problem, Seat, Solution, margin_bytes, problem_of, solve, speed_by_ram};
 
 use crate::format::bytes;
 use crate::model_file::ModelFile;
@@ -72,7 +70,9 @@ impl Placement {
 
     /// Plans for a machine that is known.
     fn on(model: &ModelFile, profile: Profile, request: &Request) -> Result<Self, String> {
-        let ram_bytes = request.ram_bytes.unwrap_or_else(|| automatic_budget(&profile.memory));
+        let memory = &profile.memory;
+        let free_bytes = memory.available_bytes.saturating_sub(margin_bytes(memory));
+        let ram_bytes = request.ram_bytes.unwrap_or(free_bytes);
         let kv_cache_bytes = kv_cache::bytes_per_token(model).saturating_mul(request.context_tokens.into());
         let Some(for_weights) = ram_bytes.checked_sub(kv_cache_bytes) else {
             return Err(format!(
