@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hypura::config::Config;
-use hypura::io::{Tuning, measure, tune};
+use hypura::io::{Tuning, destination, measure, tune};
 
 /// Below this a measurement would read the same few blocks again and again.
 const WORTH_MEASURING_BYTES: u64 = 16 << 20;
+
+/// Memory to read into, as weights are, and not into the processor's cache.
+const DESTINATION_BYTES: usize = 256 << 20;
 
 /// Blocks and depths that are tried beside the ones that libhypura has chosen: what suits most drives.
 const SETTINGS: [(usize, usize); 4] = [(1 << 20, 16), (4 << 20, 4), (4 << 20, 16), (16 << 20, 4)];
@@ -63,10 +66,11 @@ fn measured(
     if size < WORTH_MEASURING_BYTES {
         return Ok(None);
     }
+    let mut arena = destination(DESTINATION_BYTES).map_err(|error| error.to_string())?;
     let mut measured = Vec::new();
     let others = settings.iter().map(|setting| setting(chosen));
     for (seed, tuning) in std::iter::once(chosen).chain(others).enumerate() {
-        let found = measure(&files, &tuning, time, seed as u64 ^ u64::from(std::process::id()) << 16);
+        let found = measure(&files, &tuning, time, seed as u64 ^ u64::from(std::process::id()) << 16, &mut arena);
         measured.push((tuning, found.map_err(|error| error.to_string())?.bytes_per_second));
         step();
     }

@@ -58,7 +58,7 @@ def print_report(model: Path, limit_bytes: int, runs: dict[str, list[Run]], resi
         ["llama.cpp, mmap, tokens per second", number(stock, 3) or runs[MMAP][0].failure or "too few tokens"],
         ["llama.cpp with libhypura, tokens per second", number(ours, 3)],
         ["  times mmap", number(ours / stock if stock else None, 1)],
-        ["drive before and after, own measurement, GB/s", gigabytes(median(drive.own for drive in drives))],
+        ["drive before and after, into memory, GB/s", gigabytes(median(drive.own for drive in drives))],
         ["drive before and after, fio, GB/s", gigabytes(median(drive.fio for drive in drives)) or "not installed"],
         ["drive speed reached while reading, GB/s", gigabytes(median(map(reached, runs[OURS])))],
         ["streamed per token, GB", gigabytes(per_token(runs[OURS], "read_bytes"))],

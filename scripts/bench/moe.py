@@ -111,7 +111,7 @@ def table_row(name: str, runs: list[Run], subject: Subject, compute_seconds: flo
         gigabytes(per_token(runs, "read_bytes")),
         number(per_token(runs, "stall_seconds"), 3),
         gigabytes(median(map(reached, runs))),
-        gigabytes(median(drive.best for drive in drive_speeds(runs))),
+        gigabytes(median(drive.own for drive in drive_speeds(runs))),
         number(median(1 / roof.seconds for roof in rooflines if roof)),
         percent(median(roof.share(run.speed) for roof, run in zip(rooflines, runs) if roof and run.speed)),
     ]

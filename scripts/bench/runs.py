@@ -47,7 +47,7 @@ class Run:
     @property
     def drive_bytes_per_second(self) -> float | None:
         """What the drive gave before and after, on average."""
-        return statistics.fmean(drive.best for drive in self.drives) if self.drives else None
+        return statistics.fmean(drive.own for drive in self.drives) if self.drives else None
 
     @property
     def prompt_speed(self) -> float | None:

@@ -50,6 +50,11 @@ impl Arena {
         }
     }
 
+    /// Bytes.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     /// The first byte.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()

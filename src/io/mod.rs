@@ -20,7 +20,7 @@ mod tuning;
 mod uring;
 
 pub use direct_file::{Alignment, DirectFile, Widened};
-pub use probe::{ReadSpeed, measure};
+pub use probe::{ReadSpeed, destination, destination_bytes_min, measure};
 pub use tuning::{EngineKind, Tuning, tune};
 
 use std::sync::Arc;

@@ -18,19 +18,47 @@ pub struct ReadSpeed {
     pub cpu_seconds_per_byte: f64,
 }
 
-/// Reads random blocks of a file for about `duration`, keeping the tuning's depth filled, and says how fast that went.
-/// Every call reads other places, so that no cache on the way has seen them.
+/// Memory to read into, touched: the first touch of a page costs as much as reading it, and that is not the drive's time.
 ///
 /// # Errors
-/// `Open`, `Resource`, and whatever a read fails with.
-pub fn measure(files: &Arc<[DirectFile]>, tuning: &Tuning, duration: Duration, seed: u64) -> Result<ReadSpeed> {
-    // Twice the depth is outstanding, so that the engine always finds a next part.
-    let slots = 2 * tuning.depth;
-    let mut arena = Arena::new(slots * tuning.block_bytes)?;
-    // The first touch of a page costs as much as reading it; that is not the drive's time.
+/// `Resource` when the system refuses.
+pub fn destination(bytes: usize) -> Result<Arena> {
+    let mut arena = Arena::new(bytes)?;
     // SAFETY: the arena is that long, and nobody else knows of it yet.
-    unsafe { arena.as_mut_ptr().write_bytes(1, slots * tuning.block_bytes) };
-    let start_of = |slot: usize, arena: &mut Arena| arena.as_mut_ptr().wrapping_add(slot * tuning.block_bytes);
+    unsafe { arena.as_mut_ptr().write_bytes(1, bytes) };
+    Ok(arena)
+}
+
+/// The least memory that a measurement needs: twice the depth is outstanding, so that the engine always finds a next part.
+pub fn destination_bytes_min(tuning: &Tuning) -> usize {
+    2 * tuning.depth * tuning.block_bytes
+}
+
+/// Reads random blocks of a file for about `duration`, keeping the tuning's depth filled, and says how fast that went.
+/// Every call reads other places, so that no cache on the way has seen them. All of `arena` is read into in turn: a drive is
+/// faster into a few buffers that stay in the processor's cache than into memory.
+///
+/// # Errors
+/// `Open`, `Resource`, also when the memory is less than [`destination_bytes_min`], and whatever a read fails with.
+pub fn measure(
+    files: &Arc<[DirectFile]>,
+    tuning: &Tuning,
+    duration: Duration,
+    seed: u64,
+    arena: &mut Arena,
+) -> Result<ReadSpeed> {
+    let slots = 2 * tuning.depth;
+    // Each token has blocks of its own, and reads into them one after the other.
+    let blocks_per_token = arena.length() / slots / tuning.block_bytes;
+    if blocks_per_token == 0 {
+        return Err(Error::new(ErrorCode::Resource, format!("there is too little memory to measure {tuning}")));
+    }
+    let mut read_counts = vec![0_usize; slots];
+    let mut start_of = |token: usize| {
+        let block = token * blocks_per_token + read_counts[token] % blocks_per_token;
+        read_counts[token] += 1;
+        arena.as_mut_ptr().wrapping_add(block * tuning.block_bytes)
+    };
     let finished = Arc::new(Finished::default());
     let engine = super::start(tuning, Arc::clone(files), slots, finished.clone())?;
     if engine.name() != tuning.engine.name() {
@@ -39,28 +67,28 @@ pub fn measure(files: &Arc<[DirectFile]>, tuning: &Tuning, duration: Duration, s
     let mut places = Places::new(files, tuning.block_bytes, seed);
 
     let mut requests = Vec::with_capacity(slots);
-    let mut request = |token: usize, arena: &mut Arena| {
+    let mut request = |token: usize| {
         let (file, offset) = places.next();
         let length = tuning.block_bytes.min((files[file].opened_size() - offset) as usize);
         if !files[file].is_direct() {
             files[file].drop_cached(offset, length);
         }
         // SAFETY: every token has its own stretch of the arena, is used again only after its completion, and the engine
-        // is dropped before the arena.
-        let destination = unsafe { Destination::new(start_of(token, arena)) };
+        // is dropped before the arena's borrow ends.
+        let destination = unsafe { Destination::new(start_of(token)) };
         Request { token, file, range: files[file].widen(offset, length), destination, priority: Priority::Demand }
     };
-    requests.extend((0..slots).map(|token| request(token, &mut arena)));
+    requests.extend((0..slots).map(&mut request));
     engine.submit(&mut requests);
     // From the first completion on: how long the pipe takes to fill says nothing about what flows through it.
-    requests.extend(finished.wait()?.into_iter().map(|token| request(token, &mut arena)));
+    requests.extend(finished.wait()?.into_iter().map(&mut request));
     engine.submit(&mut requests);
     let (start, cpu_start) = (Instant::now(), cpu_seconds());
     let mut bytes = 0;
     while start.elapsed() < duration {
         for token in finished.wait()? {
             bytes += tuning.block_bytes;
-            requests.push(request(token, &mut arena));
+            requests.push(request(token));
         }
         engine.submit(&mut requests);
     }

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::probe::{ReadSpeed, measure};
+use super::probe::{ReadSpeed, destination, destination_bytes_min, measure};
 use super::{DirectFile, uring_available};
 use crate::config::{Config, DirectSetting, IoSetting};
 use crate::error::{Error, ErrorCode, Result};
-use crate::persist;
+use crate::{hw, persist};
 
 /// Which engine reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,10 @@ const WORTH_MEASURING_BYTES: u64 = 256 << 20;
 /// One measurement, and how many of them are made of each setting.
 const PROBE_TIME: Duration = Duration::from_millis(40);
 const ROUNDS: usize = 3;
+
+/// Memory that is read into: far more than a processor's cache, but no more than one part in so many of what is available.
+const DESTINATION_BYTES: usize = 256 << 20;
+const MEMORY_SHARE: u64 = 8;
 
 /// By how much another setting must be faster to be taken: less is noise, and the setting to start from is good on most drives.
 const GAIN: f64 = 1.1;
@@ -151,10 +155,15 @@ impl Search<'_> {
         let began = Instant::now();
         let buffered_files = open(self.paths, false)?;
         let mut seed = began.elapsed().as_nanos() as u64 ^ u64::from(std::process::id()) << 32;
+        let mut arena = destination(DESTINATION_BYTES.min((hw::memory().available_bytes / MEMORY_SHARE) as usize))?;
+        let arena_bytes = arena.length();
+        if arena_bytes < destination_bytes_min(&start) {
+            return Ok(start); // this is no time to take memory for a measurement
+        }
         let mut probe = |tuning: &Tuning| -> Result<ReadSpeed> {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let files = if tuning.direct { direct_files } else { &buffered_files };
-            measure(files, tuning, PROBE_TIME, seed)
+            measure(files, tuning, PROBE_TIME, seed, &mut arena)
         };
         // The first measurement pays for waking the drive; it is not counted.
         probe(&start)?;
@@ -167,7 +176,6 @@ impl Search<'_> {
                 |tuning| Tuning { depth: 2, ..tuning },
                 |tuning| Tuning { depth: 8, ..tuning },
                 |tuning| Tuning { depth: 16, ..tuning },
-                |tuning| Tuning { depth: 32, ..tuning },
             ],
             &[
                 |tuning| Tuning { block_bytes: 128 << 10, ..tuning },
@@ -178,7 +186,9 @@ impl Search<'_> {
             &[|tuning| Tuning { direct: false, ..tuning }],
         ];
         for changes in dimensions {
-            let others = changes.iter().map(|change| change(best)).filter(|other| *other != best && self.allows(other));
+            let is_possible =
+                |other: &Tuning| *other != best && self.allows(other) && destination_bytes_min(other) <= arena_bytes;
+            let others = changes.iter().map(|change| change(best)).filter(is_possible);
             let candidates: Vec<Tuning> = std::iter::once(best).chain(others).collect();
             let speeds = in_turn(&candidates, &mut probe);
             speed = speeds[0];
