@@ -206,9 +206,18 @@ impl Pool {
         (self.untouched_count * self.slot_bytes) as u64
     }
 
-    /// A block is wanted, whether it is in a slot or not; to be called once for each block of a demand.
-    pub fn used(&mut self, unit: usize, at: Position, usage: Use) {
+    /// A block is wanted, now or later in this pass; `slot` is where it is, if it is in one. To be called once for each block and
+    /// pass.
+    pub fn used(&mut self, unit: usize, slot: Option<usize>, at: Position, usage: Use) {
+        // What is offered is ranked by what was known then: it is offered anew.
+        let offered = slot.filter(|&slot| self.is_listed(slot) && !self.slots[slot].guess);
+        if offered.is_some() {
+            self.policy.withdraw(unit);
+        }
         self.policy.used(unit, at, usage);
+        if offered.is_some() {
+            self.policy.offer(unit);
+        }
     }
 
     /// Tells the policy what earlier runs know of a unit; to be called before the first use.

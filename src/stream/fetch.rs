@@ -127,12 +127,12 @@ impl Fetch {
         state.pace.demand(now, &core.counters);
         state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };
         self.record_trace(running, &state, index, previous, routing, tokens);
+        let layer_before = previous.and_then(|previous| session.streamed.tensors[previous].expert_layer);
+        self.entered =
+            streamed.expert_layer.filter(|_| layer_before != streamed.expert_layer || state.order.is_first(index));
+        self.announce(&mut state, streamed, tokens);
         for index in 0..self.experts.len() {
-            let expert = self.experts[index];
-            let block = streamed.first_block + expert;
-            let position = state.position;
-            let usage = Use { token_count: tokens as u32, routed_count: self.row_counts[expert] };
-            state.pools[streamed.pool].used(streamed.first_unit + expert, position, usage);
+            let block = streamed.first_block + self.experts[index];
             let hit = match state.location[block] {
                 Some(id) => {
                     self.awaited.push(id);
@@ -149,9 +149,6 @@ impl Fetch {
             }
         }
         self.missing.reverse();
-        let layer_before = previous.and_then(|previous| session.streamed.tensors[previous].expert_layer);
-        self.entered =
-            streamed.expert_layer.filter(|_| layer_before != streamed.expert_layer || state.order.is_first(index));
         if let Some(layer) = self.entered {
             core.settle_guesses(&mut state, &*running.engine, layer, &self.experts);
         }
@@ -320,6 +317,25 @@ impl Fetch {
             self.row_counts[expert] += 1;
         }
         Ok(())
+    }
+
+    /// Tells the policies what is used: a dense tensor, or, when a layer is entered, its experts of all matrices. Were those of
+    /// the later matrices told of only in their turn, they could be evicted just before it.
+    fn announce(&self, state: &mut State, streamed: &StreamedTensor, tokens: usize) {
+        let all = &self.session.streamed;
+        let announced: &[usize] = match (self.entered, &self.tensor) {
+            (Some(layer), _) => &all.expert_layers[layer],
+            (None, Some(dense)) if !streamed.is_expert => std::slice::from_ref(dense),
+            _ => &[],
+        };
+        let position = state.position;
+        for tensor in announced.iter().map(|&tensor| &all.tensors[tensor]) {
+            for &expert in self.experts.iter().filter(|&&expert| expert < tensor.block_count) {
+                let slot = state.location[tensor.first_block + expert].map(|id| id.slot);
+                let usage = Use { token_count: tokens as u32, routed_count: self.row_counts[expert] };
+                state.pools[tensor.pool].used(tensor.first_unit + expert, slot, position, usage);
+            }
+        }
     }
 
     /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.

@@ -98,8 +98,12 @@ impl Forecast {
     fn wait(&self, unit: usize, at: Position) -> f32 {
         let layer = self.shape.layer(unit);
         let history = &self.histories[unit];
+        let is_ahead = layer > at.layer;
+        if is_ahead && self.pass == Some(at.pass) && history.used_at == self.clock {
+            return self.wait_with(1.0, layer, at); // announced: this is no guess
+        }
         // Units that are still ahead had no chance in this pass yet.
-        let unasked_tokens = if layer > at.layer { self.pass_tokens } else { 0 };
+        let unasked_tokens = if is_ahead { self.pass_tokens } else { 0 };
         let missed_tokens = (self.clock - history.used_at).saturating_sub(unasked_tokens);
         self.wait_with(self.probability(history, missed_tokens), layer, at)
     }

@@ -80,7 +80,8 @@ pub trait Policy: Send + std::fmt::Debug {
     /// The name in tables and logs.
     fn name(&self) -> &'static str;
 
-    /// A unit is used, in RAM or not. Called once for a unit and a pass, in the order of the layers.
+    /// A unit is used, in RAM or not. Called once for a unit and a pass; when its layer's turn comes, or before, if it is certain
+    /// by then.
     fn used(&mut self, unit: usize, at: Position, usage: Use);
 
     /// A unit may be evicted from now on. Nothing happens when it is offered already.

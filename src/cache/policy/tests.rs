@@ -240,3 +240,18 @@ fn what_earlier_runs_know_decides_until_something_is_used() {
         .collect();
     assert_eq!(order, [unknown, cold, hot]);
 }
+
+#[test]
+fn what_is_announced_stays_until_its_turn() {
+    let mut policy = Forecast::new(SHAPE);
+    let (popular, rare) = (SHAPE.unit(2, 0), SHAPE.unit(2, 1));
+    for pass in 0..50 {
+        policy.used(popular, Position { pass, layer: 2 }, Use::DECODE);
+    }
+    let entered = Position { pass: 50, layer: 1 };
+    policy.used(rare, entered, Use::DECODE);
+    [popular, rare].iter().for_each(|&unit| policy.offer(unit));
+    assert_eq!(policy.victim(entered), Some(popular), "it is certain that the rare one is used next");
+    assert_eq!(policy.victim(Position { pass: 50, layer: 2 }), Some(rare));
+    assert_eq!(policy.victim(Position { pass: 51, layer: 1 }), Some(rare), "that was for one pass");
+}
