@@ -43,7 +43,8 @@ impl Core {
                 (true, true) if experts.len() * SLOTS_PER_EXPERT <= state.pools[to.pool].slot_count() => experts,
                 _ => continue,
             };
-            for &expert in experts {
+            // A layer's matrices may hold different numbers of experts.
+            for &expert in experts.iter().filter(|&&expert| expert < to.block_count) {
                 let block = to.first_block + expert;
                 if state.location[block].is_some() {
                     continue;

@@ -192,6 +192,7 @@ impl Core {
         let extent = self.streamed.blocks[block];
         let range = files[extent.file].widen(extent.offset, extent.size_bytes);
         let (tensor, number) = self.streamed.tensor_of(block);
+        debug_assert_eq!(tensor.pool, pool, "a block belongs into slots of its own size");
         let (home, unit) = (tensor.first_in_pool + number, tensor.first_unit + number);
         let new = NewBlock { block, unit, home, lead: range.lead };
         let (slot, evicted) = state.pools[pool].take(new, state.position, priority)?;
