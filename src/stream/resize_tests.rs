@@ -42,7 +42,10 @@ fn resize_under_load(model: &Model, seed: u64) {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    // Nothing is in use any more, so everything closes, and all of it opens again.
+    // Once the last reads ahead are done nothing is in use any more, so everything closes, and all of it opens again.
+    while core.state.lock().reads_in_flight > 0 {
+        std::thread::yield_now();
+    }
     core.resize(0);
     let resident = core.state.lock().location.iter().flatten().count();
     let slots: usize = core.state.lock().pools.iter().map(crate::cache::Pool::slot_count).sum();
