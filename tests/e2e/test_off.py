@@ -8,7 +8,7 @@ import pytest
 from conftest import require
 from logits import MODES, LogitsProgram, difference, position_count
 from models import SMOLLM2, SMOLLM2_MOE, TINY, TRAINED_MOE, Model, tiny
-from programs import BIN, OFF, OFF_BIN, complete
+from programs import BIN, COMPARABLE, OFF, OFF_BIN, complete
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,14 @@ def test_logits_equal_those_of_the_build_without_it(model: Model, mode: str, log
 @pytest.mark.parametrize("settings", [OFF, {}], ids=["HYPURA=off", "no setting, and the model fits"])
 @pytest.mark.parametrize("model", [SMOLLM2, SMOLLM2_MOE, TRAINED_MOE], ids=lambda model: model.name)
 def test_text_equals_that_of_the_build_without_it(model: Model, settings: dict[str, str], tmp_path) -> None:
-    """With llama.cpp's default flags: repacked weights too."""
+    """With llama.cpp's default flags: repacked weights too, unless stock itself crashes on them, as it does with AMX on some virtual machines."""
     require(model)
-    stock = complete(model.path, {}, tmp_path, program=OFF_BIN / "llama-completion", flags=["-t", "2"]).succeeded()
-    off = complete(model.path, settings, tmp_path, flags=["-t", "2"]).succeeded()
+    for flags in (["-t", "2"], COMPARABLE):
+        stock = complete(model.path, {}, tmp_path, program=OFF_BIN / "llama-completion", flags=flags)
+        if stock.status >= 0:
+            break
+    stock.succeeded()
+    off = complete(model.path, settings, tmp_path, flags=flags).succeeded()
     assert off.output == stock.output
     assert len(stock.output.strip()) > 10
     assert "streaming:" not in off.log
