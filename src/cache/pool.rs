@@ -13,6 +13,8 @@ pub enum SlotState {
     Empty,
     /// A read is writing to it.
     Loading,
+    /// A read that was broken off may still be writing to it; then it is Empty.
+    Torn,
     /// All bytes of its block.
     Ready,
 }
@@ -90,8 +92,18 @@ struct Slot {
     permanent: bool,
     /// Where the block's first byte is within the slot.
     lead: usize,
-    /// Whether a read has been completed here, so that the system has given the memory.
+    /// Whether a read has written here, so that the system has given the memory.
     touched: bool,
+    /// What a read ahead of need took the slot from. Its bytes stay until that read begins.
+    before: Option<Before>,
+}
+
+/// A block that lost its slot.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    block: usize,
+    unit: usize,
+    lead: usize,
 }
 
 /// Slots of one size. See the module's invariants.
@@ -132,6 +144,7 @@ impl Pool {
             permanent: false,
             lead: 0,
             touched: false,
+            before: None,
         };
         let (arena, most) = match Arena::new(slot_bytes * slots.most) {
             Ok(arena) => (arena, slots.most),
@@ -190,13 +203,15 @@ impl Pool {
             }
         }
         self.slot_count = slot_count;
-        for slot in slot_count..self.slots.len() {
-            if self.slots[slot].state == SlotState::Ready && self.slots[slot].users == 0 {
-                self.slots[slot].state = SlotState::Empty;
-                self.slots[slot].touched = false;
-                evicted(self.slots[slot].block);
-                self.arena.release(slot * self.slot_bytes, self.slot_bytes);
+        for (slot, entry) in self.slots.iter_mut().enumerate().skip(slot_count) {
+            match entry.state {
+                SlotState::Ready if entry.users == 0 => evicted(entry.block),
+                SlotState::Empty if entry.touched => {}
+                _ => continue,
             }
+            entry.state = SlotState::Empty;
+            entry.touched = false;
+            self.arena.release(slot * self.slot_bytes, self.slot_bytes);
         }
     }
 
@@ -240,11 +255,12 @@ impl Pool {
     /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when every
     /// slot is in use, or, for a read ahead of need, not worth taking.
     pub fn take(&mut self, new: NewBlock, at: Position, priority: Priority) -> Option<(usize, Option<usize>)> {
-        let (slot, evicted) = match self.take_empty(new.home) {
+        let (slot, before) = match self.take_empty(new.home) {
             Some(slot) => (slot, None),
             None => {
                 let slot = self.victim(at, priority)?;
-                (slot, Some(self.slots[slot].block))
+                let Slot { block, unit, lead, .. } = self.slots[slot];
+                (slot, Some(Before { block, unit, lead }))
             }
         };
         self.slots[slot] = Slot {
@@ -257,9 +273,10 @@ impl Pool {
             permanent: false,
             lead: new.lead,
             touched: self.slots[slot].touched,
+            before,
         };
         self.slot_of_unit[new.unit] = slot as u32;
-        Some((slot, evicted))
+        Some((slot, before.map(|before| before.block)))
     }
 
     fn take_empty(&mut self, home: usize) -> Option<usize> {
@@ -290,16 +307,28 @@ impl Pool {
         Some(slot)
     }
 
-    /// The read into a Loading slot is complete. Returns who waits for it; nobody means that the slot may be taken.
+    /// The read into a Loading or Torn slot is over. Returns who waits for it; nobody means that the slot may be taken.
     pub fn loaded(&mut self, slot: usize) -> Members {
-        debug_assert_eq!(self.slots[slot].state, SlotState::Loading);
-        self.slots[slot].state = SlotState::Ready;
+        self.slots[slot].state = match self.slots[slot].state {
+            SlotState::Torn => {
+                self.clear(slot);
+                return Members::default();
+            }
+            state => {
+                debug_assert_eq!(state, SlotState::Loading);
+                SlotState::Ready
+            }
+        };
+        self.touch(slot);
+        self.settle(slot);
+        self.slots[slot].members
+    }
+
+    fn touch(&mut self, slot: usize) {
         let was_touched = std::mem::replace(&mut self.slots[slot].touched, true);
         if !was_touched && slot < self.slot_count {
             self.untouched_count -= 1;
         }
-        self.settle(slot);
-        self.slots[slot].members
     }
 
     /// Adds a user: the slot stays until [`Self::leave`]. Says whether this is the first use of a block that was read
@@ -335,10 +364,37 @@ impl Pool {
         self.settle(slot);
     }
 
-    /// The read into a Loading slot was taken back before it began: the slot is Empty again.
-    pub fn abandon(&mut self, slot: usize) {
+    /// The read into a Loading slot was taken back before it began: the block that lost the slot to it is still there and gets it
+    /// back, unless `is_elsewhere` by now; returns it. Otherwise the slot is Empty.
+    pub fn give_back(&mut self, slot: usize, is_elsewhere: impl FnOnce(usize) -> bool) -> Option<usize> {
         debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
+        let is_open = slot < self.slot_count;
+        let entry = &mut self.slots[slot];
+        let Some(before) = entry.before.take().filter(|before| is_open && !is_elsewhere(before.block)) else {
+            self.clear(slot);
+            return None;
+        };
+        (entry.block, entry.unit, entry.lead) = (before.block, before.unit, before.lead);
+        entry.state = SlotState::Ready;
+        entry.guess = false;
+        self.slot_of_unit[before.unit] = slot as u32;
+        self.settle(slot);
+        Some(before.block)
+    }
+
+    /// The read into a Loading slot was broken off: the slot is Empty, or will be once [`Self::loaded`], if it `is_in_flight`.
+    pub fn tear(&mut self, slot: usize, is_in_flight: bool) {
+        debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
+        self.touch(slot);
+        match is_in_flight {
+            true => self.slots[slot].state = SlotState::Torn,
+            false => self.clear(slot),
+        }
+    }
+
+    fn clear(&mut self, slot: usize) {
         self.slots[slot].state = SlotState::Empty;
+        self.slots[slot].guess = false;
         if slot < self.slot_count {
             self.add_empty(slot);
         }
@@ -513,10 +569,44 @@ mod tests {
         let read = load(&mut pool, 0, Priority::Guess).unwrap();
         let (queued, _) = take(&mut pool, 1, 1, Priority::Guess).unwrap();
         pool.expire(read);
-        pool.abandon(queued);
+        assert_eq!(pool.give_back(queued, |_| false), None);
         assert!(!pool.is_guess(read));
         assert_eq!(take(&mut pool, 2, 1, Priority::Guess), Some((queued, None)));
         assert_eq!(take(&mut pool, 3, 1, Priority::Guess), Some((read, Some(0))));
+    }
+
+    #[test]
+    fn what_a_guess_took_a_slot_from_comes_back_when_the_guess_is_taken_back() {
+        let mut pool = pool(2);
+        let slot = load(&mut pool, 0, Priority::Demand).unwrap();
+        load(&mut pool, 1, Priority::Demand).unwrap();
+        let guess = |pool: &mut Pool| take(pool, 2, 0, Priority::Guess);
+        assert_eq!(guess(&mut pool), Some((slot, Some(0))));
+        assert_eq!(pool.give_back(slot, |block| block != 0), Some(0));
+        assert_eq!((pool.state(slot), pool.block(slot), pool.is_guess(slot)), (SlotState::Ready, 0, false));
+        assert!(!pool.join(slot, 0), "it is a hit like any other");
+        pool.leave(slot, 0);
+        // Read again into another slot meanwhile, it stays there.
+        assert_eq!(take(&mut pool, 3, 0, Priority::Guess), Some((1, Some(1))));
+        assert_eq!(pool.give_back(1, |block| block == 1), None);
+        assert_eq!(pool.empty_count(), 1);
+    }
+
+    #[test]
+    fn a_guess_that_is_broken_off_leaves_an_empty_slot_once_its_last_read_is_over() {
+        let mut pool = pool(1);
+        load(&mut pool, 0, Priority::Demand).unwrap();
+        for is_in_flight in [true, false] {
+            let (slot, _) = take(&mut pool, 1, 0, Priority::Guess).unwrap();
+            pool.tear(slot, is_in_flight);
+            if is_in_flight {
+                assert_eq!(take(&mut pool, 2, 0, Priority::Demand), None, "it is still written to");
+                assert_eq!(pool.loaded(slot), Members::default());
+            }
+            assert_eq!((pool.state(slot), pool.empty_count()), (SlotState::Empty, 1));
+            assert_eq!(take(&mut pool, 2, 0, Priority::Demand), Some((slot, None)));
+            pool.loaded(slot);
+        }
     }
 
     /// The blocks that lose their slots.
@@ -558,7 +648,7 @@ mod tests {
         assert_eq!(resize(&mut pool, 2), [0; 0]);
         let (queued, _) = take(&mut pool, 5, 1, Priority::Guess).unwrap();
         assert_eq!(resize(&mut pool, 1), [0; 0]);
-        pool.abandon(queued);
+        assert_eq!(pool.give_back(queued, |_| false), None);
         assert_eq!(take(&mut pool, 6, 1, Priority::Demand), None);
     }
 

@@ -95,6 +95,7 @@ struct Wanted {
     offset: u64,
     length: usize,
     memory: Arena,
+    is_cancelled: bool,
 }
 
 impl Wanted {
@@ -104,7 +105,13 @@ impl Wanted {
         // SAFETY: the mapping is as long as the widened range, aligned to pages, touched only by the read until it is
         // reported, cancelled or the engine dropped, and unmapped only after that.
         let destination = unsafe { Destination::new(memory.as_mut_ptr()) };
-        Self { request: Request { token, file, range, destination, priority }, offset, length, memory }
+        Self {
+            request: Request { token, file, range, destination, priority },
+            offset,
+            length,
+            memory,
+            is_cancelled: false,
+        }
     }
 
     /// What was read.
@@ -216,10 +223,13 @@ fn check_random_reads(sample: &Sample, kind: EngineKind, direct: bool, request_c
         if random.below(3) == 0 && !outstanding.is_empty() {
             let index = random.below(outstanding.len());
             let Request { token, priority, .. } = outstanding[index].request;
-            if engine.cancel(token) {
+            if let Some(cancelled) = engine.cancel(token) {
                 assert_ne!(priority, Priority::Demand, "a demand was cancelled: {context}");
-                // A report of it after this would find nothing outstanding.
-                outstanding.swap_remove(index);
+                match cancelled.is_in_flight {
+                    true => outstanding[index].is_cancelled = true,
+                    // A report of it after this would find nothing outstanding.
+                    false => drop(outstanding.swap_remove(index)),
+                }
             }
         }
         let full = next_token == request_count || outstanding.len() >= OUTSTANDING || !room;
@@ -228,6 +238,9 @@ fn check_random_reads(sample: &Sample, kind: EngineKind, direct: bool, request_c
             let index = index.unwrap_or_else(|| panic!("read {token} was not awaited: {context}"));
             let mut wanted = outstanding.swap_remove(index);
             outcome.unwrap_or_else(|error| panic!("{error}: {context}"));
+            if wanted.is_cancelled {
+                continue;
+            }
             let offset = wanted.offset;
             sample.assert_right(offset, wanted.bytes());
         }

@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::part::{Part, Step};
 use super::queue::Queue;
-use super::{Destination, DirectFile, Engine, Priority, Request, Sink};
+use super::{Cancelled, Destination, DirectFile, Engine, Priority, Request, Sink};
 use crate::cache::Arena;
 use crate::common::{Model, Random, TestDirectory, dense_model, expert_model, within};
 use crate::error::{Error, ErrorCode, Result};
@@ -234,7 +234,10 @@ impl Sink for Reports {
 enum Fate {
     Free,
     Reading(Request),
+    /// Before it began.
     Cancelled,
+    /// After it began; the last of it is still in flight.
+    Ending,
 }
 
 const UNTOUCHED: u8 = 0x77;
@@ -281,7 +284,7 @@ impl Case {
         let mut requests = Vec::new();
         let (mut offset, mut length) = self.random_range(file);
         for token in 0..SLOTS {
-            if matches!(self.fates[token], Fate::Reading(_)) || self.random.below(3) == 0 {
+            if matches!(self.fates[token], Fate::Reading(_) | Fate::Ending) || self.random.below(3) == 0 {
                 continue;
             }
             let opened = &self.drive.files[file];
@@ -310,12 +313,17 @@ impl Case {
 
     fn cancel(&mut self) {
         let token = self.random.below(SLOTS);
-        let was_cancelled = self.queue.cancel(token);
-        if was_cancelled {
-            let Fate::Reading(request) = &self.fates[token] else { panic!("{token} was not being read") };
-            assert_ne!(request.priority, Priority::Demand);
-            assert!(is_untouched(self.slot(token)), "cancelled after it began");
-            self.fates[token] = Fate::Cancelled;
+        let Some(Cancelled { begun_bytes, is_in_flight }) = self.queue.cancel(token) else { return };
+        let Fate::Reading(Request { priority, .. }) = self.fates[token] else { panic!("{token} was not being read") };
+        assert_ne!(priority, Priority::Demand);
+        assert!(is_untouched(&self.slot(token)[begun_bytes..]), "more was begun than is said");
+        self.fates[token] = match (begun_bytes, is_in_flight) {
+            (0, _) => Fate::Cancelled,
+            (_, true) => Fate::Ending,
+            (_, false) => Fate::Free,
+        };
+        if !is_in_flight {
+            self.drive.failed.remove(&token);
         }
     }
 
@@ -323,9 +331,13 @@ impl Case {
         let reports = std::mem::take(&mut *self.reports.0.lock());
         for (token, outcome) in reports {
             let fate = std::mem::replace(&mut self.fates[token], Fate::Free);
-            let Fate::Reading(Request { file, range, .. }) = fate else { panic!("{token} was not awaited") };
             let expected = self.drive.failed.remove(&token);
             assert_eq!(outcome.as_ref().err().map(Error::code), expected, "{outcome:?}");
+            let Request { file, range, .. } = match fate {
+                Fate::Reading(request) => request,
+                Fate::Ending => continue,
+                _ => panic!("{token} was not awaited"),
+            };
             if outcome.is_ok() {
                 let contents = Arc::clone(&self.drive.contents);
                 let right = &contents[file][range.offset as usize..][..range.required];
@@ -358,7 +370,7 @@ impl Case {
         }
         self.check_reports();
         for token in 0..SLOTS {
-            let is_reading = matches!(self.fates[token], Fate::Reading(_));
+            let is_reading = matches!(self.fates[token], Fate::Reading(_) | Fate::Ending);
             assert!(dropped || !is_reading, "{token} is never reported");
             if matches!(self.fates[token], Fate::Cancelled) {
                 assert!(is_untouched(self.slot(token)), "written after it was cancelled");
@@ -461,7 +473,7 @@ impl Engine for FaultyEngine {
         self.shared.queue.promote(token);
     }
 
-    fn cancel(&self, token: usize) -> bool {
+    fn cancel(&self, token: usize) -> Option<Cancelled> {
         self.shared.queue.cancel(token)
     }
 

@@ -64,7 +64,7 @@ impl Destination {
     /// # Safety
     /// The memory must be valid for writes of the request's whole widened range, aligned as the file demands, and
     /// accessed by nobody else from submission until the sink has been told of the completion, the request was
-    /// cancelled, or the engine was dropped.
+    /// cancelled with nothing in flight, or the engine was dropped.
     pub unsafe fn new(address: *mut u8) -> Self {
         Self(address)
     }
@@ -77,6 +77,16 @@ impl Destination {
 // SAFETY: a `Destination` is only an address. Whoever made it promised (see `new`) that the memory behind it belongs to
 // the read alone until its completion, so moving it to another thread moves that exclusive right.
 unsafe impl Send for Destination {}
+
+/// What had become of a read when the rest of it was taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cancelled {
+    /// How much of it has been given to the drive; with 0, the destination is as it was.
+    pub begun_bytes: usize,
+    /// Whether the drive still works on that: then the read is reported when the last of it is over, as if it were complete. Otherwise
+    /// it is not reported.
+    pub is_in_flight: bool,
+}
 
 /// Told of every finished read, from the engine's own threads.
 pub trait Sink: Send + Sync {
@@ -99,16 +109,15 @@ fn run_thread(sink: &dyn Sink, body: impl FnOnce()) {
 /// Dropping an engine discards what is queued, waits for what is in flight, and only then returns: afterwards no
 /// destination is written any more. An idle engine sleeps.
 pub trait Engine: Send + Sync {
-    /// Queues reads and empties the list. Every read is reported to the sink exactly once, unless it is cancelled or the
+    /// Queues reads and empties the list. Every read is reported to the sink exactly once, unless it is cancelled before or the
     /// engine is dropped first.
     fn submit(&self, requests: &mut Vec<Request>);
 
     /// Makes a queued read a demand read.
     fn promote(&self, token: usize);
 
-    /// Takes back a read, unless it is a demand, of which nothing has been given to the drive yet. Says whether it was: then it is not
-    /// reported.
-    fn cancel(&self, token: usize) -> bool;
+    /// Takes back what has not been given to the drive yet of a read that is no demand; `None` when there is no such thing.
+    fn cancel(&self, token: usize) -> Option<Cancelled>;
 
     /// The name for logs and statistics.
     fn name(&self) -> &'static str;

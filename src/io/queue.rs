@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::part::{Part, Segment};
-use super::{Priority, Request, Sink};
+use super::{Cancelled, Priority, Request, Sink};
 use crate::error::{Error, Result};
 
 pub(super) struct Queue {
@@ -24,8 +24,9 @@ pub(super) struct Queue {
     guesses_in_flight: AtomicUsize,
 }
 
-/// How many parts of guesses may be in flight at once.
+/// How many parts of guesses may be in flight at once, and how large they are at most: a demand waits for all of them.
 const GUESSES_IN_FLIGHT: usize = 4;
+const GUESS_BYTES: usize = 512 << 10;
 
 /// What the lock guards.
 pub(super) struct Pending {
@@ -38,6 +39,15 @@ struct Waiting {
     request: Request,
     /// Bytes of it that have been handed out.
     cut: usize,
+    /// Bytes of its parts.
+    part_bytes: usize,
+}
+
+impl Waiting {
+    /// How many parts the rest of it makes; a request for nothing is one, too.
+    fn parts_left(&self) -> usize {
+        (self.request.range.length - self.cut).div_ceil(self.part_bytes).max(1)
+    }
 }
 
 /// How far the request with a token is. One request per token is in flight, so the entry is its alone.
@@ -64,14 +74,22 @@ impl Queue {
         let mut parts = 0;
         let mut pending = self.pending.lock();
         for request in requests.drain(..) {
-            let count = request.range.length.div_ceil(self.block_bytes).max(1);
-            self.progress[request.token].remaining.store(count as u32, Ordering::Relaxed);
-            parts += count;
             let promoted = self.progress[request.token].promoted.load(Ordering::Relaxed);
             let priority = if promoted { Priority::Demand } else { request.priority };
-            pending.waiting[priority as usize].push_back(Waiting { request, cut: 0 });
+            let waiting = self.uncut(request, priority);
+            parts += waiting.parts_left();
+            pending.waiting[priority as usize].push_back(waiting);
         }
         parts
+    }
+
+    /// A request that is to be cut as its priority demands.
+    fn uncut(&self, request: Request, priority: Priority) -> Waiting {
+        let is_guess = priority == Priority::Guess;
+        let part_bytes = if is_guess { self.block_bytes.min(GUESS_BYTES) } else { self.block_bytes };
+        let waiting = Waiting { request, cut: 0, part_bytes };
+        self.progress[request.token].remaining.store(waiting.parts_left() as u32, Ordering::Relaxed);
+        waiting
     }
 
     pub(super) fn promote(&self, token: usize) {
@@ -79,19 +97,25 @@ impl Queue {
         self.progress[token].promoted.store(true, Ordering::Relaxed);
         let [demand, later @ ..] = &mut pending.waiting;
         for queue in later {
-            let found = queue.iter().position(|waiting| waiting.request.token == token);
-            demand.extend(found.and_then(|index| queue.remove(index)));
+            let found = remove(queue, token);
+            demand.extend(found.map(|waiting| match waiting.cut {
+                0 => self.uncut(waiting.request, Priority::Demand),
+                _ => waiting,
+            }));
         }
     }
 
-    pub(super) fn cancel(&self, token: usize) -> bool {
+    pub(super) fn cancel(&self, token: usize) -> Option<Cancelled> {
         let mut pending = self.pending.lock();
-        let untouched = |waiting: &Waiting| waiting.request.token == token && waiting.cut == 0;
         let [_, later @ ..] = &mut pending.waiting;
-        later.iter_mut().any(|queue| {
-            let found = queue.iter().position(untouched);
-            found.and_then(|index| queue.remove(index)).is_some()
-        })
+        let waiting = later.iter_mut().find_map(|queue| remove(queue, token))?;
+        let progress = &self.progress[token];
+        let left = waiting.parts_left() as u32;
+        let is_in_flight = progress.remaining.fetch_sub(left, Ordering::AcqRel) > left;
+        if !is_in_flight {
+            *progress.error.lock() = None;
+        }
+        Some(Cancelled { begun_bytes: waiting.cut, is_in_flight })
     }
 
     /// Forgets what is queued and lets nothing more be taken.
@@ -125,7 +149,7 @@ impl Queue {
         let waiting = queue.front_mut()?;
         let Request { token, file, range, destination, .. } = waiting.request;
         let start = waiting.cut;
-        let length = self.block_bytes.min(range.length - start);
+        let (length, part_bytes) = (waiting.part_bytes.min(range.length - start), waiting.part_bytes);
         let segment = Segment { token, destination: destination.at(start), length };
         let required = range.required.saturating_sub(start).min(length);
         let mut part = Part::new(file, range.offset + start as u64, segment, required);
@@ -137,22 +161,9 @@ impl Queue {
         }
         queue.pop_front();
         if start == 0 {
-            self.merge_following(queue, &mut part);
+            merge_following(queue, &mut part, part_bytes);
         }
         Some(part)
-    }
-
-    /// Lets the part serve the requests that follow it in the queue and in the file, while they are small.
-    fn merge_following(&self, queue: &mut VecDeque<Waiting>, part: &mut Part) {
-        while let Some(Waiting { request, cut: 0 }) = queue.front() {
-            let Request { token, file, range, destination, .. } = *request;
-            let adjacent = file == part.file && range.offset == part.offset + part.length() as u64;
-            let segment = Segment { token, destination, length: range.length };
-            if !adjacent || part.length() + range.length > self.block_bytes || !part.merge(segment, range.required) {
-                return;
-            }
-            queue.pop_front();
-        }
     }
 
     /// A part is over: counts it off its requests and reports those that are complete.
@@ -173,6 +184,25 @@ impl Queue {
     }
 }
 
+/// Takes a token's request out of a queue, if it is there.
+fn remove(queue: &mut VecDeque<Waiting>, token: usize) -> Option<Waiting> {
+    let index = queue.iter().position(|waiting| waiting.request.token == token)?;
+    queue.remove(index)
+}
+
+/// Lets a part serve the requests that follow it in the queue and in the file, while they are small.
+fn merge_following(queue: &mut VecDeque<Waiting>, part: &mut Part, part_bytes: usize) {
+    while let Some(Waiting { request, cut: 0, .. }) = queue.front() {
+        let Request { token, file, range, destination, .. } = *request;
+        let adjacent = file == part.file && range.offset == part.offset + part.length() as u64;
+        let segment = Segment { token, destination, length: range.length };
+        if !adjacent || part.length() + range.length > part_bytes || !part.merge(segment, range.required) {
+            return;
+        }
+        queue.pop_front();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +214,17 @@ mod tests {
         let destination = unsafe { Destination::new(std::ptr::null_mut()) };
         let range = Widened { offset, length, lead: 0, required: length };
         Request { token, file: 0, range, destination, priority }
+    }
+
+    /// Counts reports.
+    #[derive(Default)]
+    struct Counted(AtomicUsize);
+
+    impl Sink for Counted {
+        fn finished(&self, _: usize, _: Result<()>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn broken(&self, _: Error) {}
     }
 
     fn taken(queue: &Queue) -> Vec<(u64, usize, Vec<usize>)> {
@@ -210,14 +251,9 @@ mod tests {
         queue.push(&mut vec![guess, request(1, 1000, 50, Priority::Ahead), request(2, 2000, 50, Priority::Demand)]);
         let parts: Vec<Part> = std::iter::from_fn(|| queue.take(&mut queue.lock())).collect();
         assert_eq!(parts.iter().map(|part| part.offset).collect::<Vec<_>>(), [2000, 1000, 0, 100, 200, 300]);
-        struct Ignore;
-        impl Sink for Ignore {
-            fn finished(&self, _: usize, _: Result<()>) {}
-            fn broken(&self, _: Error) {}
-        }
-        queue.part_done(&parts[0], Ok(()), &Ignore);
+        queue.part_done(&parts[0], Ok(()), &Counted::default());
         assert!(queue.take(&mut queue.lock()).is_none());
-        queue.part_done(&parts[2], Ok(()), &Ignore);
+        queue.part_done(&parts[2], Ok(()), &Counted::default());
         assert_eq!(taken(&queue), [(400, 100, vec![0])]);
     }
 
@@ -246,20 +282,41 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_untouched_and_no_demand_can_be_cancelled() {
+    fn what_the_drive_does_not_have_yet_can_be_taken_back_unless_it_is_a_demand() {
         let queue = Queue::new(4, 100);
         queue.push(&mut vec![
-            request(0, 0, 150, Priority::Ahead),
+            request(0, 0, 250, Priority::Ahead),
             request(1, 500, 10, Priority::Ahead),
             request(2, 900, 10, Priority::Demand),
         ]);
-        assert!(!queue.cancel(2), "someone waits for it");
+        assert_eq!(queue.cancel(2), None, "someone waits for it");
         assert_eq!(queue.take(&mut queue.lock()).unwrap().segments()[0].token, 2);
-        queue.take(&mut queue.lock()).unwrap();
-        assert!(!queue.cancel(0), "half of it is being read");
-        assert!(queue.cancel(1));
-        assert!(!queue.cancel(1));
-        queue.promote(0);
-        assert_eq!(taken(&queue), [(100, 50, vec![0])]);
+        assert_eq!(queue.cancel(1), Some(Cancelled { begun_bytes: 0, is_in_flight: false }));
+        assert_eq!(queue.cancel(1), None);
+
+        let reports = Counted::default();
+        let first = queue.take(&mut queue.lock()).unwrap();
+        let second = queue.take(&mut queue.lock()).unwrap();
+        queue.part_done(&first, Ok(()), &reports);
+        assert_eq!(queue.cancel(0), Some(Cancelled { begun_bytes: 200, is_in_flight: true }));
+        assert_eq!(taken(&queue), []);
+        queue.part_done(&second, Ok(()), &reports);
+        assert_eq!(reports.0.load(Ordering::Relaxed), 1, "when the last of it is over");
+
+        queue.push(&mut vec![request(0, 0, 250, Priority::Guess)]);
+        let first = queue.take(&mut queue.lock()).unwrap();
+        queue.part_done(&first, Ok(()), &reports);
+        assert_eq!(queue.cancel(0), Some(Cancelled { begun_bytes: 100, is_in_flight: false }));
+        assert_eq!(reports.0.load(Ordering::Relaxed), 1, "nothing is left to report");
+    }
+
+    #[test]
+    fn guesses_are_cut_small_and_whole_again_when_they_are_wanted() {
+        let queue = Queue::new(4, 4 * GUESS_BYTES);
+        let guess = |token| request(token, 0, 3 * GUESS_BYTES, Priority::Guess);
+        queue.push(&mut vec![guess(0), guess(1)]);
+        queue.promote(1);
+        let lengths: Vec<usize> = taken(&queue).iter().map(|&(_, length, _)| length / GUESS_BYTES).collect();
+        assert_eq!(lengths, [3, 1, 1, 1]);
     }
 }

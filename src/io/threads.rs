@@ -8,7 +8,7 @@ use parking_lot::Condvar;
 
 use super::part::{Part, Step};
 use super::queue::Queue;
-use super::{DirectFile, Engine, Request, Sink, Tuning, run_thread};
+use super::{Cancelled, DirectFile, Engine, Request, Sink, Tuning, run_thread};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Reads with `preadv` on threads of its own.
@@ -62,7 +62,7 @@ impl Engine for ThreadEngine {
         self.shared.work.notify_one();
     }
 
-    fn cancel(&self, token: usize) -> bool {
+    fn cancel(&self, token: usize) -> Option<Cancelled> {
         self.shared.queue.cancel(token)
     }
 

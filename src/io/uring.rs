@@ -16,7 +16,7 @@ use io_uring::{IoUring, Probe, opcode, types};
 
 use super::part::{Part, Step, Vectors};
 use super::queue::Queue;
-use super::{DirectFile, Engine, Request, Sink, Tuning, run_thread};
+use super::{Cancelled, DirectFile, Engine, Request, Sink, Tuning, run_thread};
 use crate::error::Result;
 
 /// Marks the completion of the wake-up poll; parts are marked by their place in the table.
@@ -133,7 +133,7 @@ impl Engine for UringEngine {
         self.shared.announce();
     }
 
-    fn cancel(&self, token: usize) -> bool {
+    fn cancel(&self, token: usize) -> Option<Cancelled> {
         self.shared.queue.cancel(token)
     }
 

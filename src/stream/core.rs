@@ -6,7 +6,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cache::policy::{PolicyKind, Position};
-use crate::cache::{Members, NewBlock, Pool, SlotCount};
+use crate::cache::{Members, NewBlock, Pool, SlotCount, SlotState};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
@@ -104,7 +104,7 @@ impl Core {
             order: Order::new(&streamed.likely_order()),
             position: Position { pass: 0, layer: 0 },
             pins: Pins::new(&streamed, &slots_now),
-            guesses: Guesses::new(prefetch == PrefetchSetting::On),
+            guesses: Guesses::new(prefetch == PrefetchSetting::On, streamed.expert_layers.len()),
             pace: Pace::default(),
             error: None,
             fetches: Members::default(),
@@ -290,7 +290,10 @@ impl Sink for Core {
         match outcome {
             Ok(()) => {
                 let block = state.pools[id.pool].block(id.slot);
-                self.counters.read_bytes.add(self.streamed.blocks[block].size_bytes as u64);
+                // What was broken off has been counted already, as far as it went.
+                if state.pools[id.pool].state(id.slot) == SlotState::Loading {
+                    self.counters.read_bytes.add(self.streamed.blocks[block].size_bytes as u64);
+                }
                 self.record(Event::ReadEnd, block);
                 let awaited_by = state.pools[id.pool].loaded(id.slot);
                 let wake = if awaited_by == Members::default() { state.want_room } else { awaited_by };

@@ -130,6 +130,9 @@ impl Fetch {
         let layer_before = previous.and_then(|previous| session.streamed.tensors[previous].expert_layer);
         self.entered =
             streamed.expert_layer.filter(|_| layer_before != streamed.expert_layer || state.order.is_first(index));
+        if let Some(layer) = self.entered {
+            core.settle_guesses(&mut state, &*running.engine, layer, &self.experts);
+        }
         self.announce(&mut state, streamed, tokens);
         for index in 0..self.experts.len() {
             let block = streamed.first_block + self.experts[index];
@@ -149,9 +152,6 @@ impl Fetch {
             }
         }
         self.missing.reverse();
-        if let Some(layer) = self.entered {
-            core.settle_guesses(&mut state, &*running.engine, layer, &self.experts);
-        }
         self.request_missing(core, &mut state, member);
         let Self { experts, requests, .. } = self;
         core.read_ahead(&mut state, &session.files, session.config.prefetch, index, experts, requests);

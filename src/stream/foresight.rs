@@ -13,13 +13,10 @@ use crate::io::{DirectFile, Engine};
 use crate::predict::{Choice, Foreseen, Recent, Router};
 
 use super::core::Core;
-use super::guesses::Source;
+use super::guesses;
 
 /// Tokens of a batch up to which looking ahead is of use: a large one wants nearly all experts anyway.
 const ROWS_MAX: usize = 8;
-
-/// How likely a layer uses what its router, applied one layer early, names: about seven in ten are right.
-const ROUTER_PROBABILITY: f32 = 0.7;
 
 /// The thread, until dropped.
 pub(super) struct Foresight {
@@ -68,20 +65,17 @@ impl Foresight {
                 let (mut seen, mut choice) = (Seen::default(), Choice::default());
                 let (mut foreseen, mut requests) = (Vec::new(), Vec::new());
                 while for_thread.next(&mut seen) {
-                    let source = match &routers[seen.layer] {
+                    let next = (seen.layer + 1) % routers.len();
+                    match &routers[seen.layer] {
                         Some(router) => {
-                            let sure = |&expert| Foreseen { expert, probability: ROUTER_PROBABILITY };
-                            foreseen.clear();
-                            foreseen.extend(router.choose(&seen.inputs, &mut choice).iter().map(sure));
-                            Source::Router
+                            let chosen = router.choose(&seen.inputs, &mut choice);
+                            core.guess(&files, next, guesses::Foresight::Router(chosen), &mut requests);
                         }
                         None => {
                             core.foresee_by_habit(seen.layer, &seen.experts, &mut foreseen);
-                            Source::Habits
+                            core.guess(&files, next, guesses::Foresight::Habits(&foreseen), &mut requests);
                         }
-                    };
-                    let next = (seen.layer + 1) % routers.len();
-                    core.guess(&files, next, source, &foreseen, &mut requests);
+                    }
                     if !requests.is_empty() {
                         engine.submit(&mut requests);
                     }

@@ -2,33 +2,36 @@
 
 use std::time::Duration;
 
-use crate::io::{DirectFile, Engine, Priority, Request};
-use crate::predict::{Foreseen, Trial};
+use crate::io::{Cancelled, DirectFile, Engine, Priority, Request};
+use crate::predict::{Foreseen, Trial, Trust};
 
 use super::core::{Core, SlotId, State};
+use super::tensors::StreamedTensor;
 
-/// A read that is more likely in vain than not costs a busy drive more than it gains.
-const PROBABILITY_MIN: f32 = 0.5;
+/// A read in vain costs more than the drive's idle time: the demand that comes meanwhile waits for it, and an expert has lost its slot.
+const PROBABILITY_MIN: f32 = 0.6;
 
-/// What a layer is foreseen by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    /// Its router.
-    Router,
+/// What foresees a layer, and the experts that it names, the surest first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Foresight<'a> {
+    /// Its router, applied early.
+    Router(&'a [usize]),
     /// The model's habits.
-    Habits,
+    Habits(&'a [Foreseen]),
 }
 
 /// What was foreseen for the layer that comes next.
 pub(super) struct Guesses {
     /// Whether acting pays.
     trial: Trial,
+    /// How sure routers are.
+    trust: Trust,
     /// The expert layer that was entered last.
     current: Option<usize>,
     /// The layer that something was foreseen for, and its experts.
     layer: usize,
-    experts: Vec<usize>,
-    source: Source,
+    named: Vec<Named>,
+    by_router: bool,
     /// Blocks of it that are being read, or were.
     reads: Vec<(usize, SlotId)>,
     /// Waiting time in total when the pass began.
@@ -37,14 +40,25 @@ pub(super) struct Guesses {
     pass_counts: bool,
 }
 
+/// An expert that was foreseen.
+#[derive(Clone, Copy)]
+struct Named {
+    expert: usize,
+    /// How likely it is used.
+    probability: f32,
+    /// Whether any of its blocks was not in RAM then.
+    is_missing: bool,
+}
+
 impl Guesses {
-    pub(super) fn new(forced: bool) -> Self {
+    pub(super) fn new(forced: bool, layer_count: usize) -> Self {
         Self {
             trial: Trial::new(forced),
+            trust: Trust::new(layer_count),
             current: None,
             layer: usize::MAX,
-            experts: Vec::new(),
-            source: Source::Router,
+            named: Vec::new(),
+            by_router: false,
             reads: Vec::new(),
             waited_before: Duration::ZERO,
             pass_counts: false,
@@ -65,41 +79,55 @@ impl Guesses {
 }
 
 impl Core {
-    /// Notes what an expert layer is foreseen to want, the surest first, and, while that pays, adds reads for what is missing.
-    /// The layer is the next one, or the first one for the next token.
+    /// Notes what an expert layer is foreseen to want and, while that pays, adds reads for what is missing. The layer is the next
+    /// one, or the first one for the next token.
     pub(super) fn guess(
         &self,
         files: &[DirectFile],
         layer: usize,
-        source: Source,
-        foreseen: &[Foreseen],
+        foresight: Foresight<'_>,
         requests: &mut Vec<Request>,
     ) {
         let layer_count = self.streamed.expert_layers.len();
         let mut state = self.state.lock();
         let state = &mut *state;
-        let guesses = &mut state.guesses;
         // Too late when the layer is being computed already.
-        if state.error.is_some() || guesses.current.is_none_or(|current| (current + 1) % layer_count != layer) {
+        let is_next = state.guesses.current.is_some_and(|current| (current + 1) % layer_count == layer);
+        if state.error.is_some() || !is_next {
             return;
         }
+        let State { guesses, location, .. } = state;
+        let is_missing = |expert| self.blocks_of(layer, expert).any(|(_, block)| location[block].is_none());
+        let named = |expert, probability| Named { expert, probability, is_missing: is_missing(expert) };
         guesses.layer = layer;
-        guesses.experts.clear();
-        guesses.experts.extend(foreseen.iter().map(|foreseen| foreseen.expert));
-        guesses.source = source;
-        if !guesses.trial.is_acting() {
-            return;
+        guesses.named.clear();
+        guesses.by_router = matches!(foresight, Foresight::Router(_));
+        match foresight {
+            Foresight::Router(experts) => {
+                let trust = |(rank, &expert)| named(expert, guesses.trust.probability(layer, rank));
+                guesses.named.extend(experts.iter().enumerate().map(trust));
+            }
+            Foresight::Habits(foreseen) => {
+                guesses.named.extend(foreseen.iter().map(|foreseen| named(foreseen.expert, foreseen.probability)));
+            }
         }
-        let likely = foreseen.iter().take_while(|foreseen| foreseen.probability >= PROBABILITY_MIN);
-        for &Foreseen { expert, probability } in likely {
-            for &index in &self.streamed.expert_layers[layer] {
-                let tensor = &self.streamed.tensors[index];
-                let block = tensor.first_block + expert;
-                if expert >= tensor.block_count || state.location[block].is_some() {
-                    continue;
-                }
+        if guesses.trial.is_acting() {
+            self.read_likely(state, files, layer, requests);
+        }
+    }
+
+    /// Adds reads for what is missing of the likely ones among the experts named, as far as what would go for them is worth less.
+    fn read_likely(&self, state: &mut State, files: &[DirectFile], layer: usize, requests: &mut Vec<Request>) {
+        for index in 0..state.guesses.named.len() {
+            let Named { expert, probability, is_missing } = state.guesses.named[index];
+            if !is_missing || probability < PROBABILITY_MIN {
+                continue;
+            }
+            for (tensor, block) in self.blocks_of(layer, expert) {
                 let unit = tensor.first_unit + expert;
-                if !state.pools[tensor.pool].would_gain(unit, probability, state.position) {
+                if state.location[block].is_some()
+                    || !state.pools[tensor.pool].would_gain(unit, probability, state.position)
+                {
                     continue;
                 }
                 let Some(id) = self.read(state, files, tensor.pool, block, Priority::Guess, requests) else {
@@ -111,19 +139,29 @@ impl Core {
         }
     }
 
+    /// The blocks of an expert in all matrices of an expert layer that have it.
+    fn blocks_of(&self, layer: usize, expert: usize) -> impl Iterator<Item = (&StreamedTensor, usize)> {
+        let tensors = self.streamed.expert_layers[layer].iter().map(|&index| &self.streamed.tensors[index]);
+        tensors
+            .filter(move |tensor| expert < tensor.block_count)
+            .map(move |tensor| (tensor, tensor.first_block + expert))
+    }
+
     /// An expert layer is entered, and these are the experts that it wants: counts what was foreseen, and lets go what was
     /// read in vain, the reads that have not begun included.
     pub(super) fn settle_guesses(&self, state: &mut State, engine: &dyn Engine, layer: usize, wanted: &[usize]) {
         let guesses = &mut state.guesses;
         guesses.current = Some(layer);
         if guesses.layer == layer {
-            let right = wanted.iter().filter(|expert| guesses.experts.contains(expert)).count();
-            let counters = match guesses.source {
-                Source::Router => &self.counters.by_router,
-                Source::Habits => &self.counters.by_habit,
-            };
-            counters.right.add(right as u64);
+            let counters = if guesses.by_router { &self.counters.by_router } else { &self.counters.by_habit };
             counters.wanted.add(wanted.len() as u64);
+            for (rank, named) in guesses.named.iter().enumerate() {
+                let is_right = wanted.contains(&named.expert);
+                counters.right.add(u64::from(is_right));
+                if named.is_missing && guesses.by_router {
+                    guesses.trust.observe(layer, rank, is_right);
+                }
+            }
         }
         guesses.layer = usize::MAX;
         let reads = std::mem::take(&mut guesses.reads);
@@ -135,19 +173,36 @@ impl Core {
             if tensor.expert_layer == Some(layer) && wanted.contains(&expert) {
                 continue; // its matrix comes later in this layer
             }
-            if engine.cancel(self.token(id)) {
-                self.count_read_time(state);
-                state.reads_in_flight -= 1;
-                state.location[block] = None;
-                state.pools[id.pool].abandon(id.slot);
-                self.counters.prefetch_cancelled.add(1);
-            } else {
-                state.pools[id.pool].expire(id.slot);
-                self.counters.prefetch_wasted.add(1);
-            }
+            self.take_back(state, engine, block, id);
         }
         state.guesses.reads = reads;
         state.guesses.reads.clear();
+    }
+
+    /// Lets a guess go that is not wanted. As far as the drive has not begun with it, it is not read any more.
+    fn take_back(&self, state: &mut State, engine: &dyn Engine, block: usize, id: SlotId) {
+        let State { pools, location, .. } = state;
+        let pool = &mut pools[id.pool];
+        let Some(Cancelled { begun_bytes, is_in_flight }) = engine.cancel(self.token(id)) else {
+            pool.expire(id.slot);
+            self.counters.prefetch_wasted.add(1);
+            return;
+        };
+        location[block] = None;
+        if begun_bytes > 0 {
+            pool.tear(id.slot, is_in_flight);
+            self.counters.read_bytes.add(begun_bytes as u64);
+            self.counters.prefetch_wasted.add(1);
+        } else {
+            if let Some(before) = pool.give_back(id.slot, |before| location[before].is_some()) {
+                location[before] = Some(id);
+            }
+            self.counters.prefetch_cancelled.add(1);
+        }
+        if !is_in_flight {
+            self.count_read_time(state);
+            state.reads_in_flight -= 1;
+        }
     }
 }
 
@@ -157,7 +212,7 @@ mod tests {
 
     #[test]
     fn only_the_waiting_of_decode_steps_is_judged() {
-        let mut guesses = Guesses::new(false);
+        let mut guesses = Guesses::new(false, 1);
         let mut waited = Duration::ZERO;
         // Prompts wait long while guesses are acted on, decode steps wait less then: acting pays.
         for round in 0..1000 {

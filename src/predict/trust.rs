@@ -1,0 +1,103 @@
+//! How far a router applied one layer early can be trusted: its first choice comes true more often than its last, and some layers
+//! are foreseen well, others hardly at all. Both differ from model to model, so it is counted what became of the choices.
+//!
+//! Only experts that were not in RAM count. Those that are there are used often and foreseen well, and they need no reading.
+
+/// What a choice of which nothing is known yet counts as, and as how many observations that is taken.
+const ASSUMED: f32 = 0.6;
+const ASSUMED_WEIGHT: f32 = 4.0;
+
+/// As how many observations of a layer's choices what is known of all layers is taken.
+const OVERALL_WEIGHT: f32 = 8.0;
+
+/// Observations at which they are halved, so that a change of text shows.
+const OBSERVATIONS_MAX: f32 = 512.0;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Trust {
+    /// By rank, all layers together.
+    overall: Ranks,
+    by_layer: Vec<Ranks>,
+}
+
+/// By rank, 0 the surest: what became of the choices.
+type Ranks = Vec<Tally>;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    named: f32,
+    used: f32,
+}
+
+impl Tally {
+    fn of(ranks: &Ranks, rank: usize) -> Self {
+        ranks.get(rank).copied().unwrap_or_default()
+    }
+
+    /// The share that was used, given a belief and its weight.
+    fn share(self, belief: f32, weight: f32) -> f32 {
+        (self.used + belief * weight) / (self.named + weight)
+    }
+
+    fn count(ranks: &mut Ranks, rank: usize, is_used: bool) {
+        if ranks.len() <= rank {
+            ranks.resize(rank + 1, Self::default());
+        }
+        let Self { named, used } = &mut ranks[rank];
+        *named += 1.0;
+        *used += f32::from(u8::from(is_used));
+        if *named >= OBSERVATIONS_MAX {
+            *named /= 2.0;
+            *used /= 2.0;
+        }
+    }
+}
+
+impl Trust {
+    /// Knows nothing yet.
+    pub fn new(layer_count: usize) -> Self {
+        Self { overall: Ranks::new(), by_layer: vec![Ranks::new(); layer_count] }
+    }
+
+    /// How likely an expert layer uses the choice of a rank that its router made early.
+    pub fn probability(&self, layer: usize, rank: usize) -> f32 {
+        let overall = Tally::of(&self.overall, rank).share(ASSUMED, ASSUMED_WEIGHT);
+        Tally::of(&self.by_layer[layer], rank).share(overall, OVERALL_WEIGHT)
+    }
+
+    /// A choice was not in RAM, and was then used by its layer or not.
+    pub fn observe(&mut self, layer: usize, rank: usize, is_used: bool) {
+        Tally::count(&mut self.overall, rank, is_used);
+        Tally::count(&mut self.by_layer[layer], rank, is_used);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rank_of_every_layer_is_judged_by_what_became_of_it() {
+        let mut trust = Trust::new(3);
+        assert_eq!(trust.probability(0, 3), ASSUMED);
+        for observation in 0..100 {
+            trust.observe(0, 0, true);
+            trust.observe(0, 3, observation % 4 == 0);
+            trust.observe(1, 0, false);
+        }
+        assert!(trust.probability(0, 0) > 0.95);
+        assert!((trust.probability(0, 3) - 0.25).abs() < 0.03);
+        assert!(trust.probability(1, 0) < 0.05);
+        assert!((trust.probability(2, 0) - 0.5).abs() < 0.02, "an unknown layer is like the others");
+        assert_eq!(trust.probability(2, 1), ASSUMED);
+    }
+
+    #[test]
+    fn what_is_long_past_fades() {
+        let mut trust = Trust::new(1);
+        (0..10_000).for_each(|_| trust.observe(0, 0, true));
+        (0..1_000).for_each(|_| trust.observe(0, 0, false));
+        assert!(trust.probability(0, 0) < 0.3);
+    }
+}
