@@ -62,7 +62,7 @@ const PASSES_MAX: usize = 8;
 
 /// Predicts what a placement does, and finds what limits it by making one thing at a time faster.
 pub fn simulate(problem: &Problem, seats: &[Seat]) -> Prediction {
-    let pass = |machine: &Machine| Simulator::on(problem, machine).pass(seats);
+    let pass = |machine: &Machine| Simulator { misses_vary: true, ..Simulator::on(problem, machine) }.pass(seats);
     let (machine, base) = (&problem.machine, pass(&problem.machine));
     const FASTER: f64 = 0.9;
     let candidates = [
@@ -133,6 +133,30 @@ impl Cost {
         };
         problem.items.iter().map(cost).collect()
     }
+
+    /// A layer of experts, so many of them missing: computing, or reading and then computing on what came last.
+    fn layer_seconds(&self, misses: f64) -> f64 {
+        self.cpu_seconds.max(misses * self.read_seconds + self.tail_seconds * misses.min(1.0))
+    }
+
+    /// The mean of [`Self::layer_seconds`] over tokens that miss so many of the `used` experts on average.
+    fn mean_layer_seconds(&self, misses: f64, used: f64) -> f64 {
+        let count = used.round().max(1.0);
+        let missing = (misses / count).clamp(0.0, 1.0);
+        if missing == 0.0 || missing == 1.0 {
+            return self.layer_seconds(misses);
+        }
+        // Binomial, each term from the one before.
+        let odds = missing / (1.0 - missing);
+        let mut probability = (1.0 - missing).powf(count);
+        let mut mean = 0.0;
+        for missed in 0..=count as u32 {
+            let missed = f64::from(missed);
+            mean += probability * self.layer_seconds(missed);
+            probability *= (count - missed) / (missed + 1.0) * odds;
+        }
+        mean
+    }
 }
 
 /// Simulates many placements of one problem.
@@ -140,6 +164,8 @@ pub(super) struct Simulator<'a> {
     problem: &'a Problem,
     fixed_seconds: f64,
     costs: Vec<Cost>,
+    /// Whether a layer misses more for one token than for another.
+    misses_vary: bool,
     /// Dense items on the drive, in order of use; kept to be used again.
     streamed: Vec<usize>,
 }
@@ -150,7 +176,8 @@ impl<'a> Simulator<'a> {
     }
 
     fn on(problem: &'a Problem, machine: &Machine) -> Self {
-        Self { problem, fixed_seconds: machine.fixed_seconds, costs: Cost::of(problem, machine), streamed: Vec::new() }
+        let costs = Cost::of(problem, machine);
+        Self { problem, fixed_seconds: machine.fixed_seconds, costs, misses_vary: false, streamed: Vec::new() }
     }
 
     pub(super) fn costs(&self) -> &[Cost] {
@@ -189,8 +216,10 @@ impl<'a> Simulator<'a> {
                         drive.interrupt(now, read_seconds);
                         last.drive_seconds += read_seconds;
                         last.read_bytes += misses * item.slot_bytes as f64;
-                        let tail_seconds = cost.tail_seconds * misses.min(1.0);
-                        now = (now + cost.cpu_seconds).max(now + read_seconds + tail_seconds);
+                        now += match self.misses_vary {
+                            true => cost.mean_layer_seconds(misses, curve.used()),
+                            false => cost.layer_seconds(misses),
+                        };
                     }
                     Usage::Dense | Usage::Lookup if slots == 0 => {
                         now = drive.await_next(now) + cost.cpu_seconds;
@@ -286,5 +315,33 @@ impl<'a> Drive<'a> {
     fn interrupt(&mut self, now: f64, seconds: f64) {
         self.advance(now, usize::MAX);
         self.clock = now + seconds;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COST: Cost = Cost { cpu_seconds: 8.0, gpu_seconds: 0.0, read_seconds: 4.0, tail_seconds: 1.0 };
+
+    #[test]
+    fn misses_that_vary_make_a_layer_wait_also_where_their_mean_hides_behind_computing() {
+        assert_eq!(COST.layer_seconds(1.0), 8.0);
+        // None, one or two of two, with a quarter, a half and a quarter of the tokens.
+        let by_hand = 0.25 * 8.0 + 0.5 * 8.0 + 0.25 * 9.0;
+        assert!((COST.mean_layer_seconds(1.0, 2.0) - by_hand).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_mean_is_never_less_than_the_layer_with_mean_misses() {
+        for used in 1..=16 {
+            for tenths in 0..=10 * used {
+                let misses = f64::from(tenths) / 10.0;
+                let (mean, plain) = (COST.mean_layer_seconds(misses, f64::from(used)), COST.layer_seconds(misses));
+                assert!(mean >= plain - 1e-9, "{misses} of {used}: {mean} below {plain}");
+            }
+        }
+        assert_eq!(COST.mean_layer_seconds(0.0, 8.0), 8.0);
+        assert_eq!(COST.mean_layer_seconds(8.0, 8.0), COST.layer_seconds(8.0));
     }
 }
