@@ -5,7 +5,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help setup source llama llama-off cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
 	test-ollama stress-ollama bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io \
-	replay header clean
+	replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -131,6 +131,11 @@ bench-io: $(TOOLS) ## our I/O engines beside fio, on HYPURA_TEST_FILE or a file 
 	@command -v fio >/dev/null || { echo "fio is missing; on Debian: apt install fio" >&2; exit 1; }
 	@mkdir -p build
 	$(USE_TOOLS) cargo bench --locked --bench io -- "$${HYPURA_TEST_FILE:-$(CURDIR)/build/bench-io.bin}"
+
+check-solver: $(TOOLS) ## the planner's linear programs, solved by HiGHS as well
+	$(USE_TOOLS) python3 -m pip --quiet --disable-pip-version-check install --only-binary :all: highspy==1.16.0 && \
+		HYPURA_TEST_PROGRAMS=$(CURDIR)/build/programs.jsonl cargo test --locked --lib -- --ignored write_linear_programs && \
+		python3 scripts/check_programs.py build/programs.jsonl
 
 TRACES := $(wildcard ../shared/traces/*.csv)
 replay: $(TOOLS) ## cache policies beside Belady on recorded routing: TRACES="a.csv b.csv"

@@ -22,7 +22,7 @@ pub struct Solution {
 
 /// How hard to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Effort {
+pub(super) enum Effort {
     /// Round the relaxed optimum.
     Rounded,
     /// And refine it.
@@ -62,7 +62,7 @@ pub fn speed_by_ram(problem: &Problem, count: usize) -> Result<Vec<(u64, f64)>> 
         .collect()
 }
 
-fn solve_with(problem: &Problem, solver: &impl LinearSolver, effort: Effort) -> Result<Solution> {
+pub(super) fn solve_with(problem: &Problem, solver: &impl LinearSolver, effort: Effort) -> Result<Solution> {
     problem.check()?;
     let classes = classes_of(problem);
     let has_dense = problem.items.iter().any(|item| item.streamable && !item.is_routed() && !item.on_gpu);

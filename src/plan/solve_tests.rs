@@ -1,7 +1,13 @@
 //! Placements beside the best that there is, found by trying all of them.
 
+use std::cell::RefCell;
+use std::io::Write;
 use std::sync::Arc;
 
+use serde_json::json;
+
+use super::linear::{LinearProgram, LinearSolver, Microlp, Optimum};
+use super::solve::{Effort, solve_with};
 use super::*;
 use crate::common::Random;
 
@@ -340,4 +346,35 @@ fn speed_grows_with_ram_up_to_what_a_resident_model_reaches() {
     assert!(points[7].1 > 2.0 * points[0].1, "{points:?}");
     assert_eq!(speed_by_ram(&problem, 1).unwrap().len(), 1);
     assert!(speed_by_ram(&problem, 0).unwrap().is_empty());
+}
+
+/// Solves by microlp and notes every program with its optimum, a line of JSON each.
+struct Recorder(RefCell<Vec<u8>>);
+
+impl LinearSolver for Recorder {
+    fn minimise(&self, program: &LinearProgram) -> Option<Optimum> {
+        let optimum = Microlp.minimise(program);
+        let rows: Vec<_> = program.rows.iter().map(|row| json!({"terms": row.terms, "bound": row.bound})).collect();
+        let cost = optimum.as_ref().map(|optimum| optimum.cost);
+        // An infinite bound becomes null.
+        let line = json!({"cost": program.cost, "upper": program.upper, "rows": rows, "optimum": cost});
+        writeln!(self.0.borrow_mut(), "{line}").unwrap();
+        optimum
+    }
+}
+
+/// Another solver's input: `make check-solver` compares the optima.
+#[test]
+#[ignore = "writes to HYPURA_TEST_PROGRAMS what scripts/check_programs.py reads"]
+fn write_linear_programs() {
+    let path = std::env::var_os("HYPURA_TEST_PROGRAMS").expect("HYPURA_TEST_PROGRAMS names the file to write");
+    let recorder = Recorder(RefCell::default());
+    for case in 0..1000 {
+        // A problem that nothing fits has no program that counts.
+        let _ = solve_with(&random_problem(&mut Random::new(case), 400), &recorder, Effort::Rounded);
+    }
+    for layers in [20, 200] {
+        solve_with(&large_problem(layers, &mut Random::new(layers as u64)), &recorder, Effort::Rounded).unwrap();
+    }
+    std::fs::write(path, recorder.0.take()).unwrap();
 }
