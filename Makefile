@@ -12,9 +12,10 @@ TOOLS := build/venv/.stamp
 USE_TOOLS := eval "$$(sh scripts/tools.sh --env)";
 upstream = $(shell sed -n 's/^$(1)=//p' patches/UPSTREAM)
 
-# GIT_EXE=OFF: ggml would take this repository's commit for its own.
+# GIT_EXE=OFF: ggml would take this repository's commit for its own. The rpath: built or installed, programs find the
+# libraries that came with them, wherever they are moved to.
 CONFIGURE = $(USE_TOOLS) cmake -S build/llama-src -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
-	-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+	-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$$ORIGIN;$$ORIGIN/../lib' -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
 	-DGGML_CCACHE=OFF -DGIT_EXE=OFF -DLLAMA_BUILD_NUMBER=$(call upstream,build_number) \
 	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
@@ -40,8 +41,14 @@ llama: source build/llama/build.ninja ## build llama.cpp's programs with libhypu
 llama-off: source build/llama-off/build.ninja ## the same sources with libhypura switched off: build/llama-off/bin
 	$(BUILD) llama-completion llama-bench
 
-cli: $(TOOLS) ## build the hypura command: target/release/hypura
-	$(USE_TOOLS) cargo build --locked --release --package hypura-cli
+cli: $(TOOLS) ## build the library and the hypura command: target/release
+	$(USE_TOOLS) cargo build --locked --release --package hypura --package hypura-cli
+
+# Not taken from the environment, where PREFIX may mean something else.
+PREFIX = /usr/local
+LIBDIR = lib
+install: cli ## library, header, hypura.pc, CMake package and the hypura command, to PREFIX (/usr/local)
+	$(USE_TOOLS) cmake "-DPREFIX=$(PREFIX)" "-DLIBDIR=$(LIBDIR)" -P cmake/install.cmake
 
 build/llama/build.ninja build/llama-off/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
 build/llama/build.ninja:
