@@ -39,7 +39,14 @@ def test_pages_name_only_what_exists(page: str) -> None:
     assert not {name for name in named if name not in HEADER}
 
 
-@pytest.mark.parametrize("missing", [r"/// @param row_length .*\n", r"/// @return [^/]*\n(?=int32_t hypura_fetch_new)", r"/// Which expert; .*\n"])
+GAPS = {
+    "parameter": r"/// @param row_length .*\n",
+    "return-value": r"/// @return [^/]*\n(?=int32_t hypura_fetch_new)",
+    "field": r"/// Which expert; .*\n",
+}
+
+
+@pytest.mark.parametrize("missing", GAPS.values(), ids=GAPS)
 def test_a_gap_is_an_error(tmp_path, missing: str) -> None:
     require("doxygen", "doxygen")
     header, count = re.subn(missing, "", HEADER)

@@ -1,9 +1,10 @@
 """Hosts in C and C++: compiled against an installed tree by gcc or clang, and run as they are, under sanitizers or valgrind."""
 
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from machine import require, run
+from machine import require, run, skip
 from prefix import Prefix
 
 C, CPP = "c", "c++"
@@ -38,6 +39,12 @@ class Toolchain:
     def __post_init__(self) -> None:
         if self.kind == "valgrind":
             require("valgrind", "valgrind")
+        if self.kind == "sanitizers":
+            probe = self.scratch / "probe.c"
+            probe.write_text("int main(void) { return 0; }\n")
+            command = [compiler(self.name, C), *FLAGS[self.kind], probe, "-o", probe.with_suffix("")]
+            if subprocess.run(command, capture_output=True).returncode:
+                skip(f"{self.name} has no sanitizers here; on Debian and Ubuntu clang's are in libclang-rt-dev")
 
     def build(self, source: Path, *libraries: str) -> Path:
         """A program of a source file, linked with the installed libhypura and with others that lie beside it."""
