@@ -40,7 +40,6 @@ def readme() -> str:
 
 
 def put_together(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(PROGRAMS, folder / "bin", symlinks=True)
     shutil.copy2(COMMAND, folder / "bin")
     binaries = [path for path in (folder / "bin").iterdir() if path.is_file() and not path.is_symlink()]
@@ -71,6 +70,7 @@ def pack(folder: Path) -> Path:
 
 
 def main() -> None:
+    shutil.rmtree(DIST, ignore_errors=True)
     folder = DIST / f"hypura-{version()}-{platform.system().lower()}-{platform.machine()}"
     put_together(folder)
     archive = pack(folder)

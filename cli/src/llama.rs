@@ -21,8 +21,7 @@ pub fn find(name: &str, directory: Option<&Path>) -> Result<PathBuf, String> {
     let beside = own.parent().map(Path::to_owned);
     let checkouts = own.ancestors().map(|directory| directory.join("build/llama/bin"));
     let search_path = std::env::var_os("PATH").unwrap_or_default();
-    let places: Vec<PathBuf> =
-        beside.into_iter().chain(checkouts).chain(std::env::split_paths(&search_path)).collect();
+    let places: Vec<PathBuf> = beside.into_iter().chain(checkouts).chain(std::env::split_paths(&search_path)).collect();
     let found = places.iter().map(|directory| directory.join(name)).find(|program| program.is_file());
     found.ok_or_else(|| format!("{name} was not found: run 'make llama', or name its directory with --llama DIR"))
 }

@@ -1,6 +1,7 @@
 """What the examples must print, computed from the files by numpy and the gguf package."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -27,6 +28,7 @@ def blocks_of(tensor: gguf.ReaderTensor) -> np.ndarray:
     return tensor.data.reshape(-1).view(np.uint8).reshape(count, -1)
 
 
+@cache
 def checksum(model: Path) -> tuple[str, int]:
     """What examples/stream_all.c defines, and of how many bytes."""
     total = byte_count = 0
@@ -44,6 +46,7 @@ def byte_sum(model: Path, streamed: re.Pattern) -> int:
     return sum(int(blocks_of(tensor).sum(dtype=np.uint64)) for tensor in tensors_of(model) if streamed.fullmatch(tensor.name))
 
 
+@cache
 def expert_layer(model: Path, layer: int, used: int) -> np.ndarray:
     """What examples/expert_layer.cpp computes, in double precision."""
     named = {tensor.name: tensor for tensor in tensors_of(model)}

@@ -18,6 +18,7 @@ FLAGS = {
 }
 # An error, or memory that is lost at exit, ends a program with this status.
 VALGRIND = ["valgrind", "--quiet", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect", "--error-exitcode=99"]
+VALGRIND += [f"--suppressions={Path(__file__).with_name('valgrind.supp')}"]
 
 
 def compiler(name: str, language: str) -> str:
