@@ -130,8 +130,9 @@ static void *run(void *argument) {
             bool streamed = hypura_model_streams(work->model, tensor);
             status = streamed ? fetch_tensor(self, tensor, &info) : read_tensor(self, tensor, &info);
         }
-        if (status != HYPURA_STATUS_OK) {
-            atomic_store(&work->failed, true);
+        /* A failed read fails both threads; one of them tells. */
+        if (status != HYPURA_STATUS_OK && atomic_exchange(&work->failed, true)) {
+            self->error[0] = '\0';
         }
     }
     /* Slots that the other thread may be waiting for. */

@@ -150,15 +150,15 @@ typedef struct hypura_tensor_info {
   const char *name;
   /// Elements per dimension, fastest first; 1 where there is no such dimension.
   uint64_t shape[4];
-  /// The number of its ggml type.
+  /// The number of its ggml type: how its elements are encoded.
   uint32_t ggml_type;
   /// Index of its file among the model's.
   uint32_t file;
   /// Its first byte in that file.
   uint64_t offset;
-  /// Its bytes.
+  /// Its bytes, those of all experts together.
   uint64_t size_bytes;
-  /// How many experts it holds; 0 for a tensor that holds none.
+  /// How many experts it holds, `shape[2]`; 0 for a tensor that holds none.
   uint64_t expert_count;
 } hypura_tensor_info;
 
@@ -176,7 +176,8 @@ typedef struct hypura_plan {
   uint64_t minimum_bytes;
 } hypura_plan;
 
-/// Weights in RAM: a tensor without experts, or one expert of a tensor.
+/// Weights in RAM, as the file has them: a tensor without experts (`size_bytes` bytes), or one expert of a tensor
+/// (`size_bytes` / `expert_count` bytes, a matrix of `shape[0]` columns and `shape[1]` rows).
 typedef struct hypura_block {
   /// Which expert; 0 for a tensor without experts.
   uint64_t expert;
@@ -425,8 +426,8 @@ int32_t hypura_fetch_new(const struct hypura_model_t *model,
 /// @param id_count how many there are; 0 for a tensor without experts
 /// @param token_count how many tokens are computed
 /// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; at the first demand HYPURA_STATUS_BUDGET, HYPURA_STATUS_RESOURCE
-///     and HYPURA_STATUS_OPEN; after a failed read of this model its error
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; at the first demand HYPURA_STATUS_BUDGET, HYPURA_STATUS_RESOURCE,
+///     HYPURA_STATUS_OPEN and HYPURA_STATUS_CONFIG; after a failed read of this model its error
 int32_t hypura_fetch_begin(struct hypura_fetch_t *fetch,
                            size_t tensor,
                            const int32_t *ids,

@@ -15,7 +15,8 @@ pub struct HypuraFetch {
     position: usize,
 }
 
-/// Weights in RAM: a tensor without experts, or one expert of a tensor.
+/// Weights in RAM, as the file has them: a tensor without experts (`size_bytes` bytes), or one expert of a tensor
+/// (`size_bytes` / `expert_count` bytes, a matrix of `shape[0]` columns and `shape[1]` rows).
 #[repr(C)]
 pub struct HypuraBlock {
     /// Which expert; 0 for a tensor without experts.

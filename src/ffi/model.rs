@@ -33,15 +33,15 @@ pub struct HypuraTensorInfo {
     pub name: *const c_char,
     /// Elements per dimension, fastest first; 1 where there is no such dimension.
     pub shape: [u64; 4],
-    /// The number of its ggml type.
+    /// The number of its ggml type: how its elements are encoded.
     pub ggml_type: u32,
     /// Index of its file among the model's.
     pub file: u32,
     /// Its first byte in that file.
     pub offset: u64,
-    /// Its bytes.
+    /// Its bytes, those of all experts together.
     pub size_bytes: u64,
-    /// How many experts it holds; 0 for a tensor that holds none.
+    /// How many experts it holds, `shape[2]`; 0 for a tensor that holds none.
     pub expert_count: u64,
 }
 
