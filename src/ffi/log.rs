@@ -26,8 +26,11 @@ pub enum HypuraLogLevel {
     Trace = 4,
 }
 
-/// Receives log messages: a hypura_log_level, a line without newline (valid during the call), and the host's pointer.
-/// Called from any thread, also from several at once. NULL turns logging off.
+/// Receives log messages. Called from any thread, also from several at once; it must not call the library.
+///
+/// @param level a value of hypura_log_level
+/// @param message a line without newline, valid during the call
+/// @param user_data what hypura_log_set() was given
 pub type HypuraLogCallback = Option<unsafe extern "C" fn(level: i32, message: *const c_char, user_data: *mut c_void)>;
 
 struct Receiver {
@@ -46,7 +49,8 @@ static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 /// Sets who receives the library's log messages, process-wide; HYPURA_LOG chooses which (default info).
 ///
 /// # Safety
-/// `callback` and `user_data` stay valid, and may be used from any thread, until another call replaces them.
+/// @param callback called for each message until another call replaces it; NULL turns logging off
+/// @param user_data handed to the callback; valid as long, and usable from any thread
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_log_set(callback: HypuraLogCallback, user_data: *mut c_void) {
     guard_infallible((), || {

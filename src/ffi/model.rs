@@ -33,15 +33,15 @@ pub struct HypuraTensorInfo {
     pub name: *const c_char,
     /// Elements per dimension, fastest first; 1 where there is no such dimension.
     pub shape: [u64; 4],
-    /// The number of its ggml type.
+    /// The number of its ggml type: how its elements are encoded.
     pub ggml_type: u32,
     /// Index of its file among the model's.
     pub file: u32,
     /// Its first byte in that file.
     pub offset: u64,
-    /// Its bytes.
+    /// Its bytes, those of all experts together.
     pub size_bytes: u64,
-    /// How many experts it holds; 0 for a tensor that holds none.
+    /// How many experts it holds, `shape[2]`; 0 for a tensor that holds none.
     pub expert_count: u64,
 }
 
@@ -95,17 +95,17 @@ fn check_size(given: usize, ours: usize, name: &str) -> Result<()> {
     Err(Error::new(ErrorCode::Version, message))
 }
 
-/// Opens a GGUF: one path (the first file of a split finds the others), or all files of a split in order. Reads the
-/// headers only.
-///
-/// `settings` is NULL for the process's environment, or a NULL-terminated array of "HYPURA_RAM=6G" and the like, used
-/// instead of it.
-///
-/// Errors: OPEN, FORMAT, TRUNCATED, CONFIG.
+/// Opens a GGUF. Reads the headers only.
 ///
 /// # Safety
-/// `paths` points to `path_count` strings; `out` to a pointer, which the host frees with hypura_model_free; `error` to
-/// `error_size` bytes, or is NULL.
+/// @param paths one path, of which the first file of a split finds the others, or all files of a split in order
+/// @param path_count how many
+/// @param settings NULL for the process's environment; or a NULL-terminated array of "HYPURA_RAM=6G" and the like, used
+///     instead of it
+/// @param out receives the model, which the host frees with hypura_model_free()
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK, HYPURA_STATUS_INVALID_ARGUMENT, HYPURA_STATUS_OPEN, HYPURA_STATUS_FORMAT,
+///     HYPURA_STATUS_TRUNCATED or HYPURA_STATUS_CONFIG
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_open(
     paths: *const *const c_char,
@@ -164,10 +164,10 @@ unsafe fn config_from(settings: *const *const c_char) -> Result<Config> {
     Ok(Config { cache_directory: persist::cache_directory(), ..Config::from_variables(variables)? })
 }
 
-/// Frees a model. Its fetches keep what they need and may be freed later. NULL is allowed.
+/// Frees a model. Its fetches keep what they need and may be freed later.
 ///
 /// # Safety
-/// `model` comes from hypura_model_open, is not used any more, and is freed once.
+/// @param model from hypura_model_open(), not used any more and freed once; NULL is allowed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_free(model: *mut HypuraModel) {
     if !model.is_null() {
@@ -177,10 +177,11 @@ pub unsafe extern "C" fn hypura_model_free(model: *mut HypuraModel) {
     }
 }
 
-/// How many tensors the model has, in all its files; 0 for NULL.
+/// Counts the model's tensors, in all its files.
 ///
 /// # Safety
-/// `model` is NULL or comes from hypura_model_open.
+/// @param model from hypura_model_open(), or NULL
+/// @return how many; 0 for NULL
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_tensor_count(model: *const HypuraModel) -> usize {
     // SAFETY: the contract of this function.
@@ -189,11 +190,12 @@ pub unsafe extern "C" fn hypura_model_tensor_count(model: *const HypuraModel) ->
 
 /// Describes a tensor.
 ///
-/// Errors: INVALID_ARGUMENT, VERSION.
-///
 /// # Safety
-/// `model` comes from hypura_model_open; `info` points to a hypura_tensor_info with its `size` set; `error` to
-/// `error_size` bytes, or is NULL.
+/// @param model from hypura_model_open()
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param info receives the description; its `size` is set before the call
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` is another
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_tensor_info(
     model: *const HypuraModel,
@@ -227,11 +229,12 @@ pub unsafe extern "C" fn hypura_model_tensor_info(
 
 /// Finds a tensor by name.
 ///
-/// Errors: INVALID_ARGUMENT when there is none.
-///
 /// # Safety
-/// `model` comes from hypura_model_open; `name` is a string; `tensor` points to a size_t; `error` to `error_size` bytes,
-/// or is NULL.
+/// @param model from hypura_model_open()
+/// @param name such as "blk.0.ffn_up_exps.weight"
+/// @param tensor receives its index
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when there is none
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_find_tensor(
     model: *const HypuraModel,
@@ -255,15 +258,16 @@ pub unsafe extern "C" fn hypura_model_find_tensor(
 
 /// Decides what is streamed, once per model.
 ///
-/// `on_host` says for each of the model's tensors whether the host would keep it in RAM (not 0) or on a device (0); NULL:
-/// all in RAM. `plan` may be NULL.
-///
-/// Errors: BUDGET when HYPURA_RAM is below the working minimum, CONFIG, OPEN.
-///
 /// # Safety
-/// `model` comes from hypura_model_open and is used by no other thread during the call; `on_host` is NULL or points to
-/// `tensor_count` bytes; `plan` is NULL or points to a hypura_plan with its `size` set; `error` to `error_size` bytes, or
-/// is NULL.
+/// @param model from hypura_model_open(), used by no other thread during the call
+/// @param on_host for each tensor of the model whether the host would keep it in RAM (not 0) or on a device (0); NULL: all
+///     in RAM
+/// @param tensor_count how many bytes `on_host` has: hypura_model_tensor_count()
+/// @param plan receives the decision, its `size` is set before the call; NULL is allowed
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` is another;
+///     HYPURA_STATUS_BUDGET when HYPURA_RAM is below the working minimum; HYPURA_STATUS_CHANGED when a file is not what it was
+///     when the model was opened; HYPURA_STATUS_OPEN, HYPURA_STATUS_IO, HYPURA_STATUS_RESOURCE
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_plan(
     model: *mut HypuraModel,
@@ -328,10 +332,12 @@ fn summary(session: Option<&Session>) -> HypuraPlan {
     summary
 }
 
-/// Whether a tensor is streamed, that is, whether the host must fetch it instead of reading it. False for NULL.
+/// Whether a tensor is streamed, that is, whether the host must fetch it instead of reading it.
 ///
 /// # Safety
-/// `model` is NULL or comes from hypura_model_open.
+/// @param model from hypura_model_open(), or NULL
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @return false for NULL, and for a tensor that does not exist
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_streams(model: *const HypuraModel, tensor: usize) -> bool {
     // SAFETY: the contract of this function.
@@ -339,11 +345,14 @@ pub unsafe extern "C" fn hypura_model_streams(model: *const HypuraModel, tensor:
     session.is_some_and(|session| session.streams(tensor))
 }
 
-/// How many tokens to compute at once: `micro_batch`, or more of the `batch` tokens where memory allows it, because what is
-/// streamed is read once for all of them. `micro_batch` for NULL and for a model that is not streamed.
+/// Advises how many tokens to compute at once: more than usual where memory allows it, because what is streamed is read once
+/// for all of them.
 ///
 /// # Safety
-/// `model` is NULL or comes from hypura_model_open.
+/// @param model from hypura_model_open(), or NULL
+/// @param batch how many tokens are there to be computed, at most
+/// @param micro_batch how many the host would compute at once
+/// @return `micro_batch` or more, up to `batch`; `micro_batch` for NULL and for a model that is not streamed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_micro_batch(
     model: *const HypuraModel,
@@ -358,15 +367,16 @@ pub unsafe extern "C" fn hypura_model_micro_batch(
     guard_infallible(micro_batch, body)
 }
 
-/// Asks for a type of weights (a ggml type) of which it is not known yet how fast the host multiplies with it on `n_threads` threads:
-/// whether there is one that matters for this model and is not kept from an earlier run. `ggml_type` is written only then.
-/// False once the model was demanded of, for NULL, for a model that is not streamed, and when the measurement, which
-/// takes `needed_bytes` of memory, would take too much of it.
-///
-/// Optional: a host that measures, and tells by hypura_model_set_speed, makes the expected speed more exact.
+/// Asks for a type of weights of which it is not known yet, not from earlier runs either, how fast the host multiplies with
+/// it. Optional: a host that measures, and tells by hypura_model_set_speed(), makes the expected speed more exact.
 ///
 /// # Safety
-/// `model` is NULL or comes from hypura_model_open; `ggml_type` is NULL or points to a uint32_t.
+/// @param model from hypura_model_open(), or NULL
+/// @param n_threads on how many threads the host multiplies
+/// @param needed_bytes memory that measuring would take
+/// @param ggml_type receives the number of a ggml type, if there is one
+/// @return whether there is one that matters for this model; false once the model was demanded of, for NULL, for a model
+///     that is not streamed, and when measuring would take too much memory
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_next_unmeasured(
     model: *const HypuraModel,
@@ -386,11 +396,13 @@ pub unsafe extern "C" fn hypura_model_next_unmeasured(
     guard_infallible(false, body)
 }
 
-/// Tells how fast the host multiplies a vector with weights of a type, in bytes of weights per second; 0 for a type that it
-/// cannot multiply with. It is kept for later runs on this machine.
+/// Tells how fast the host multiplies a vector with weights of a type. It is kept for later runs on this machine.
 ///
 /// # Safety
-/// `model` is NULL or comes from hypura_model_open.
+/// @param model from hypura_model_open(), or NULL
+/// @param ggml_type the number of a ggml type
+/// @param n_threads on how many threads it was measured
+/// @param bytes_per_second bytes of weights per second; 0 for a type that the host cannot multiply with
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_set_speed(
     model: *const HypuraModel,
@@ -407,12 +419,18 @@ pub unsafe extern "C" fn hypura_model_set_speed(
     });
 }
 
-/// Checks that the host and the library agree on where a streamed tensor lies: called instead of reading it.
-///
-/// Errors: FORMAT when they do not, INVALID_ARGUMENT when the tensor is not streamed.
+/// Checks that the host and the library agree on where a streamed tensor lies: for hosts that read the header themselves,
+/// called instead of reading the tensor.
 ///
 /// # Safety
-/// `model` comes from hypura_model_open; `error` points to `error_size` bytes, or is NULL.
+/// @param model from hypura_model_open()
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param file index of the file that the host has it in
+/// @param offset its first byte there
+/// @param size_bytes its bytes
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_FORMAT when they do not agree; HYPURA_STATUS_INVALID_ARGUMENT when the tensor is
+///     not streamed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_bind(
     model: *const HypuraModel,
@@ -446,13 +464,18 @@ pub unsafe extern "C" fn hypura_model_bind(
     unsafe { guard(error, error_size, body) }
 }
 
-/// Copies a part of a tensor, streamed or not, from its file: for hosts that save or inspect weights.
-///
-/// Errors: INVALID_ARGUMENT when the part is not inside the tensor; OPEN, IO, CHANGED.
+/// Copies a part of a tensor, streamed or not, from its file: for weights that are not streamed, and for hosts that save or
+/// inspect weights.
 ///
 /// # Safety
-/// `model` comes from hypura_model_open; `destination` points to `size_bytes` bytes; `error` to `error_size` bytes, or is
-/// NULL.
+/// @param model from hypura_model_open()
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param offset first byte of the part, from the tensor's start
+/// @param size_bytes its bytes
+/// @param destination receives them
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the part is not inside the tensor; HYPURA_STATUS_OPEN,
+///     HYPURA_STATUS_IO, HYPURA_STATUS_CHANGED
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_read(
     model: *const HypuraModel,
@@ -489,14 +512,15 @@ fn read_exact(from: &GgufFile, offset: u64, destination: &mut [u8]) -> Result<()
     file.read_exact_at(destination, offset).map_err(|error| failed(ErrorCode::Io, error))
 }
 
-/// Writes the statistics as JSON (the keys of HYPURA_STATS) to `buffer`, cut to fit and NUL-terminated, and the bytes that
-/// all of it needs, NUL included, to `needed` (may be NULL). `buffer` may be NULL to ask for the size only.
-///
-/// Errors: INVALID_ARGUMENT when the model is not streamed.
+/// Gives the statistics as JSON, with the keys that HYPURA_STATS has.
 ///
 /// # Safety
-/// `model` comes from hypura_model_open; `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a
-/// size_t; `error` to `error_size` bytes, or is NULL.
+/// @param model from hypura_model_open()
+/// @param buffer receives the text, cut to fit and NUL-terminated; NULL to ask for its size only
+/// @param buffer_size bytes of it
+/// @param needed receives the bytes that the whole text needs, NUL included; NULL is allowed
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the model is not streamed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_stats_json(
     model: *const HypuraModel,
@@ -516,17 +540,18 @@ pub unsafe extern "C" fn hypura_model_stats_json(
     unsafe { guard(error, error_size, body) }
 }
 
-/// Writes what is expected of the model as JSON to `buffer`, like hypura_model_stats_json: the mode, what lives where in bytes and
-/// item by item, the memory for weights, the tokens per second that are expected and what limits them, what earlier runs taught, what
-/// the machine offers and what had to be assumed of it, and the best that any division of the same memory could do. `null`
-/// before the first demand, when the memory has not been divided yet. Finding the best takes a second for the largest models, the first
-/// time.
-///
-/// Errors: INVALID_ARGUMENT when the model is not streamed.
+/// Gives what is expected of the model as JSON: the mode, what lives where in bytes and item by item, the memory for weights,
+/// the tokens per second that are expected and what limits them, what earlier runs taught, what the machine offers and
+/// what had to be assumed of it, and the best that any division of the same memory could do. `null` before the first demand,
+/// when the memory has not been divided yet. Finding the best takes a second for the largest models, the first time.
 ///
 /// # Safety
-/// `model` comes from hypura_model_open; `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a
-/// size_t; `error` to `error_size` bytes, or is NULL.
+/// @param model from hypura_model_open()
+/// @param buffer receives the text, cut to fit and NUL-terminated; NULL to ask for its size only
+/// @param buffer_size bytes of it
+/// @param needed receives the bytes that the whole text needs, NUL included; NULL is allowed
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the model is not streamed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_plan_json(
     model: *const HypuraModel,
