@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source llama llama-off cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
+.PHONY: help setup source llama llama-off llama-stock backend cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
 	test-ollama stress-ollama bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io \
 	replay header clean
 
@@ -13,10 +13,10 @@ USE_TOOLS := eval "$$(sh scripts/tools.sh --env)";
 upstream = $(shell sed -n 's/^$(1)=//p' patches/UPSTREAM)
 
 # GIT_EXE=OFF: ggml would take this repository's commit for its own.
-CONFIGURE = $(USE_TOOLS) cmake -S build/llama-src -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
 	-DGGML_CCACHE=OFF -DGIT_EXE=OFF -DLLAMA_BUILD_NUMBER=$(call upstream,build_number) \
-	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
+	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo -DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 
 MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
@@ -40,15 +40,31 @@ llama: source build/llama/build.ninja ## build llama.cpp's programs with libhypu
 llama-off: source build/llama-off/build.ninja ## the same sources with libhypura switched off: build/llama-off/bin
 	$(BUILD) llama-completion llama-bench
 
+# As releases are built: backends are loaded at run time, and so not compiled for this machine alone.
+llama-stock: source build/llama-stock/build.ninja ## llama.cpp without our patches, loading its backends: build/llama-stock/bin
+	$(BUILD) llama-server llama-cli llama-completion llama-bench
+
+backend: source build/backend/build.ninja ## libggml-hypura.so for such a llama.cpp (LLAMA_CPP_DIR=its sources): build/backend
+	$(USE_TOOLS) cmake --build build/backend -j $(JOBS)
+
 cli: $(TOOLS) ## build the hypura command: target/release/hypura
 	$(USE_TOOLS) cargo build --locked --release --package hypura-cli
 
-build/llama/build.ninja build/llama-off/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
+build/llama/build.ninja build/llama-off/build.ninja build/llama-stock/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
 build/llama/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON
 	@touch $@
 build/llama-off/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=OFF
+	@touch $@
+build/llama-stock/build.ninja: SOURCE = build/llama-pristine
+build/llama-stock/build.ninja:
+	$(CONFIGURE) -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF
+	@touch $@
+
+build/backend/build.ninja: Makefile cmake/backend/CMakeLists.txt $(TOOLS) | source
+	$(USE_TOOLS) cmake -S cmake/backend -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+		-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo -DLLAMA_CPP_DIR=$(CURDIR)/build/llama-pristine $(CMAKE_ARGS)
 	@touch $@
 
 models: build/models/smollm2.gguf build/models/smollm2-moe.gguf build/models/tiny/.stamp ## make the test models: build/models
@@ -70,7 +86,7 @@ demo: llama models ## two real models, resident and streamed through 40% of thei
 	$(USE_TOOLS) python3 scripts/demo.py
 
 # In an order that fails early; one at a time also under make -j.
-PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off models demo test-e2e cli test-ollama
+PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off llama-stock backend models demo test-e2e cli test-ollama
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \
@@ -92,7 +108,7 @@ test-cli: $(TOOLS) ## format, lints and unit tests of the hypura command
 test-patch: $(TOOLS) ## the patch series goes in and comes out cleanly
 	$(USE_TOOLS) python3 scripts/fetch_llama.py --pristine && sh tests/patch/test_patch.sh build/llama-pristine
 
-test-e2e: llama llama-off models ## whole programs on real models
+test-e2e: llama llama-off llama-stock backend models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
 
 build/node/.stamp: tests/ollama/node/package.json

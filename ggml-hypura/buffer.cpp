@@ -34,6 +34,9 @@ buffer_context * context(ggml_backend_buffer_t buffer) {
 }
 
 void buffer_free(ggml_backend_buffer_t buffer) {
+    for (const hypura_tensor & tensor : context(buffer)->tensors) {
+        tensor.model->n_awaited -= tensor.is_awaited;
+    }
     munmap(context(buffer)->base, context(buffer)->size);
     delete context(buffer);
 }
@@ -44,15 +47,18 @@ void * buffer_get_base(ggml_backend_buffer_t buffer) {
 
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
     buffer_context * ctx = context(buffer);
+    const hypura_loading & loading = hypura_current_loading();
     size_t index;
-    if (!ctx->model || tensor->view_src || !hypura_current_loading().takes(tensor->name, &index)) {
+    if (!ctx->model || tensor->view_src || !loading.takes(tensor->name, &index)) {
         return GGML_STATUS_SUCCESS;
     }
     if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_NONE) != 0) {
         GGML_LOG_ERROR("%s: cannot protect the address range of %s\n", __func__, tensor->name);
         return GGML_STATUS_FAILED;
     }
-    ctx->tensors.push_back({ ctx->model, index });
+    const bool is_awaited = ctx->model == loading.found;
+    ctx->tensors.push_back({ ctx->model, index, is_awaited });
+    ctx->model->n_awaited += is_awaited;
     tensor->extra = &ctx->tensors.back();
     return GGML_STATUS_SUCCESS;
 }
@@ -71,6 +77,17 @@ void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, ui
 
 void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_UNUSED(buffer);
+    auto * streamed = const_cast<hypura_tensor *>(hypura_find_tensor(tensor));
+    if (streamed && streamed->is_awaited && !tensor->view_src) {
+        if (hypura_receive(*streamed, tensor, data, size)) {
+            return;
+        }
+        // what is not certain to be in the file stays in memory
+        tensor->extra = nullptr;
+        if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_READ | PROT_WRITE) != 0) {
+            GGML_ABORT("cannot make room for %s", tensor->name);
+        }
+    }
     refuse_write(tensor);
     memcpy((char *) tensor->data + offset, data, size);
 }
@@ -114,6 +131,12 @@ const char * type_get_name(ggml_backend_buffer_type_t buft) {
 }
 
 ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    hypura_forget_if_loaded();
+    if (!hypura_current_loading().refusal.empty()) {
+        GGML_LOG_ERROR("hypura: %s\n", hypura_current_loading().refusal.c_str());
+        hypura_current_loading() = {};
+        return nullptr;
+    }
     void * base = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         GGML_LOG_ERROR("%s: cannot reserve %zu bytes of address space\n", __func__, size);
@@ -136,7 +159,9 @@ size_t type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * 
 
 bool type_is_host(ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(buft);
-    return true;
+    // a loader would read straight into host memory instead of handing over the bytes
+    const auto & model = hypura_current_loading().model;
+    return !model || model->n_awaited == 0;
 }
 
 } // namespace

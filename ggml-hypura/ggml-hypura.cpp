@@ -32,11 +32,16 @@ bool is_ours(const ggml_tensor * t) {
 bool is_offered_weight(const ggml_tensor * op) {
     const ggml_tensor * weight = op->src[0];
     const bool expert = op->op == GGML_OP_MUL_MAT_ID;
+    if (!(expert || op->op == GGML_OP_MUL_MAT)
+        || !weight->buffer || weight->buffer->buft != hypura_buffer_type() || weight->buffer->size != 0
+        || expert != (weight->ne[2] > 1)) {
+        return false;
+    }
+    hypura_discover(weight);
+    const hypura_loading & loading = hypura_current_loading();
     size_t index;
-    return (expert || op->op == GGML_OP_MUL_MAT)
-        && weight->buffer && weight->buffer->buft == hypura_buffer_type() && weight->buffer->size == 0
-        && expert == (weight->ne[2] > 1)
-        && hypura_current_loading().takes(weight->name, &index);
+    // a model that must not be loaded is taken, too: allocating memory for it fails
+    return !loading.refusal.empty() || loading.takes(weight->name, &index);
 }
 
 const char * device_get_name(ggml_backend_dev_t dev) {
@@ -93,7 +98,7 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
 
 bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(dev);
-    return ggml_backend_buft_is_host(buft);
+    return buft == hypura_buffer_type() || ggml_backend_buft_is_host(buft);
 }
 
 const ggml_backend_device_i device_interface = {
@@ -175,6 +180,11 @@ ggml_backend_reg_t ggml_backend_hypura_reg(void) {
         if (hypura_abi_version() != HYPURA_ABI_VERSION) {
             GGML_LOG_ERROR("hypura: built for version %d of libhypura's interface, but version %u is loaded; not used\n",
                 HYPURA_ABI_VERSION, hypura_abi_version());
+            return false;
+        }
+        const std::string mismatch = hypura_host_mismatch();
+        if (!mismatch.empty()) {
+            GGML_LOG_ERROR("hypura: %s; not used: build it with the headers of this llama.cpp\n", mismatch.c_str());
             return false;
         }
         hypura_log_set(forward_log, nullptr);
