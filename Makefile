@@ -5,7 +5,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help setup source llama llama-off llama-stock backend cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
 	test-ollama stress-ollama bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io \
-	replay header clean
+	replay versions header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -151,6 +151,9 @@ bench-io: $(TOOLS) ## our I/O engines beside fio, on HYPURA_TEST_FILE or a file 
 TRACES := $(wildcard ../shared/traces/*.csv)
 replay: $(TOOLS) ## cache policies beside Belady on recorded routing: TRACES="a.csv b.csv"
 	$(USE_TOOLS) cargo bench --locked --bench replay -- $(abspath $(TRACES))
+
+versions: source models ## the patches and the backend on several versions of llama.cpp: VERSIONS_ARGS="--newest"
+	$(USE_TOOLS) python3 scripts/versions.py $(VERSIONS_ARGS)
 
 header: $(TOOLS) ## regenerate include/hypura.h
 	$(USE_TOOLS) cargo test --locked --test header -- --ignored regenerate

@@ -111,19 +111,18 @@ void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
     }
 }
 
-const ggml_backend_buffer_i buffer_interface = {
-    /* .free_buffer     = */ buffer_free,
-    /* .get_base        = */ buffer_get_base,
-    /* .init_tensor     = */ buffer_init_tensor,
-    /* .memset_tensor   = */ buffer_memset_tensor,
-    /* .set_tensor      = */ buffer_set_tensor,
-    /* .get_tensor      = */ buffer_get_tensor,
-    /* .set_tensor_2d   = */ nullptr,
-    /* .get_tensor_2d   = */ nullptr,
-    /* .cpy_tensor      = */ nullptr,
-    /* .clear           = */ buffer_clear,
-    /* .reset           = */ nullptr,
-};
+// Interfaces are filled by name, here and elsewhere, since versions of ggml differ in what else they have.
+ggml_backend_buffer_i make_buffer_interface() {
+    ggml_backend_buffer_i iface = {};
+    iface.free_buffer   = buffer_free;
+    iface.get_base      = buffer_get_base;
+    iface.init_tensor   = buffer_init_tensor;
+    iface.memset_tensor = buffer_memset_tensor;
+    iface.set_tensor    = buffer_set_tensor;
+    iface.get_tensor    = buffer_get_tensor;
+    iface.clear         = buffer_clear;
+    return iface;
+}
 
 const char * type_get_name(ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(buft);
@@ -143,7 +142,7 @@ ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t 
         return nullptr;
     }
     auto * ctx = new buffer_context { base, size, hypura_current_loading().model, {} };
-    return ggml_backend_buffer_init(buft, buffer_interface, ctx, size);
+    return ggml_backend_buffer_init(buft, make_buffer_interface(), ctx, size);
 }
 
 size_t type_get_alignment(ggml_backend_buffer_type_t buft) {
@@ -160,25 +159,25 @@ size_t type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * 
 bool type_is_host(ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(buft);
     // a loader would read straight into host memory instead of handing over the bytes
+    hypura_forget_if_loaded();
     const auto & model = hypura_current_loading().model;
     return !model || model->n_awaited == 0;
+}
+
+ggml_backend_buffer_type make_type() {
+    ggml_backend_buffer_type type = {}; // the device is set by the device
+    type.iface.get_name       = type_get_name;
+    type.iface.alloc_buffer   = type_alloc_buffer;
+    type.iface.get_alignment  = type_get_alignment;
+    type.iface.get_alloc_size = type_get_alloc_size;
+    type.iface.is_host        = type_is_host;
+    return type;
 }
 
 } // namespace
 
 ggml_backend_buffer_type_t hypura_buffer_type() {
-    static ggml_backend_buffer_type type = {
-        /* .iface   = */ {
-            /* .get_name       = */ type_get_name,
-            /* .alloc_buffer   = */ type_alloc_buffer,
-            /* .get_alignment  = */ type_get_alignment,
-            /* .get_max_size   = */ nullptr,
-            /* .get_alloc_size = */ type_get_alloc_size,
-            /* .is_host        = */ type_is_host,
-        },
-        /* .device  = */ nullptr, // set by the device
-        /* .context = */ nullptr,
-    };
+    static ggml_backend_buffer_type type = make_type();
     return &type;
 }
 

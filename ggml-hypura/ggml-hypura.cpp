@@ -101,23 +101,19 @@ bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buf
     return buft == hypura_buffer_type() || ggml_backend_buft_is_host(buft);
 }
 
-const ggml_backend_device_i device_interface = {
-    /* .get_name             = */ device_get_name,
-    /* .get_description      = */ device_get_description,
-    /* .get_memory           = */ device_get_memory,
-    /* .get_type             = */ device_get_type,
-    /* .get_props            = */ device_get_props,
-    /* .init_backend         = */ device_init_backend,
-    /* .get_buffer_type      = */ device_get_buffer_type,
-    /* .get_host_buffer_type = */ nullptr,
-    /* .buffer_from_host_ptr = */ nullptr,
-    /* .supports_op          = */ device_supports_op,
-    /* .supports_buft        = */ device_supports_buft,
-    /* .offload_op           = */ nullptr,
-    /* .event_new            = */ nullptr,
-    /* .event_free           = */ nullptr,
-    /* .event_synchronize    = */ nullptr,
-};
+ggml_backend_device_i make_device_interface() {
+    ggml_backend_device_i iface = {};
+    iface.get_name        = device_get_name;
+    iface.get_description = device_get_description;
+    iface.get_memory      = device_get_memory;
+    iface.get_type        = device_get_type;
+    iface.get_props       = device_get_props;
+    iface.init_backend    = device_init_backend;
+    iface.get_buffer_type = device_get_buffer_type;
+    iface.supports_op     = device_supports_op;
+    iface.supports_buft   = device_supports_buft;
+    return iface;
+}
 
 const char * reg_get_name(ggml_backend_reg_t reg) {
     GGML_UNUSED(reg);
@@ -132,7 +128,7 @@ size_t reg_get_device_count(ggml_backend_reg_t reg) {
 ggml_backend_dev_t reg_get_device(ggml_backend_reg_t reg, size_t index) {
     GGML_ASSERT(index == 0);
     static ggml_backend_device device = {
-        /* .iface   = */ device_interface,
+        /* .iface   = */ make_device_interface(),
         /* .reg     = */ reg,
         /* .context = */ nullptr,
     };

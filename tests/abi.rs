@@ -105,7 +105,7 @@ fn values_in_rust() -> BTreeMap<String, i64> {
     values_of!(values, "HYPURA_STATUS", HypuraStatus {
         Ok = "OK", InvalidArgument = "INVALID_ARGUMENT", Config = "CONFIG", Open = "OPEN", Format = "FORMAT",
         Truncated = "TRUNCATED", Io = "IO", Changed = "CHANGED", Budget = "BUDGET", Verify = "VERIFY", Panic = "PANIC",
-        Version = "VERSION", Resource = "RESOURCE",
+        Version = "VERSION", Resource = "RESOURCE", Uncertain = "UNCERTAIN",
     });
     values_of!(values, "HYPURA_SETTING", HypuraSetting { Auto = "AUTO", Off = "OFF", Stream = "STREAM" });
     values_of!(values, "HYPURA_MODE", HypuraMode {
@@ -153,6 +153,7 @@ fn released_codes_keep_their_numbers() {
         ("HYPURA_STATUS_PANIC", 10),
         ("HYPURA_STATUS_VERSION", 11),
         ("HYPURA_STATUS_RESOURCE", 12),
+        ("HYPURA_STATUS_UNCERTAIN", 13),
         ("HYPURA_MODE_FULL_RESIDENT", 0),
         ("HYPURA_MODE_EXPERT_STREAMING", 1),
         ("HYPURA_MODE_DENSE_STREAMING", 2),
@@ -195,6 +196,11 @@ signatures! {
     hypura_model_next_unmeasured: fn(*const HypuraModel, usize, u64, *mut u32) -> bool;
     hypura_model_set_speed: fn(*const HypuraModel, u32, usize, f64);
     hypura_model_bind: fn(*const HypuraModel, usize, usize, u64, u64, *mut c_char, usize) -> i32;
+    hypura_model_discover: fn(
+        *const c_char, u32, u64, *const *const c_char, *mut *mut HypuraModel, *mut c_char, usize
+    ) -> i32;
+    hypura_model_is_loading: fn(*const HypuraModel) -> bool;
+    hypura_model_bind_memory: fn(*const HypuraModel, usize, *const u8, usize, *mut c_char, usize) -> i32;
     hypura_model_read: fn(*const HypuraModel, usize, u64, usize, *mut u8, *mut c_char, usize) -> i32;
     hypura_model_stats_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_model_plan_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;

@@ -155,7 +155,7 @@ fn a_copy_agrees_when_it_is_equal() {
     let directory = TestDirectory::new();
     let path = directory.path().join("a.gguf");
     model(1).write(&path);
-    let gguf = Gguf::open(&[path.clone()]).unwrap();
+    let gguf = Gguf::open(std::slice::from_ref(&path)).unwrap();
     let (file, tensor) = (&gguf.files()[0], &gguf.tensors()[1]);
     let mut copy = vec![1; tensor.size_bytes as usize];
     assert_eq!(agree(file, tensor, &copy).unwrap(), Source::Copied);

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 
+import gguf
 import numpy as np
 import pytest
 
@@ -71,6 +72,8 @@ def test_flags_about_weights(flags: list[str], tmp_path, stats_path) -> None:
 def stock_logits(tmp_path_factory, text_file):
     """tests/e2e/logits.cpp, linked with the stock build."""
     program = LogitsProgram.build(STOCK_BIN, tmp_path_factory.mktemp("stock-logits"), text_file)
+    # backends are looked for beside the program
+    program.path.with_name("libggml-cpu.so").symlink_to(STOCK_BIN / "libggml-cpu.so")
     yield program
     program.discard()
 
@@ -139,6 +142,34 @@ def test_a_draft_model(tmp_path, stats_path) -> None:
     assert texts[0] == texts[1]
     for path in (stats_path, stats_path.with_name(f"{stats_path.name}.2")):
         assert json.loads(path.read_text())["read_bytes"] > 0
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A LoRA adapter of rank 4 for a feed-forward matrix of the dense model that is streamed."""
+    name = "blk.3.ffn_down.weight"
+    (columns, rows) = next(tensor.shape for tensor in SMOLLM2.tensors if tensor.name == name)
+    random = np.random.default_rng(1)
+    writer = gguf.GGUFWriter(tmp_path / "adapter.gguf", "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    for part, shape in (("a", (4, columns)), ("b", (rows, 4))):
+        writer.add_tensor(f"{name}.lora_{part}", random.normal(0, 0.3, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path / "adapter.gguf"
+
+
+def test_an_adapter_on_streamed_weights(adapter, tmp_path, stats_path) -> None:
+    without = stock_complete(SMOLLM2, {}, tmp_path).succeeded()
+    resident = stock_complete(SMOLLM2, {}, tmp_path, "--lora", str(adapter)).succeeded()
+    assert resident.output != without.output
+    streamed = stock_complete(SMOLLM2, streaming(SMOLLM2, stats_path), tmp_path, "--lora", str(adapter)).succeeded()
+    assert streamed.output == resident.output
+    assert_streamed(SMOLLM2, stats_path)
 
 
 def resident_bytes(process_id: int) -> int:
