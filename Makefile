@@ -3,9 +3,9 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source llama llama-off llama-stock backend cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
+.PHONY: help setup source pristine llama llama-off llama-stock backend cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
 	test-ollama stress-ollama bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io \
-	replay versions header clean
+	replay test-llama versions header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -34,6 +34,9 @@ $(TOOLS): scripts/tools.sh
 source: $(TOOLS)
 	@$(USE_TOOLS) python3 scripts/fetch_llama.py
 
+pristine: $(TOOLS)
+	@$(USE_TOOLS) python3 scripts/fetch_llama.py --pristine
+
 llama: source build/llama/build.ninja ## build llama.cpp's programs with libhypura: build/llama/bin
 	$(BUILD) llama-server llama-cli llama-completion llama-bench llama-perplexity
 
@@ -41,28 +44,33 @@ llama-off: source build/llama-off/build.ninja ## the same sources with libhypura
 	$(BUILD) llama-completion llama-bench
 
 # As releases are built: backends are loaded at run time, and so not compiled for this machine alone.
-llama-stock: source build/llama-stock/build.ninja ## llama.cpp without our patches, loading its backends: build/llama-stock/bin
+llama-stock: pristine build/llama-stock/build.ninja ## llama.cpp without our patches, loading its backends: build/llama-stock/bin
 	$(BUILD) llama-server llama-cli llama-completion llama-bench
 
-backend: source build/backend/build.ninja ## libggml-hypura.so for such a llama.cpp (LLAMA_CPP_DIR=its sources): build/backend
+backend: pristine build/backend/build.ninja ## libggml-hypura.so for such a llama.cpp (LLAMA_CPP_DIR=its sources): build/backend
 	$(USE_TOOLS) cmake --build build/backend -j $(JOBS)
 
 cli: $(TOOLS) ## build the hypura command: target/release/hypura
 	$(USE_TOOLS) cargo build --locked --release --package hypura-cli
 
-build/llama/build.ninja build/llama-off/build.ninja build/llama-stock/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
+build/llama/build.ninja build/llama-off/build.ninja build/llama-tests/build.ninja: | source
+build/llama-stock/build.ninja: | pristine
+$(patsubst %,build/%/build.ninja,llama llama-off llama-stock llama-tests): Makefile patches/UPSTREAM $(TOOLS)
 build/llama/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON
 	@touch $@
 build/llama-off/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=OFF
 	@touch $@
+build/llama-tests/build.ninja:
+	$(CONFIGURE) -DLLAMA_HYPURA=ON -DLLAMA_BUILD_TESTS=ON
+	@touch $@
 build/llama-stock/build.ninja: SOURCE = build/llama-pristine
 build/llama-stock/build.ninja:
 	$(CONFIGURE) -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF
 	@touch $@
 
-build/backend/build.ninja: Makefile cmake/backend/CMakeLists.txt $(TOOLS) | source
+build/backend/build.ninja: Makefile cmake/backend/CMakeLists.txt $(TOOLS) | pristine
 	$(USE_TOOLS) cmake -S cmake/backend -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
 		-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo -DLLAMA_CPP_DIR=$(CURDIR)/build/llama-pristine $(CMAKE_ARGS)
 	@touch $@
@@ -105,8 +113,8 @@ test-cli: $(TOOLS) ## format, lints and unit tests of the hypura command
 	$(USE_TOOLS) cargo fmt --check --package hypura-cli && \
 		cargo clippy --locked --package hypura-cli --all-targets -- -D warnings && cargo test --locked --package hypura-cli
 
-test-patch: $(TOOLS) ## the patch series goes in and comes out cleanly
-	$(USE_TOOLS) python3 scripts/fetch_llama.py --pristine && sh tests/patch/test_patch.sh build/llama-pristine
+test-patch: pristine ## the patch series goes in and comes out cleanly
+	$(USE_TOOLS) sh tests/patch/test_patch.sh build/llama-pristine
 
 test-e2e: llama llama-off llama-stock backend models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
@@ -152,7 +160,13 @@ TRACES := $(wildcard ../shared/traces/*.csv)
 replay: $(TOOLS) ## cache policies beside Belady on recorded routing: TRACES="a.csv b.csv"
 	$(USE_TOOLS) cargo bench --locked --bench replay -- $(abspath $(TRACES))
 
-versions: source models ## the patches and the backend on several versions of llama.cpp: VERSIONS_ARGS="--newest"
+# Without those that download models.
+test-llama: source build/llama-tests/build.ninja ## llama.cpp's own tests, built with libhypura
+	$(USE_TOOLS) cmake --build build/llama-tests -j $(JOBS) && \
+		ctest --test-dir build/llama-tests -j $(JOBS) --output-on-failure -LE model \
+			-E '^(test-download-model|test-thread-safety|test-state-restore-fragmented|test-tokenizers-ggml-vocabs)$$' $(CTEST_ARGS)
+
+versions: pristine models ## the patches and the backend on several versions of llama.cpp: VERSIONS_ARGS="--newest"
 	$(USE_TOOLS) python3 scripts/versions.py $(VERSIONS_ARGS)
 
 header: $(TOOLS) ## regenerate include/hypura.h

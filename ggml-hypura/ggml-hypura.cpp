@@ -183,6 +183,12 @@ ggml_backend_reg_t ggml_backend_hypura_reg(void) {
             GGML_LOG_ERROR("hypura: %s; not used: build it with the headers of this llama.cpp\n", mismatch.c_str());
             return false;
         }
+#ifdef GGML_BACKEND_DL
+        if (ggml_backend_reg_by_name("Hypura")) {
+            GGML_LOG_WARN("hypura: there is a Hypura backend already; this one is not used\n");
+            return false;
+        }
+#endif
         hypura_log_set(forward_log, nullptr);
         return true;
     }();

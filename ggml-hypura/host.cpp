@@ -15,14 +15,13 @@ std::string differs(const std::string & what, long long here, long long there) {
     return what + " is " + std::to_string(here) + " in this backend, but " + std::to_string(there) + " in the ggml that loads it";
 }
 
-// the number that an operation has in the ggml that is loaded; -1 if it has none
+// The number that an operation has in the ggml that is loaded. It is searched from below, where there are operations in any version.
 int number_of(const char * op_name) {
-    for (int op = 0; op < GGML_OP_COUNT; ++op) {
-        if (strcmp(ggml_op_name((ggml_op) op), op_name) == 0) {
-            return op;
-        }
+    int op = 0;
+    while (op < GGML_OP_COUNT && strcmp(ggml_op_name((ggml_op) op), op_name) != 0) {
+        op++;
     }
-    return -1;
+    return op;
 }
 
 } // namespace
@@ -39,8 +38,9 @@ std::string hypura_host_mismatch() {
         { GGML_OP_GLU,        "GLU"        },
     };
     for (const auto & expected : ops) {
-        if (strcmp(ggml_op_name(expected.op), expected.name) != 0) {
-            return differs(std::string("the number of ") + expected.name, expected.op, number_of(expected.name));
+        const int number = number_of(expected.name);
+        if (number != expected.op) {
+            return differs(std::string("the number of ") + expected.name, expected.op, number);
         }
     }
 

@@ -307,6 +307,36 @@ fn outputs_are_written_and_blocks_used_up_only_on_success() {
 }
 
 #[test]
+fn bytes_in_memory_are_those_of_the_file_or_refused() {
+    let model = expert_model(TestDirectory::new(), 109, 1);
+    let host = Host::new(&model, &["HYPURA_RAM=64M"]);
+    let experts = 0..model.expert_count(host.tensor);
+    let mut bytes: Vec<u8> = experts.flat_map(|expert| model.block(host.tensor, expert)).copied().collect();
+    let bind = |bytes: &[u8], count| {
+        let mut error = [0 as c_char; 512];
+        // SAFETY: the model is open, there are at least `count` bytes, and the error has its size.
+        let status = unsafe {
+            hypura_model_bind_memory(host.model, host.tensor, bytes.as_ptr(), count, error.as_mut_ptr(), error.len())
+        };
+        // SAFETY: the text ends with a NUL.
+        (status, unsafe { CStr::from_ptr(error.as_ptr()) }.to_str().unwrap().to_owned())
+    };
+    assert_eq!(bind(&bytes, bytes.len()), (0, String::new()));
+    assert_eq!(bind(&bytes, bytes.len() - 1).0, HypuraStatus::Uncertain as i32);
+    assert_eq!(bind(&bytes, 0).0, HypuraStatus::InvalidArgument as i32);
+    *bytes.last_mut().unwrap() ^= 1;
+    let (status, error) = bind(&bytes, bytes.len());
+    assert_eq!(status, HypuraStatus::Uncertain as i32);
+    assert!(error.contains("blk.0.ffn_up_exps.weight is not what is in"), "{error}");
+    // SAFETY: NULL is checked.
+    let status = unsafe { hypura_model_bind_memory(host.model, host.tensor, null(), 8, null_mut(), 0) };
+    assert_eq!(status, HypuraStatus::InvalidArgument as i32);
+    // SAFETY: the model is open, NULL is allowed.
+    let is_loading = unsafe { (hypura_model_is_loading(host.model), hypura_model_is_loading(null())) };
+    assert_eq!(is_loading, (false, false), "its files were named, not found");
+}
+
+#[test]
 fn a_failed_verification_is_not_followed_by_the_blocks() {
     within(60, || {
         let model = expert_model(TestDirectory::new(), 103, 1);
