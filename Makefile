@@ -3,9 +3,9 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source llama llama-off llama-dist cli install dist docs models demo test test-rust test-scripts \
-	test-cli test-patch test-e2e test-install test-ollama stress-ollama bench bench-dense bench-moe bench-predicted \
-	bench-speculation bench-resident bench-io replay check-solver header clean
+.PHONY: help setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models demo \
+	test test-rust test-scripts test-cli test-patch test-e2e test-install test-ollama test-llama versions stress-ollama \
+	bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -14,11 +14,11 @@ upstream = $(shell sed -n 's/^$(1)=//p' patches/UPSTREAM)
 
 # GIT_EXE=OFF: ggml would take this repository's commit for its own. The rpath: built or installed, programs find the
 # libraries that came with them, wherever they are moved to.
-CONFIGURE = $(USE_TOOLS) cmake -S build/llama-src -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$$ORIGIN;$$ORIGIN/../lib' \
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
 	-DGGML_CCACHE=OFF -DGIT_EXE=OFF -DLLAMA_BUILD_NUMBER=$(call upstream,build_number) \
-	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
+	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo -DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity
 
@@ -37,11 +37,21 @@ $(TOOLS): scripts/tools.sh
 source: $(TOOLS)
 	@$(USE_TOOLS) python3 scripts/fetch_llama.py
 
+pristine: $(TOOLS)
+	@$(USE_TOOLS) python3 scripts/fetch_llama.py --pristine
+
 llama: source build/llama/build.ninja ## build llama.cpp's programs with libhypura: build/llama/bin
 	$(BUILD) $(PROGRAMS)
 
 llama-off: source build/llama-off/build.ninja ## the same sources with libhypura switched off: build/llama-off/bin
 	$(BUILD) llama-completion llama-bench
+
+# As releases are built: backends are loaded at run time, and so not compiled for this machine alone.
+llama-stock: pristine build/llama-stock/build.ninja ## llama.cpp without our patches, loading its backends: build/llama-stock/bin
+	$(BUILD) llama-server llama-cli llama-completion llama-bench
+
+backend: pristine build/backend/build.ninja ## libggml-hypura.so for such a llama.cpp (LLAMA_CPP_DIR=its sources): build/backend
+	$(USE_TOOLS) cmake --build build/backend -j $(JOBS)
 
 cli: $(TOOLS) ## build the library and the hypura command: target/release
 	$(USE_TOOLS) cargo build --locked --release --package hypura --package hypura-cli
@@ -55,7 +65,9 @@ install: cli ## library, header, hypura.pc, CMake package and the hypura command
 llama-dist: source build/llama-dist/build.ninja
 	$(BUILD) $(PROGRAMS)
 
-build/llama/build.ninja build/llama-off/build.ninja build/llama-dist/build.ninja: Makefile patches/UPSTREAM $(TOOLS) | source
+$(patsubst %,build/%/build.ninja,llama llama-off llama-dist llama-tests): | source
+build/llama-stock/build.ninja: | pristine
+$(patsubst %,build/%/build.ninja,llama llama-off llama-dist llama-stock llama-tests): Makefile patches/UPSTREAM $(TOOLS)
 build/llama/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON
 	@touch $@
@@ -66,6 +78,18 @@ build/llama-off/build.ninja:
 # CMAKE_ARGS="-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON" has code for each kind, and takes half an hour.
 build/llama-dist/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_NATIVE=OFF -DLLAMA_OPENSSL=OFF
+	@touch $@
+build/llama-tests/build.ninja:
+	$(CONFIGURE) -DLLAMA_HYPURA=ON -DLLAMA_BUILD_TESTS=ON
+	@touch $@
+build/llama-stock/build.ninja: SOURCE = build/llama-pristine
+build/llama-stock/build.ninja:
+	$(CONFIGURE) -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF
+	@touch $@
+
+build/backend/build.ninja: Makefile cmake/backend/CMakeLists.txt $(TOOLS) | pristine
+	$(USE_TOOLS) cmake -S cmake/backend -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+		-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo -DLLAMA_CPP_DIR=$(CURDIR)/build/llama-pristine $(CMAKE_ARGS)
 	@touch $@
 
 dist: llama-dist cli ## pack the programs into a tarball that runs from anywhere: build/dist
@@ -95,7 +119,8 @@ demo: llama models ## two real models, resident and streamed through 40% of thei
 	$(USE_TOOLS) python3 scripts/demo.py
 
 # In an order that fails early; one at a time also under make -j.
-PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off models demo test-e2e cli llama-dist test-install test-ollama
+PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off llama-stock backend models demo test-e2e cli \
+	llama-dist test-install test-ollama
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \
@@ -114,10 +139,10 @@ test-cli: $(TOOLS) ## format, lints and unit tests of the hypura command
 	$(USE_TOOLS) cargo fmt --check --package hypura-cli && \
 		cargo clippy --locked --package hypura-cli --all-targets -- -D warnings && cargo test --locked --package hypura-cli
 
-test-patch: $(TOOLS) ## the patch series goes in and comes out cleanly
-	$(USE_TOOLS) python3 scripts/fetch_llama.py --pristine && sh tests/patch/test_patch.sh build/llama-pristine
+test-patch: pristine ## the patch series goes in and comes out cleanly
+	$(USE_TOOLS) sh tests/patch/test_patch.sh build/llama-pristine
 
-test-e2e: llama llama-off models ## whole programs on real models
+test-e2e: llama llama-off llama-stock backend models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
 
 test-install: llama-dist cli models ## what is installed and packed, hosts in C and C++, the reference
@@ -168,6 +193,15 @@ check-solver: $(TOOLS) ## the planner's linear programs, solved by HiGHS as well
 TRACES := $(wildcard ../shared/traces/*.csv)
 replay: $(TOOLS) ## cache policies beside Belady on recorded routing: TRACES="a.csv b.csv"
 	$(USE_TOOLS) cargo bench --locked --bench replay -- $(abspath $(TRACES))
+
+# Without those that download models.
+test-llama: source build/llama-tests/build.ninja ## llama.cpp's own tests, built with libhypura
+	$(USE_TOOLS) cmake --build build/llama-tests -j $(JOBS) && \
+		ctest --test-dir build/llama-tests -j $(JOBS) --output-on-failure -LE model \
+			-E '^(test-download-model|test-thread-safety|test-state-restore-fragmented|test-tokenizers-ggml-vocabs)$$' $(CTEST_ARGS)
+
+versions: pristine models ## the patches and the backend on several versions of llama.cpp: VERSIONS_ARGS="--newest"
+	$(USE_TOOLS) python3 scripts/versions.py $(VERSIONS_ARGS)
 
 header: $(TOOLS) ## regenerate include/hypura.h
 	$(USE_TOOLS) cargo test --locked --test header -- --ignored regenerate

@@ -47,7 +47,9 @@ function(hypura_cargo_library target)
         set(output_dir "${CMAKE_CURRENT_BINARY_DIR}")
     endif()
     set(name "libhypura${CMAKE_SHARED_LIBRARY_SUFFIX}")
-    set(target_dir "${CMAKE_CURRENT_BINARY_DIR}/cargo")
+    set(HYPURA_CARGO_TARGET_DIR "${CMAKE_CURRENT_BINARY_DIR}/cargo" CACHE PATH
+        "Where cargo keeps what it builds; builds that share it compile libhypura once")
+    set(target_dir "${HYPURA_CARGO_TARGET_DIR}")
 
     add_custom_target(${target}_cargo
         COMMAND "${HYPURA_CARGO}" build --quiet --release --locked --lib

@@ -34,6 +34,9 @@ buffer_context * context(ggml_backend_buffer_t buffer) {
 }
 
 void buffer_free(ggml_backend_buffer_t buffer) {
+    for (const hypura_tensor & tensor : context(buffer)->tensors) {
+        tensor.model->n_awaited -= tensor.is_awaited;
+    }
     munmap(context(buffer)->base, context(buffer)->size);
     delete context(buffer);
 }
@@ -44,15 +47,18 @@ void * buffer_get_base(ggml_backend_buffer_t buffer) {
 
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
     buffer_context * ctx = context(buffer);
+    const hypura_loading & loading = hypura_current_loading();
     size_t index;
-    if (!ctx->model || tensor->view_src || !hypura_current_loading().takes(tensor->name, &index)) {
+    if (!ctx->model || tensor->view_src || !loading.takes(tensor->name, &index)) {
         return GGML_STATUS_SUCCESS;
     }
     if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_NONE) != 0) {
         GGML_LOG_ERROR("%s: cannot protect the address range of %s\n", __func__, tensor->name);
         return GGML_STATUS_FAILED;
     }
-    ctx->tensors.push_back({ ctx->model, index });
+    const bool is_awaited = ctx->model == loading.found;
+    ctx->tensors.push_back({ ctx->model, index, is_awaited });
+    ctx->model->n_awaited += is_awaited;
     tensor->extra = &ctx->tensors.back();
     return GGML_STATUS_SUCCESS;
 }
@@ -71,6 +77,17 @@ void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, ui
 
 void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_UNUSED(buffer);
+    auto * streamed = const_cast<hypura_tensor *>(hypura_find_tensor(tensor));
+    if (streamed && streamed->is_awaited && !tensor->view_src) {
+        if (hypura_receive(*streamed, tensor, data, size)) {
+            return;
+        }
+        // what is not certain to be in the file stays in memory
+        tensor->extra = nullptr;
+        if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_READ | PROT_WRITE) != 0) {
+            GGML_ABORT("cannot make room for %s", tensor->name);
+        }
+    }
     refuse_write(tensor);
     memcpy((char *) tensor->data + offset, data, size);
 }
@@ -94,19 +111,18 @@ void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
     }
 }
 
-const ggml_backend_buffer_i buffer_interface = {
-    /* .free_buffer     = */ buffer_free,
-    /* .get_base        = */ buffer_get_base,
-    /* .init_tensor     = */ buffer_init_tensor,
-    /* .memset_tensor   = */ buffer_memset_tensor,
-    /* .set_tensor      = */ buffer_set_tensor,
-    /* .get_tensor      = */ buffer_get_tensor,
-    /* .set_tensor_2d   = */ nullptr,
-    /* .get_tensor_2d   = */ nullptr,
-    /* .cpy_tensor      = */ nullptr,
-    /* .clear           = */ buffer_clear,
-    /* .reset           = */ nullptr,
-};
+// Interfaces are filled by name, here and elsewhere, since versions of ggml differ in what else they have.
+ggml_backend_buffer_i make_buffer_interface() {
+    ggml_backend_buffer_i iface = {};
+    iface.free_buffer   = buffer_free;
+    iface.get_base      = buffer_get_base;
+    iface.init_tensor   = buffer_init_tensor;
+    iface.memset_tensor = buffer_memset_tensor;
+    iface.set_tensor    = buffer_set_tensor;
+    iface.get_tensor    = buffer_get_tensor;
+    iface.clear         = buffer_clear;
+    return iface;
+}
 
 const char * type_get_name(ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(buft);
@@ -114,13 +130,19 @@ const char * type_get_name(ggml_backend_buffer_type_t buft) {
 }
 
 ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    hypura_forget_if_loaded();
+    if (!hypura_current_loading().refusal.empty()) {
+        GGML_LOG_ERROR("hypura: %s\n", hypura_current_loading().refusal.c_str());
+        hypura_current_loading() = {};
+        return nullptr;
+    }
     void * base = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         GGML_LOG_ERROR("%s: cannot reserve %zu bytes of address space\n", __func__, size);
         return nullptr;
     }
     auto * ctx = new buffer_context { base, size, hypura_current_loading().model, {} };
-    return ggml_backend_buffer_init(buft, buffer_interface, ctx, size);
+    return ggml_backend_buffer_init(buft, make_buffer_interface(), ctx, size);
 }
 
 size_t type_get_alignment(ggml_backend_buffer_type_t buft) {
@@ -136,24 +158,26 @@ size_t type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * 
 
 bool type_is_host(ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(buft);
-    return true;
+    // a loader would read straight into host memory instead of handing over the bytes
+    hypura_forget_if_loaded();
+    const auto & model = hypura_current_loading().model;
+    return !model || model->n_awaited == 0;
+}
+
+ggml_backend_buffer_type make_type() {
+    ggml_backend_buffer_type type = {}; // the device is set by the device
+    type.iface.get_name       = type_get_name;
+    type.iface.alloc_buffer   = type_alloc_buffer;
+    type.iface.get_alignment  = type_get_alignment;
+    type.iface.get_alloc_size = type_get_alloc_size;
+    type.iface.is_host        = type_is_host;
+    return type;
 }
 
 } // namespace
 
 ggml_backend_buffer_type_t hypura_buffer_type() {
-    static ggml_backend_buffer_type type = {
-        /* .iface   = */ {
-            /* .get_name       = */ type_get_name,
-            /* .alloc_buffer   = */ type_alloc_buffer,
-            /* .get_alignment  = */ type_get_alignment,
-            /* .get_max_size   = */ nullptr,
-            /* .get_alloc_size = */ type_get_alloc_size,
-            /* .is_host        = */ type_is_host,
-        },
-        /* .device  = */ nullptr, // set by the device
-        /* .context = */ nullptr,
-    };
+    static ggml_backend_buffer_type type = make_type();
     return &type;
 }
 

@@ -12,6 +12,7 @@
 #include "ggml-impl.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <numeric>
@@ -449,6 +450,10 @@ ggml_status compute_mul_mat_id(backend_context & ctx, const ggml_tensor * node, 
 
 ggml_status compute_node(backend_context & ctx, ggml_tensor * node) {
     const hypura_tensor * weight = node->src[0] ? hypura_find_tensor(node->src[0]) : nullptr;
+    if (weight && weight->is_awaited) {
+        snprintf(ctx.error, sizeof(ctx.error), "%s was never loaded", node->src[0]->name);
+        return ctx.failed(node);
+    }
     switch (node->op) {
         case GGML_OP_NONE:
         case GGML_OP_VIEW:
@@ -492,24 +497,13 @@ ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph * cgraph) 
     return GGML_STATUS_SUCCESS;
 }
 
-const ggml_backend_i backend_interface = {
-    /* .get_name            = */ backend_get_name,
-    /* .free                = */ backend_free,
-    /* .set_tensor_async    = */ nullptr,
-    /* .get_tensor_async    = */ nullptr,
-    /* .set_tensor_2d_async = */ nullptr,
-    /* .get_tensor_2d_async = */ nullptr,
-    /* .cpy_tensor_async    = */ nullptr,
-    /* .synchronize         = */ nullptr,
-    /* .graph_plan_create   = */ nullptr,
-    /* .graph_plan_free     = */ nullptr,
-    /* .graph_plan_update   = */ nullptr,
-    /* .graph_plan_compute  = */ nullptr,
-    /* .graph_compute       = */ backend_graph_compute,
-    /* .event_record        = */ nullptr,
-    /* .event_wait          = */ nullptr,
-    /* .graph_optimize      = */ nullptr,
-};
+ggml_backend_i make_interface() {
+    ggml_backend_i iface = {};
+    iface.get_name      = backend_get_name;
+    iface.free          = backend_free;
+    iface.graph_compute = backend_graph_compute;
+    return iface;
+}
 
 ggml_guid_t backend_guid() {
     static ggml_guid guid = { 0x68, 0x79, 0x70, 0x75, 0x72, 0x61, 0x4e, 0x1c, 0x9a, 0x57, 0x3b, 0xd2, 0x84, 0x0f, 0x6e, 0xc1 };
@@ -538,7 +532,7 @@ ggml_backend_t hypura_backend_init(ggml_backend_dev_t dev) {
     }
     return new ggml_backend {
         /* .guid    = */ backend_guid(),
-        /* .iface   = */ backend_interface,
+        /* .iface   = */ make_interface(),
         /* .device  = */ dev,
         /* .context = */ ctx.release(),
     };

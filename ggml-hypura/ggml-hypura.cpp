@@ -32,11 +32,16 @@ bool is_ours(const ggml_tensor * t) {
 bool is_offered_weight(const ggml_tensor * op) {
     const ggml_tensor * weight = op->src[0];
     const bool expert = op->op == GGML_OP_MUL_MAT_ID;
+    if (!(expert || op->op == GGML_OP_MUL_MAT)
+        || !weight->buffer || weight->buffer->buft != hypura_buffer_type() || weight->buffer->size != 0
+        || expert != (weight->ne[2] > 1)) {
+        return false;
+    }
+    hypura_discover(weight);
+    const hypura_loading & loading = hypura_current_loading();
     size_t index;
-    return (expert || op->op == GGML_OP_MUL_MAT)
-        && weight->buffer && weight->buffer->buft == hypura_buffer_type() && weight->buffer->size == 0
-        && expert == (weight->ne[2] > 1)
-        && hypura_current_loading().takes(weight->name, &index);
+    // a model that must not be loaded is taken, too: allocating memory for it fails
+    return !loading.refusal.empty() || loading.takes(weight->name, &index);
 }
 
 const char * device_get_name(ggml_backend_dev_t dev) {
@@ -93,26 +98,22 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
 
 bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(dev);
-    return ggml_backend_buft_is_host(buft);
+    return buft == hypura_buffer_type() || ggml_backend_buft_is_host(buft);
 }
 
-const ggml_backend_device_i device_interface = {
-    /* .get_name             = */ device_get_name,
-    /* .get_description      = */ device_get_description,
-    /* .get_memory           = */ device_get_memory,
-    /* .get_type             = */ device_get_type,
-    /* .get_props            = */ device_get_props,
-    /* .init_backend         = */ device_init_backend,
-    /* .get_buffer_type      = */ device_get_buffer_type,
-    /* .get_host_buffer_type = */ nullptr,
-    /* .buffer_from_host_ptr = */ nullptr,
-    /* .supports_op          = */ device_supports_op,
-    /* .supports_buft        = */ device_supports_buft,
-    /* .offload_op           = */ nullptr,
-    /* .event_new            = */ nullptr,
-    /* .event_free           = */ nullptr,
-    /* .event_synchronize    = */ nullptr,
-};
+ggml_backend_device_i make_device_interface() {
+    ggml_backend_device_i iface = {};
+    iface.get_name        = device_get_name;
+    iface.get_description = device_get_description;
+    iface.get_memory      = device_get_memory;
+    iface.get_type        = device_get_type;
+    iface.get_props       = device_get_props;
+    iface.init_backend    = device_init_backend;
+    iface.get_buffer_type = device_get_buffer_type;
+    iface.supports_op     = device_supports_op;
+    iface.supports_buft   = device_supports_buft;
+    return iface;
+}
 
 const char * reg_get_name(ggml_backend_reg_t reg) {
     GGML_UNUSED(reg);
@@ -127,7 +128,7 @@ size_t reg_get_device_count(ggml_backend_reg_t reg) {
 ggml_backend_dev_t reg_get_device(ggml_backend_reg_t reg, size_t index) {
     GGML_ASSERT(index == 0);
     static ggml_backend_device device = {
-        /* .iface   = */ device_interface,
+        /* .iface   = */ make_device_interface(),
         /* .reg     = */ reg,
         /* .context = */ nullptr,
     };
@@ -177,6 +178,17 @@ ggml_backend_reg_t ggml_backend_hypura_reg(void) {
                 HYPURA_ABI_VERSION, hypura_abi_version());
             return false;
         }
+        const std::string mismatch = hypura_host_mismatch();
+        if (!mismatch.empty()) {
+            GGML_LOG_ERROR("hypura: %s; not used: build it with the headers of this llama.cpp\n", mismatch.c_str());
+            return false;
+        }
+#ifdef GGML_BACKEND_DL
+        if (ggml_backend_reg_by_name("Hypura")) {
+            GGML_LOG_WARN("hypura: there is a Hypura backend already; this one is not used\n");
+            return false;
+        }
+#endif
         hypura_log_set(forward_log, nullptr);
         return true;
     }();

@@ -6,6 +6,7 @@
 
 #include "hypura.h"
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +14,9 @@
 // an opened model; shared by the buffers that stand for its weights and the backends that compute on them
 struct hypura_model {
     hypura_model_t * handle = nullptr;
+
+    // tensors that have their addresses, and whose bytes a loader that knows nothing of this is about to hand over
+    std::atomic<size_t> n_awaited { 0 };
 
     hypura_model() = default;
     hypura_model(const hypura_model &) = delete;
@@ -23,12 +27,15 @@ struct hypura_model {
 struct hypura_tensor {
     std::shared_ptr<hypura_model> model;
     size_t index;
+    bool   is_awaited;
 };
 
 // the model that this thread is loading; empty otherwise
 struct hypura_loading {
-    std::vector<std::string> paths;
-    std::shared_ptr<hypura_model> model;
+    std::vector<std::string> paths;       // told by a patched llama.cpp
+    std::shared_ptr<hypura_model> found;  // or found out, whether anything of it is streamed or not
+    std::shared_ptr<hypura_model> model;  // if anything of it is streamed
+    std::string refusal;                  // why loading must fail, if it must
 
     // whether the plan takes a tensor, and if so which one it is
     bool takes(const char * name, size_t * index) const;
@@ -41,6 +48,14 @@ const hypura_tensor * hypura_find_tensor(const ggml_tensor * t);
 
 struct ggml_backend_hypura_loader;
 const ggml_backend_hypura_loader * hypura_get_loader();
+
+// for a llama.cpp that tells nothing (discover.cpp)
+void hypura_discover(const ggml_tensor * weight);
+void hypura_forget_if_loaded();
+bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const void * data, size_t size);
+
+// why this build does not fit the ggml that has loaded it (host.cpp); empty if it does
+std::string hypura_host_mismatch();
 
 ggml_backend_buffer_type_t hypura_buffer_type();
 bool                       hypura_is_buffer(ggml_backend_buffer_t buffer);

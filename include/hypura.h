@@ -69,6 +69,8 @@ enum hypura_status
   HYPURA_STATUS_VERSION = 11,
   /// The operating system refused memory or a thread.
   HYPURA_STATUS_RESOURCE = 12,
+  /// It cannot be told for certain which bytes of which file the host means.
+  HYPURA_STATUS_UNCERTAIN = 13,
 };
 #ifndef __cplusplus
 typedef int32_t hypura_status;
@@ -404,6 +406,50 @@ int32_t hypura_model_plan_json(const struct hypura_model_t *model,
                                size_t *needed,
                                char *error,
                                size_t error_size);
+
+/// Finds and opens the model that this process is loading, for hosts that are not told its files: the one GGUF among the files
+/// that are open for reading which has a tensor of this name, ggml type and size.
+///
+/// @param name the tensor's
+/// @param ggml_type the number of its type in ggml
+/// @param size_bytes its bytes
+/// @param settings as for hypura_model_open()
+/// @param out receives the model, to be freed with hypura_model_free(); NULL when no GGUF is open
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_UNCERTAIN when none of the GGUFs that are open has such a tensor, or more than one
+///     has; HYPURA_STATUS_CONFIG
+int32_t hypura_model_discover(const char *name,
+                              uint32_t ggml_type,
+                              uint64_t size_bytes,
+                              const char *const *settings,
+                              struct hypura_model_t **out,
+                              char *error,
+                              size_t error_size);
+
+/// Whether the files of a model that was discovered are still open as they were then. When they are not, whatever is being loaded
+/// by now must be discovered anew.
+///
+/// @param model from hypura_model_discover() or hypura_model_open(); NULL is allowed
+/// @return false also for NULL, and for a model whose files the host named
+bool hypura_model_is_loading(const struct hypura_model_t *model);
+
+/// Takes note of a streamed tensor that the host has in memory and does not know the place of: makes sure that these are its
+/// bytes in the file, because they are a mapping of that place or because they are equal. The file's pages in the mapping and in
+/// the page cache are given back to the system; the host gives back what is its own.
+///
+/// @param model from hypura_model_discover() or hypura_model_open()
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param data the bytes, which nobody writes to during the call
+/// @param size_bytes how many
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_UNCERTAIN when the bytes differ; HYPURA_STATUS_INVALID_ARGUMENT when the tensor is
+///     not streamed; HYPURA_STATUS_OPEN, HYPURA_STATUS_IO or HYPURA_STATUS_CHANGED when the file cannot be compared with
+int32_t hypura_model_bind_memory(const struct hypura_model_t *model,
+                                 size_t tensor,
+                                 const uint8_t *data,
+                                 size_t size_bytes,
+                                 char *error,
+                                 size_t error_size);
 
 /// Makes a fetch for a model that is streamed.
 ///

@@ -284,4 +284,5 @@ def main(arguments):
             make_patched(identity)
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])

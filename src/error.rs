@@ -33,6 +33,8 @@ pub enum ErrorCode {
     Version = 11,
     /// The operating system refused memory or a thread.
     Resource = 12,
+    /// It cannot be told for certain which bytes of which file the host means.
+    Uncertain = 13,
 }
 
 /// An error: a code and a complete sentence.

@@ -1,6 +1,6 @@
 //! Telling whether an open file is still the one that was opened before.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
@@ -20,14 +20,18 @@ impl FileIdentity {
     /// # Errors
     /// What the system says.
     pub fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self {
+        file.metadata().map(|metadata| Self::from_metadata(&metadata))
+    }
+
+    /// The identity of the file that was asked about.
+    pub fn from_metadata(metadata: &Metadata) -> Self {
+        Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             size_bytes: metadata.size(),
             modified_seconds: metadata.mtime(),
             modified_nanoseconds: metadata.mtime_nsec(),
-        })
+        }
     }
 
     /// The size in bytes.

@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod config;
+pub mod discover;
 pub mod error;
 pub mod ffi;
 pub mod file_identity;

@@ -105,7 +105,7 @@ fn values_in_rust() -> BTreeMap<String, i64> {
     values_of!(values, "HYPURA_STATUS", HypuraStatus {
         Ok = "OK", InvalidArgument = "INVALID_ARGUMENT", Config = "CONFIG", Open = "OPEN", Format = "FORMAT",
         Truncated = "TRUNCATED", Io = "IO", Changed = "CHANGED", Budget = "BUDGET", Verify = "VERIFY", Panic = "PANIC",
-        Version = "VERSION", Resource = "RESOURCE",
+        Version = "VERSION", Resource = "RESOURCE", Uncertain = "UNCERTAIN",
     });
     values_of!(values, "HYPURA_SETTING", HypuraSetting { Auto = "AUTO", Off = "OFF", Stream = "STREAM" });
     values_of!(values, "HYPURA_MODE", HypuraMode {
@@ -153,6 +153,7 @@ fn released_codes_keep_their_numbers() {
         ("HYPURA_STATUS_PANIC", 10),
         ("HYPURA_STATUS_VERSION", 11),
         ("HYPURA_STATUS_RESOURCE", 12),
+        ("HYPURA_STATUS_UNCERTAIN", 13),
         ("HYPURA_MODE_FULL_RESIDENT", 0),
         ("HYPURA_MODE_EXPERT_STREAMING", 1),
         ("HYPURA_MODE_DENSE_STREAMING", 2),
@@ -195,6 +196,11 @@ signatures! {
     hypura_model_next_unmeasured: fn(*const HypuraModel, usize, u64, *mut u32) -> bool;
     hypura_model_set_speed: fn(*const HypuraModel, u32, usize, f64);
     hypura_model_bind: fn(*const HypuraModel, usize, usize, u64, u64, *mut c_char, usize) -> i32;
+    hypura_model_discover: fn(
+        *const c_char, u32, u64, *const *const c_char, *mut *mut HypuraModel, *mut c_char, usize
+    ) -> i32;
+    hypura_model_is_loading: fn(*const HypuraModel) -> bool;
+    hypura_model_bind_memory: fn(*const HypuraModel, usize, *const u8, usize, *mut c_char, usize) -> i32;
     hypura_model_read: fn(*const HypuraModel, usize, u64, usize, *mut u8, *mut c_char, usize) -> i32;
     hypura_model_stats_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_model_plan_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
@@ -298,6 +304,36 @@ fn outputs_are_written_and_blocks_used_up_only_on_success() {
         delivered.sort_unstable();
         assert_eq!(delivered, [4, 5, 6]);
     });
+}
+
+#[test]
+fn bytes_in_memory_are_those_of_the_file_or_refused() {
+    let model = expert_model(TestDirectory::new(), 109, 1);
+    let host = Host::new(&model, &["HYPURA_RAM=64M"]);
+    let experts = 0..model.expert_count(host.tensor);
+    let mut bytes: Vec<u8> = experts.flat_map(|expert| model.block(host.tensor, expert)).copied().collect();
+    let bind = |bytes: &[u8], count| {
+        let mut error = [0 as c_char; 512];
+        // SAFETY: the model is open, there are at least `count` bytes, and the error has its size.
+        let status = unsafe {
+            hypura_model_bind_memory(host.model, host.tensor, bytes.as_ptr(), count, error.as_mut_ptr(), error.len())
+        };
+        // SAFETY: the text ends with a NUL.
+        (status, unsafe { CStr::from_ptr(error.as_ptr()) }.to_str().unwrap().to_owned())
+    };
+    assert_eq!(bind(&bytes, bytes.len()), (0, String::new()));
+    assert_eq!(bind(&bytes, bytes.len() - 1).0, HypuraStatus::Uncertain as i32);
+    assert_eq!(bind(&bytes, 0).0, HypuraStatus::InvalidArgument as i32);
+    *bytes.last_mut().unwrap() ^= 1;
+    let (status, error) = bind(&bytes, bytes.len());
+    assert_eq!(status, HypuraStatus::Uncertain as i32);
+    assert!(error.contains("blk.0.ffn_up_exps.weight is not what is in"), "{error}");
+    // SAFETY: NULL is checked.
+    let status = unsafe { hypura_model_bind_memory(host.model, host.tensor, null(), 8, null_mut(), 0) };
+    assert_eq!(status, HypuraStatus::InvalidArgument as i32);
+    // SAFETY: the model is open, NULL is allowed.
+    let is_loading = unsafe { (hypura_model_is_loading(host.model), hypura_model_is_loading(null())) };
+    assert_eq!(is_loading, (false, false), "its files were named, not found");
 }
 
 #[test]

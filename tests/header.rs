@@ -10,6 +10,7 @@ fn generate() -> String {
         .with_src(root.join("src/ffi/library.rs"))
         .with_src(root.join("src/ffi/log.rs"))
         .with_src(root.join("src/ffi/model.rs"))
+        .with_src(root.join("src/ffi/discover.rs"))
         .with_src(root.join("src/ffi/fetch.rs"))
         .generate()
         .expect("the sources parse");

@@ -39,6 +39,8 @@ pub enum HypuraStatus {
     Version = 11,
     /// The operating system refused memory or a thread.
     Resource = 12,
+    /// It cannot be told for certain which bytes of which file the host means.
+    Uncertain = 13,
 }
 
 /// The HYPURA variable: whether the library takes part.
@@ -124,6 +126,7 @@ mod tests {
             (HypuraStatus::Panic as i32, ErrorCode::Panic),
             (HypuraStatus::Version as i32, ErrorCode::Version),
             (HypuraStatus::Resource as i32, ErrorCode::Resource),
+            (HypuraStatus::Uncertain as i32, ErrorCode::Uncertain),
         ] {
             assert_eq!(header, library as i32);
         }

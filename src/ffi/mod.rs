@@ -4,12 +4,14 @@
 //! The contract that holds for all functions is written at the top of the header (`cbindgen.toml`).
 
 mod boundary;
+mod discover;
 mod fetch;
 mod library;
 mod log;
 mod model;
 mod pointers;
 
+pub use discover::*;
 pub use fetch::*;
 pub use library::*;
 pub use log::*;

@@ -1,17 +1,15 @@
 //! A model: its tensors, its plan, its statistics.
 
 use std::ffi::{CString, c_char};
-use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::boundary::{guard, guard_infallible};
 use super::pointers::{self, invalid};
 use crate::config::Config;
+use crate::discover::OpenFile;
 use crate::error::{Error, ErrorCode, Result};
-use crate::file_identity::FileIdentity;
-use crate::gguf::{Gguf, GgufFile};
+use crate::gguf::Gguf;
 use crate::persist;
 use crate::plan::{Mode, Role, role_of};
 use crate::stream::Session;
@@ -21,6 +19,8 @@ pub struct HypuraModel {
     gguf: Arc<Gguf>,
     config: Config,
     names: Vec<CString>,
+    /// As the loader has them open that the model was found by; empty when the host named the files.
+    pub(super) loaders_files: Vec<OpenFile>,
     pub(super) session: Option<Arc<Session>>,
 }
 
@@ -72,11 +72,28 @@ pub struct HypuraPlan {
 }
 
 impl HypuraModel {
-    fn tensor(&self, index: usize) -> Result<&crate::gguf::TensorInfo> {
+    pub(super) fn new(gguf: Gguf, config: Config, loaders_files: Vec<OpenFile>) -> Box<Self> {
+        let names =
+            gguf.tensors().iter().map(|tensor| CString::new(tensor.name.as_str()).unwrap_or_default()).collect();
+        Box::new(Self { gguf: Arc::new(gguf), config, names, loaders_files, session: None })
+    }
+
+    pub(super) fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    pub(super) fn tensor(&self, index: usize) -> Result<&crate::gguf::TensorInfo> {
         self.gguf
             .tensors()
             .get(index)
             .ok_or_else(|| invalid(&format!("there is no tensor {index}: the model has {}", self.gguf.tensors().len())))
+    }
+
+    pub(super) fn check_streamed(&self, tensor: usize) -> Result<()> {
+        if self.session()?.streams(tensor) {
+            return Ok(());
+        }
+        Err(invalid(&format!("{} is not streamed", self.tensor(tensor)?.name)))
     }
 
     pub(super) fn session(&self) -> Result<&Arc<Session>> {
@@ -128,10 +145,7 @@ pub unsafe extern "C" fn hypura_model_open(
         }
         // SAFETY: the contract of this function.
         let config = unsafe { config_from(settings) }?;
-        let gguf = Arc::new(Gguf::open(&paths)?);
-        let names =
-            gguf.tensors().iter().map(|tensor| CString::new(tensor.name.as_str()).unwrap_or_default()).collect();
-        let model = Box::new(HypuraModel { gguf, config, names, session: None });
+        let model = HypuraModel::new(Gguf::open(&paths)?, config, Vec::new());
         // SAFETY: the contract of this function.
         let out = unsafe { pointers::exclusive(out, "out") }?;
         *out = Box::into_raw(model);
@@ -143,7 +157,7 @@ pub unsafe extern "C" fn hypura_model_open(
 
 /// # Safety
 /// `settings` is NULL or a NULL-terminated array of strings.
-unsafe fn config_from(settings: *const *const c_char) -> Result<Config> {
+pub(super) unsafe fn config_from(settings: *const *const c_char) -> Result<Config> {
     if settings.is_null() {
         return Config::from_environment();
     }
@@ -445,9 +459,7 @@ pub unsafe extern "C" fn hypura_model_bind(
         // SAFETY: the contract of this function.
         let model = unsafe { pointers::shared(model, "model") }?;
         let found = model.tensor(tensor)?;
-        if !model.session()?.streams(tensor) {
-            return Err(invalid(&format!("{} is not streamed", found.name)));
-        }
+        model.check_streamed(tensor)?;
         if (found.file, found.offset, found.size_bytes) == (file, offset, size_bytes) {
             return Ok(());
         }
@@ -496,20 +508,13 @@ pub unsafe extern "C" fn hypura_model_read(
         }
         // SAFETY: the contract of this function.
         let destination = unsafe { std::slice::from_raw_parts_mut(destination, size_bytes) };
-        read_exact(&model.gguf.files()[found.file], found.offset + offset, destination)
+        let file = &model.gguf.files()[found.file];
+        file.reopen()?
+            .read_exact_at(destination, found.offset + offset)
+            .map_err(|error| Error::new(ErrorCode::Io, format!("cannot read {}: {error}", file.path.display())))
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
-}
-
-fn read_exact(from: &GgufFile, offset: u64, destination: &mut [u8]) -> Result<()> {
-    let path = from.path.display();
-    let failed = |code, error: io::Error| Error::new(code, format!("cannot read {path}: {error}"));
-    let file = File::open(&from.path).map_err(|error| failed(ErrorCode::Open, error))?;
-    if FileIdentity::of(&file).map_err(|error| failed(ErrorCode::Io, error))? != from.identity {
-        return Err(Error::new(ErrorCode::Changed, format!("{path} was written to while it was in use")));
-    }
-    file.read_exact_at(destination, offset).map_err(|error| failed(ErrorCode::Io, error))
 }
 
 /// Gives the statistics as JSON, with the keys that HYPURA_STATS has.

@@ -67,6 +67,22 @@ pub struct GgufFile {
     pub identity: FileIdentity,
 }
 
+impl GgufFile {
+    /// Opens the file once more, through the page cache.
+    ///
+    /// # Errors
+    /// `Open` when that is not possible, `Changed` when it is not the file any more that was opened first.
+    pub fn reopen(&self) -> Result<File> {
+        let path = self.path.display();
+        let failed = |error| Error::new(ErrorCode::Open, format!("cannot open {path}: {error}"));
+        let file = File::open(&self.path).map_err(failed)?;
+        if FileIdentity::of(&file).map_err(failed)? != self.identity {
+            return Err(Error::new(ErrorCode::Changed, format!("{path} was written to while it was in use")));
+        }
+        Ok(file)
+    }
+}
+
 impl Gguf {
     /// Reads the headers of a model.
     ///

@@ -117,18 +117,7 @@ impl DirectFile {
 
     /// Gives back the page cache of a range that was just read: the bytes live in our memory now, once is enough.
     pub(super) fn drop_cached(&self, offset: u64, length: usize) {
-        #[cfg(target_os = "linux")]
-        // SAFETY: the call takes an open descriptor and plain numbers; it is advice and touches no memory of ours.
-        unsafe {
-            libc::posix_fadvise(
-                self.file.as_raw_fd(),
-                offset as libc::off_t,
-                length as libc::off_t,
-                libc::POSIX_FADV_DONTNEED,
-            );
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = (offset, length);
+        drop_from_page_cache(&self.file, offset, length as u64);
     }
 
     /// Weights of two versions of a file must never be mixed, so a file that changes under us is an error.
@@ -168,6 +157,17 @@ impl DirectFile {
         };
         Error::new(code, format!("cannot read {} at byte {offset}: {error}", self.path.display()))
     }
+}
+
+/// Advises the system that a range of a file will not be needed soon.
+pub fn drop_from_page_cache(file: &File, offset: u64, length: u64) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the call takes an open descriptor and plain numbers; it is advice and touches no memory of ours.
+    unsafe {
+        libc::posix_fadvise(file.as_raw_fd(), offset as libc::off_t, length as libc::off_t, libc::POSIX_FADV_DONTNEED);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, offset, length);
 }
 
 impl AsRawFd for DirectFile {

@@ -19,7 +19,7 @@ mod tuning;
 #[cfg(target_os = "linux")]
 mod uring;
 
-pub use direct_file::{Alignment, DirectFile, Widened};
+pub use direct_file::{Alignment, DirectFile, Widened, drop_from_page_cache};
 pub use probe::{ReadSpeed, destination, destination_bytes_min, measure};
 pub use tuning::{EngineKind, Tuning, tune};
 

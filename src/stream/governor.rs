@@ -20,10 +20,13 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const NOTABLE_SHARE: u64 = 8;
 
 /// The models that run, and what is remembered between looks.
-static MODELS: Mutex<Models> = Mutex::new(Models { running: Vec::new(), control: None, thread: Weak::new() });
+static MODELS: Mutex<Models> =
+    Mutex::new(Models { running: Vec::new(), mapped_bytes: 0, control: None, thread: Weak::new() });
 
 struct Models {
     running: Vec<Member>,
+    /// Weights that hosts keep in mappings of their files.
+    mapped_bytes: u64,
     control: Option<Control>,
     thread: Weak<Watch>,
 }
@@ -32,6 +35,22 @@ struct Member {
     core: Weak<Core>,
     /// Whether its memory may change.
     is_flexible: bool,
+}
+
+/// Weights that a host keeps in a mapping of their file; they count until this is dropped.
+pub(super) struct MappedWeights(u64);
+
+impl MappedWeights {
+    pub(super) fn new(bytes: u64) -> Self {
+        MODELS.lock().mapped_bytes += bytes;
+        Self(bytes)
+    }
+}
+
+impl Drop for MappedWeights {
+    fn drop(&mut self) {
+        MODELS.lock().mapped_bytes -= self.0;
+    }
 }
 
 /// A model's part in the memory of the process; given up by dropping it.
@@ -46,11 +65,12 @@ impl Models {
         chosen.filter_map(|member| member.core.upgrade()).collect()
     }
 
-    /// The memory, where what models have reserved and not touched yet is no longer available.
+    /// The memory, where what models have reserved and not touched yet is no longer available. Nor are weights that a host has
+    /// mapped: the system would take them for its own, as page cache, but every token needs them.
     fn memory(&mut self) -> MemoryReport {
         let mut memory = hw::memory();
-        let promised = self.cores(false).iter().map(|core| core.untouched_bytes()).sum();
-        memory.available_bytes = memory.available_bytes.saturating_sub(promised);
+        let promised: u64 = self.cores(false).iter().map(|core| core.untouched_bytes()).sum();
+        memory.available_bytes = memory.available_bytes.saturating_sub(promised + self.mapped_bytes);
         memory
     }
 

@@ -16,7 +16,7 @@ use crate::stats::{Counters, Facts, StatsWriter};
 use super::core::Core;
 use super::fetch::Fetch;
 use super::foresight::Foresight;
-use super::governor::{self, Membership};
+use super::governor::{self, MappedWeights, Membership};
 use super::keeper::Keeper;
 use super::outlook::{Outlook, Surroundings};
 use super::tensors::StreamedTensors;
@@ -33,6 +33,7 @@ pub struct Session {
     surroundings: Surroundings,
     pub(super) files: Arc<[DirectFile]>,
     pub(super) streamed: Arc<StreamedTensors>,
+    mapped_weights: OnceLock<MappedWeights>,
     running: OnceLock<Result<Running>>,
 }
 
@@ -89,6 +90,7 @@ impl Session {
             surroundings,
             files,
             streamed,
+            mapped_weights: OnceLock::new(),
             running: OnceLock::new(),
         })))
     }
@@ -118,6 +120,11 @@ impl Session {
     /// Notes how fast that is, in bytes of weights per second; 0 for what cannot be measured.
     pub fn set_speed(&self, ggml_type: u32, threads: usize, bytes_per_second: f64) {
         self.surroundings.set_speed(ggml_type, threads, bytes_per_second);
+    }
+
+    /// The host keeps the weights that are not streamed in a mapping of the file instead of memory of its own.
+    pub fn note_mapped_host(&self) {
+        self.mapped_weights.get_or_init(|| MappedWeights::new(self.plan.host_bytes - self.plan.streamed_bytes));
     }
 
     /// The smallest budget that works, in bytes.

@@ -9,18 +9,22 @@ import pytest
 
 from logits import LogitsProgram
 from models import DIRECTORY, SMOLLM2_MOE, TINY, TRAINED_MOE, Model
-from programs import BIN, OFF_BIN, REPOSITORY
+from programs import BACKEND, BIN, OFF_BIN, REPOSITORY, STOCK_BIN
 
 sys.path.insert(0, str(REPOSITORY / "scripts" / "models"))
 from sample_text import CHECKING_TEXT, FITTING_TEXT  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for program in ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama-perplexity"):
-        if not (BIN / program).exists():
-            raise pytest.UsageError(f"{program} is not built; run make llama")
-    if not (OFF_BIN / "llama-completion").exists():
-        raise pytest.UsageError("the build without libhypura is missing; run make llama-off")
+    programs = ("llama-server", "llama-cli", "llama-completion", "llama-bench")
+    for path, target in [
+        *((BIN / program, "llama") for program in (*programs, "llama-perplexity")),
+        (OFF_BIN / "llama-completion", "llama-off"),
+        *((STOCK_BIN / program, "llama-stock") for program in programs),
+        (BACKEND, "backend"),
+    ]:
+        if not path.exists():
+            raise pytest.UsageError(f"{path} is not built; run make {target}")
     missing = [model.name for model in [SMOLLM2_MOE, *TINY] if not model.path.exists()]
     if missing:
         raise pytest.UsageError(f"models are missing in {DIRECTORY}: {', '.join(missing)}; run make models")

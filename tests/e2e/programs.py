@@ -10,6 +10,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = REPOSITORY / "build" / "llama" / "bin"
 OFF_BIN = REPOSITORY / "build" / "llama-off" / "bin"
+STOCK_BIN = REPOSITORY / "build" / "llama-stock" / "bin"
+BACKEND = REPOSITORY / "build" / "backend" / "libggml-hypura.so"
 TIMEOUT_SECONDS = 300
 
 # What libhypura finds out about the machine is kept here from test to test; what it learns about models is not.

@@ -1,0 +1,78 @@
+// For a llama.cpp without our patches: libhypura finds out which model is being loaded, when its first weight is offered, and
+// makes sure of each streamed tensor when the loader hands over its bytes.
+
+#include "model.h"
+
+#include "ggml-impl.h"
+
+static void forget() {
+    hypura_current_loading() = {};
+}
+
+void hypura_forget_if_loaded() {
+    const auto & found = hypura_current_loading().found;
+    if (found && !hypura_model_is_loading(found->handle)) {
+        forget();
+    }
+}
+
+// says it once for all weights of a model
+static void say_why_not(const char * reason) {
+    static thread_local std::string last;
+    if (last != reason) {
+        last = reason;
+        GGML_LOG_WARN("hypura: nothing is streamed: %s\n", reason);
+    }
+}
+
+void hypura_discover(const ggml_tensor * weight) {
+    hypura_forget_if_loaded();
+    hypura_loading & loading = hypura_current_loading();
+    if (!loading.paths.empty() || loading.found) {
+        return;
+    }
+    loading = {};
+
+    char error[1024];
+    int32_t setting = HYPURA_SETTING_OFF;
+    if (hypura_setting_from_environment(&setting, error, sizeof(error)) != HYPURA_STATUS_OK) {
+        loading.refusal = error;
+        return;
+    }
+    if (setting == HYPURA_SETTING_OFF) {
+        return;
+    }
+
+    auto model = std::make_shared<hypura_model>();
+    if (hypura_model_discover(weight->name, weight->type, ggml_nbytes(weight), nullptr, &model->handle, error, sizeof(error)) != HYPURA_STATUS_OK) {
+        say_why_not(error);
+        return;
+    }
+    if (!model->handle) {
+        return;
+    }
+    // Which layers go to a GPU is not known: what is never offered is never streamed.
+    hypura_plan plan = {};
+    plan.size = sizeof(plan);
+    if (hypura_model_plan(model->handle, nullptr, 0, &plan, error, sizeof(error)) != HYPURA_STATUS_OK) {
+        loading.refusal = error;
+        return;
+    }
+    if (plan.streamed_tensor_count > 0) {
+        loading.model = model;
+    }
+    loading.found = std::move(model);
+}
+
+bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const void * data, size_t size) {
+    awaited.is_awaited = false;
+    if (--awaited.model->n_awaited == 0 && hypura_current_loading().found == awaited.model) {
+        forget();
+    }
+    char error[1024];
+    if (hypura_model_bind_memory(awaited.model->handle, awaited.index, (const uint8_t *) data, size, error, sizeof(error)) == HYPURA_STATUS_OK) {
+        return true;
+    }
+    GGML_LOG_WARN("hypura: %s is kept in memory: %s\n", tensor->name, error);
+    return false;
+}

