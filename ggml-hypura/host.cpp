@@ -1,5 +1,6 @@
-// Whether the ggml that has loaded this backend is the kind that it was compiled for: the sizes and numbers that both sides use
-// must be equal. ggml itself compares GGML_BACKEND_API_VERSION, which stands for the interfaces' structs.
+// Whether the ggml that has loaded this backend is the one that it was compiled for: the version, if it is compiled apart from
+// ggml (HYPURA_GGML_VERSION), and the sizes and numbers that both sides use. ggml itself compares GGML_BACKEND_API_VERSION, which
+// stands for the interfaces' structs.
 
 #include "model.h"
 
@@ -11,8 +12,12 @@ namespace {
 
 constexpr size_t GRAPH_SIZE = 11;
 
-std::string differs(const std::string & what, long long here, long long there) {
-    return what + " is " + std::to_string(here) + " in this backend, but " + std::to_string(there) + " in the ggml that loads it";
+std::string differs(const std::string & what, const std::string & here, const std::string & there) {
+    return what + " is " + here + " in this backend, but " + there + " in the ggml that loads it";
+}
+
+std::string differs(const std::string & what, size_t here, size_t there) {
+    return differs(what, std::to_string(here), std::to_string(there));
 }
 
 // The number that an operation has in the ggml that is loaded. It is searched from below, where there are operations in any version.
@@ -27,6 +32,14 @@ int number_of(const char * op_name) {
 } // namespace
 
 std::string hypura_host_mismatch() {
+#ifdef HYPURA_GGML_VERSION
+    // what follows a dash tells of local changes
+    const std::string version = ggml_version();
+    if (version.substr(0, version.find('-')) != HYPURA_GGML_VERSION) {
+        return differs("the version", HYPURA_GGML_VERSION, version);
+    }
+#endif
+
     const struct { ggml_op op; const char * name; } ops[] = {
         { GGML_OP_NONE,       "NONE"       },
         { GGML_OP_MUL_MAT,    "MUL_MAT"    },

@@ -241,12 +241,16 @@ def test_a_file_that_is_written_to_fails_requests(tmp_path) -> None:
         assert re.search(r"hypura: .*breakable\.gguf was written to", server.log), server.log[-4000:]
 
 
-def test_a_backend_for_another_ggml_is_refused_with_both_numbers(tmp_path) -> None:
-    """Compiled for longer names, and so for a larger ggml_tensor."""
+@pytest.mark.parametrize(
+    ("definition", "what"),
+    [("GGML_MAX_NAME=256", r"size of ggml_tensor is \d+"), ('HYPURA_GGML_VERSION="0.1.2"', r"version is 0\.1\.2")],
+    ids=["longer names", "another version"],
+)
+def test_a_backend_for_another_ggml_is_refused_with_both_numbers(definition: str, what: str, tmp_path) -> None:
     backend = tmp_path / "libggml-hypura.so"
     adapter, ggml = REPOSITORY / "ggml-hypura", REPOSITORY / "build" / "llama-pristine" / "ggml"
-    sources = [adapter / f"{name}.cpp" for name in ("buffer", "compute", "discover", "ggml-hypura", "host", "model", "speed")]
-    command = ["c++", "-std=c++17", "-O0", "-shared", "-fPIC", "-DGGML_MAX_NAME=256", "-DGGML_BACKEND_DL", "-DGGML_BACKEND_BUILD"]
+    sources = [path for path in adapter.glob("*.cpp") if path.name != "llama-hypura.cpp"]
+    command = ["c++", "-std=c++17", "-O0", "-shared", "-fPIC", f"-D{definition}", "-DGGML_BACKEND_DL", "-DGGML_BACKEND_BUILD"]
     command += ["-DGGML_BACKEND_SHARED", "-DGGML_SHARED", "-I", adapter, "-I", REPOSITORY / "include"]
     command += ["-I", ggml / "include", "-I", ggml / "src", *sources, "-o", backend]
     command += ["-L", BACKEND.parent, "-lhypura", f"-Wl,-rpath,{BACKEND.parent}"]
@@ -255,4 +259,4 @@ def test_a_backend_for_another_ggml_is_refused_with_both_numbers(tmp_path) -> No
     settings = {"GGML_BACKEND_PATH": str(backend), "HYPURA": "stream"}
     finished = stock_complete(SMOLLM2_MOE, settings, tmp_path).succeeded()
     assert finished.output == resident.output
-    assert re.search(r"the size of ggml_tensor is \d+ in this backend, but \d+ in the ggml that loads it; not used", finished.log)
+    assert re.search(rf"the {what} in this backend, but [\d.]+ in the ggml that loads it; not used", finished.log)
