@@ -3,9 +3,9 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source pristine llama llama-off llama-stock backend cli models demo test test-rust test-scripts test-cli test-patch test-e2e \
-	test-ollama stress-ollama bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io \
-	replay test-llama versions header clean
+.PHONY: help setup source pristine llama llama-off llama-stock backend cli models demo test test-rust test-scripts \
+	test-cli test-patch test-e2e test-llama versions test-ollama stress-ollama bench bench-dense bench-moe bench-predicted \
+	bench-speculation bench-resident bench-io replay header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -16,7 +16,8 @@ upstream = $(shell sed -n 's/^$(1)=//p' patches/UPSTREAM)
 CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
 	-DGGML_CCACHE=OFF -DGIT_EXE=OFF -DLLAMA_BUILD_NUMBER=$(call upstream,build_number) \
-	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo -DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
+	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo \
+	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 
 MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
