@@ -161,11 +161,11 @@ TRACES := $(wildcard ../shared/traces/*.csv)
 replay: $(TOOLS) ## cache policies beside Belady on recorded routing: TRACES="a.csv b.csv"
 	$(USE_TOOLS) cargo bench --locked --bench replay -- $(abspath $(TRACES))
 
-# Without those that download models.
+# Without those that download something, or want Jinja for Python.
 test-llama: source build/llama-tests/build.ninja ## llama.cpp's own tests, built with libhypura
 	$(USE_TOOLS) cmake --build build/llama-tests -j $(JOBS) && \
-		ctest --test-dir build/llama-tests -j $(JOBS) --output-on-failure -LE model \
-			-E '^(test-download-model|test-thread-safety|test-state-restore-fragmented|test-tokenizers-ggml-vocabs)$$' $(CTEST_ARGS)
+		ctest --test-dir build/llama-tests -j $(JOBS) --output-on-failure -LE 'model|python' $(CTEST_ARGS) \
+			-E '^test-(download-model|thread-safety|state-restore-fragmented|tokenizers-ggml-vocabs|arg-parser)$$'
 
 versions: pristine models ## the patches and the backend on several versions of llama.cpp: VERSIONS_ARGS="--newest"
 	$(USE_TOOLS) python3 scripts/versions.py $(VERSIONS_ARGS)
