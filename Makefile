@@ -18,7 +18,8 @@ CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ni
 	-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$$ORIGIN;$$ORIGIN/../lib' \
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
 	-DGGML_CCACHE=OFF -DGIT_EXE=OFF -DLLAMA_BUILD_NUMBER=$(call upstream,build_number) \
-	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo -DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
+	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo \
+	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity
 
@@ -194,11 +195,11 @@ TRACES := $(wildcard ../shared/traces/*.csv)
 replay: $(TOOLS) ## cache policies beside Belady on recorded routing: TRACES="a.csv b.csv"
 	$(USE_TOOLS) cargo bench --locked --bench replay -- $(abspath $(TRACES))
 
-# Without those that download models.
+# Without those that download something, or want Jinja for Python.
 test-llama: source build/llama-tests/build.ninja ## llama.cpp's own tests, built with libhypura
 	$(USE_TOOLS) cmake --build build/llama-tests -j $(JOBS) && \
-		ctest --test-dir build/llama-tests -j $(JOBS) --output-on-failure -LE model \
-			-E '^(test-download-model|test-thread-safety|test-state-restore-fragmented|test-tokenizers-ggml-vocabs)$$' $(CTEST_ARGS)
+		ctest --test-dir build/llama-tests -j $(JOBS) --output-on-failure -LE 'model|python' $(CTEST_ARGS) \
+			-E '^test-(download-model|thread-safety|state-restore-fragmented|tokenizers-ggml-vocabs|arg-parser)$$'
 
 versions: pristine models ## the patches and the backend on several versions of llama.cpp: VERSIONS_ARGS="--newest"
 	$(USE_TOOLS) python3 scripts/versions.py $(VERSIONS_ARGS)

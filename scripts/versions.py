@@ -10,6 +10,7 @@ registry has. A step that fails ends that way's row with what it was; its output
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -96,6 +97,8 @@ def all_versions(with_newest: bool) -> list[Version]:
                 newer.append(crate_version(name, f"={version}"))
                 if with_newest:
                     newer.append(crate_version(name, "*"))
+            case [word, *_] if not word.startswith("#"):
+                sys.exit(f"versions.py: patches/VERSIONS: '{line}' is not understood")
     pinned = fetch_llama.read_upstream()
     name = f"{pinned['pypi_package']} {pinned['pypi_version']}"
     versions.append(Version(name, lambda tree: fetch_llama.copy_tree(fetch_llama.PRISTINE, tree)))
@@ -141,7 +144,7 @@ def check_identity(version: Version, program: Path, resident: dict[str, str], lo
         for settings, output in zip((resident, loaded | streamed), outputs):
             arguments = [model, "single", str(POSITIONS), WORK / "text.txt", output]
             version.call(f"running {model.stem}", program, *arguments, settings=settings)
-        if not stats.exists() or '"read_bytes":0,' in stats.read_text():
+        if not stats.exists() or json.loads(stats.read_text())["read_bytes"] == 0:
             raise Failed(f"no: {model.stem} is not streamed")
         if outputs[0].read_bytes() != outputs[1].read_bytes():
             raise Failed(f"no: the logits of {model.stem} differ")
@@ -206,4 +209,5 @@ def main() -> None:
         sys.exit(1)
 
 
-main()
+if __name__ == "__main__":
+    main()

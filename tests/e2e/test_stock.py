@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
-from logits import LogitsProgram, difference
+from logits import LogitsProgram, build_host, difference
 from memory_cgroup import memory_limit
 from models import SMOLLM2, SMOLLM2_MOE, Model, tiny
 from programs import BACKEND, COMPARABLE, GREEDY, REPOSITORY, STOCK_BIN, Finished, complete, run
@@ -209,6 +209,19 @@ def test_two_models_that_could_be_meant_are_told_apart_or_not_streamed(tmp_path,
     assert finished.output == resident.output
     assert "which one is being loaded cannot be told" in finished.log
     assert "expert-streaming" not in finished.log
+
+
+def test_weights_that_are_not_certain_to_be_in_the_file_stay_in_memory(tmp_path) -> None:
+    """The file was touched while it was being loaded: nothing is streamed from it, and the logits are right."""
+    path = tmp_path / "touched.gguf"
+    shutil.copyfile(SMOLLM2_MOE.path, path)
+    program = build_host("touched", STOCK_BIN, tmp_path)
+    program.with_name("libggml-cpu.so").symlink_to(STOCK_BIN / "libggml-cpu.so")
+    resident = run(program, [path], {}, tmp_path).succeeded()
+    assert len(set(resident.output.split())) > 100, "the model computes nothing meaningful"
+    kept = run(program, [path], LOADED | {"HYPURA": "stream", "HYPURA_RAM": "64M"}, tmp_path).succeeded()
+    assert kept.output == resident.output
+    assert len(re.findall(r"is kept in memory: .*touched\.gguf was written to", kept.log)) == len(SMOLLM2_MOE.streamable)
 
 
 def test_a_model_that_fits_is_left_alone(tmp_path) -> None:
