@@ -259,13 +259,15 @@ std::vector<Vector> compute_layer(const Model & model, const std::string & layer
 }  // namespace
 
 int main(int argc, char ** argv) {
-    if (argc < 4 || argc > 5) {
+    char * end = nullptr;
+    const size_t used = argc == 4 || argc == 5 ? strtoul(argv[3], &end, 10) : 0;
+    if (used == 0 || *end != '\0') {
         fprintf(stderr, "usage: expert_layer MODEL LAYER EXPERTS_USED [RAM]\n");
         return 2;
     }
     try {
         const Model model = open_model(argv[1], argc > 4 ? argv[4] : "256M");
-        for (const Vector & output : compute_layer(model, std::string("blk.") + argv[2], strtoul(argv[3], nullptr, 10))) {
+        for (const Vector & output : compute_layer(model, std::string("blk.") + argv[2], used)) {
             for (size_t i = 0; i < output.size(); i++) {
                 printf("%s%.9g", i > 0 ? " " : "", double(output[i]));
             }

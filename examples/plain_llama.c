@@ -66,9 +66,11 @@ int main(int argc, char **argv) {
     struct llama_context *context;
     struct llama_sampler *sampler;
     const char *failure = "cannot load the model";
+    char *end = NULL;
+    long count = argc == 4 ? strtol(argv[3], &end, 10) : 0;
 
-    if (argc != 4) {
-        fprintf(stderr, "usage: plain_llama MODEL PROMPT TOKEN_COUNT\n");
+    if (count < 1 || count > CONTEXT_TOKENS || *end != '\0') {
+        fprintf(stderr, "usage: plain_llama MODEL PROMPT TOKEN_COUNT (1 to %d)\n", CONTEXT_TOKENS);
         return 2;
     }
     llama_log_set(print_errors, NULL);
@@ -78,7 +80,7 @@ int main(int argc, char **argv) {
     model = load(argv[1]);
     context = model != NULL ? llama_init_from_model(model, params) : NULL;
     if (context != NULL) {
-        failure = continue_prompt(context, sampler, argv[2], atoi(argv[3]));
+        failure = continue_prompt(context, sampler, argv[2], (int)count);
         printf("\n");
     }
     if (failure != NULL) {

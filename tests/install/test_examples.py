@@ -80,6 +80,14 @@ def test_expert_layer_tells_what_is_wrong(gcc: Toolchain) -> None:
     assert "ggml type 2" in gcc.run(program, TINY / "mixtral.gguf", 0, 2, status=1)
     assert "1 to 8" in gcc.run(program, TINY / "q8_0.gguf", 0, 9, status=1)
     assert "blk.9.ffn_gate_inp.weight" in gcc.run(program, TINY / "q8_0.gguf", 9, 2, status=1)
+    assert gcc.run(program, TINY / "q8_0.gguf", 0, "2x", status=2).startswith("usage: ")
+
+
+def test_a_plain_llama_program_tells_what_is_wrong(gcc: Toolchain, tmp_path) -> None:
+    program = gcc.build(EXAMPLES / "plain_llama.c", "-lllama", "-lggml", "-lggml-base")
+    assert "cannot load the model" in gcc.run(program, tmp_path / "missing.gguf", "Hello", 4, status=1)
+    for count in ["-5", "many", "0"]:
+        assert gcc.run(program, TINY / "q8_0.gguf", "Hello", count, status=2).startswith("usage: ")
 
 
 def test_a_plain_llama_program_streams(toolchain: Toolchain, tmp_path) -> None:
