@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from logits import LogitsProgram
-from models import DIRECTORY, SMOLLM2_MOE, TINY, TRAINED_MOE, Model
+from models import DIRECTORY, SMOLLM2, SMOLLM2_MOE, TINY, TRAINED_MOE, Model
 from programs import BACKEND, BIN, OFF_BIN, REPOSITORY, STOCK_BIN
 
 sys.path.insert(0, str(REPOSITORY / "scripts" / "models"))
@@ -58,13 +58,13 @@ def logits(tmp_path_factory: pytest.TempPathFactory, text_file: Path):
     program.discard()
 
 
-def widened(hidden: int) -> Path:
-    """The MoE of SmolLM2 with wider experts. Made once and kept."""
-    path = DIRECTORY / f"smollm2-moe-wide-{hidden}.gguf"
+def widened(model: Model, script: str, hidden: int) -> Path:
+    """A model with more hidden units and the same function. Made once and kept."""
+    path = DIRECTORY / f"{model.name}-wide-{hidden}.gguf"
     if not path.exists():
         draft = path.with_suffix(f".{os.getpid()}.tmp")
-        script = REPOSITORY / "scripts" / "models" / "widen_moe.py"
-        subprocess.run([sys.executable, script, SMOLLM2_MOE.path, draft, "--ffn", str(hidden)], check=True)
+        command = [sys.executable, REPOSITORY / "scripts" / "models" / script, model.path, draft, "--ffn", str(hidden)]
+        subprocess.run(command, check=True)
         draft.rename(path)
     return path
 
@@ -72,10 +72,16 @@ def widened(hidden: int) -> Path:
 @pytest.fixture(scope="session")
 def wide_moe() -> Model:
     """1.4 GB: large enough that memory limits bite."""
-    return Model("wide-moe", widened(3072))
+    return Model("wide-moe", widened(SMOLLM2_MOE, "widen_moe.py", 3072))
+
+
+@pytest.fixture(scope="session")
+def wide_dense() -> Model:
+    """0.8 GB, likewise."""
+    return Model("wide-dense", widened(SMOLLM2, "widen_dense.py", 12288))
 
 
 @pytest.fixture(scope="session")
 def wider_moe() -> Model:
     """2.7 GB: a third of it holds two contexts and still most of an expert cache."""
-    return Model("wider-moe", widened(6144))
+    return Model("wider-moe", widened(SMOLLM2_MOE, "widen_moe.py", 6144))

@@ -19,13 +19,16 @@ REPEATS = (15, 15, 30, 30, 60, 60, 60, 60)
 class Server:
     """A running llama-server with four slots; use it in a `with` statement."""
 
-    def __init__(self, model: Path, settings: dict[str, str], scratch: Path, *more: str, programs: Path = BIN) -> None:
+    def __init__(
+        self, model: Path, settings: dict[str, str], scratch: Path, *more: str, programs: Path = BIN, through: tuple[str, ...] = ()
+    ) -> None:
+        """`through` are words to put before the command, such as a shell that enters a cgroup first."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.log_path = scratch / f"server-{port}.log"
-        self.command = [programs / "llama-server", "-m", model, *COMPARABLE, "-np", "4", "-c", "8192", "--metrics", "--port", port, *more]
+        self.command = [*through, programs / "llama-server", "-m", model, *COMPARABLE, "-np", "4", "-c", "8192", "--metrics", "--port", port, *more]
         self.settings = settings
 
     def __enter__(self) -> "Server":

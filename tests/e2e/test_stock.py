@@ -96,26 +96,33 @@ def test_logits(model: Model, mode: str, tensors: str, stock_logits: LogitsProgr
     assert_streamed(model, stats_path)
 
 
-def test_cli(tmp_path, stats_path) -> None:
+def cli_text(model: Model, settings: dict[str, str], tmp_path, through: tuple[str, ...] = ()) -> str:
+    """What llama-cli answers."""
     question = "What is the capital of Norway?"
-    arguments = ["-m", SMOLLM2_MOE.path, *COMPARABLE, *GREEDY, "-c", "512", "-n", "24", "-st", "-p", question]
-    texts = []
-    for settings in ({}, streaming(SMOLLM2_MOE, stats_path)):
-        output = run(STOCK_BIN / "llama-cli", arguments, settings, tmp_path).succeeded().output
-        text = re.search(re.escape(f"> {question}") + r"(.*)\[ Prompt:", output, re.DOTALL)
-        assert text, output
-        texts.append(text.group(1))
-    assert len(texts[0].strip()) > 10
-    assert texts[0] == texts[1]
-    assert_streamed(SMOLLM2_MOE, stats_path)
+    arguments = ["-m", model.path, *COMPARABLE, *GREEDY, "-c", "512", "-n", "24", "-st", "-p", question]
+    output = run(STOCK_BIN / "llama-cli", arguments, settings, tmp_path, through).succeeded().output
+    text = re.search(re.escape(f"> {question}") + r"(.*)\[ Prompt:", output, re.DOTALL)
+    assert text and len(text.group(1).strip()) > 10, output
+    return text.group(1)
+
+
+@MODELS
+def test_cli(model: Model, tmp_path, stats_path) -> None:
+    resident = cli_text(model, {}, tmp_path)
+    assert cli_text(model, streaming(model, stats_path), tmp_path) == resident
+    assert_streamed(model, stats_path)
+
+
+def run_bench(model: Model, settings: dict[str, str], tmp_path, through: tuple[str, ...] = ()) -> None:
+    """Its tokens are random and its output are speeds: that they are not 0 is all there is to see."""
+    arguments = ["-m", model.path, "--repack", "0", "-t", "2", "-p", "32", "-n", "8", "-r", "1", "-o", "json"]
+    finished = run(STOCK_BIN / "llama-bench", arguments, settings, tmp_path, through).succeeded()
+    assert [result["avg_ts"] > 0 for result in json.loads(finished.output)] == [True, True]
 
 
 @MODELS
 def test_bench(model: Model, tmp_path, stats_path) -> None:
-    """It runs, on streamed weights; its random tokens are not a measurement."""
-    arguments = ["-m", model.path, "--repack", "0", "-t", "2", "-p", "32", "-n", "8", "-r", "1", "-o", "json"]
-    finished = run(STOCK_BIN / "llama-bench", arguments, streaming(model, stats_path), tmp_path).succeeded()
-    assert [result["avg_ts"] > 0 for result in json.loads(finished.output)] == [True, True]
+    run_bench(model, streaming(model, stats_path), tmp_path)
     assert_streamed(model, stats_path)
 
 
@@ -177,26 +184,62 @@ def resident_bytes(process_id: int) -> int:
         return int(re.search(r"^VmRSS:\s+(\d+) kB$", status.read(), re.MULTILINE).group(1)) << 10
 
 
+def held_bytes(model: Model, budget: str, load_mode: str, tmp_path) -> int:
+    """What a server holds after a request."""
+    settings = LOADED | {"HYPURA": "stream", "HYPURA_RAM": budget}
+    with Server(model.path, settings, tmp_path, "-c", "2048", "--load-mode", load_mode, programs=STOCK_BIN) as server:
+        assert server.text("/completion", {"prompt": PROMPTS[0], "n_predict": TOKENS})
+        return resident_bytes(server.process.pid)
+
+
 @pytest.mark.parametrize("load_mode", LOAD_MODES)
 def test_memory_is_the_budget_and_the_rest_of_the_model(wide_moe: Model, load_mode: str, tmp_path) -> None:
     """What the loader has read of the whole file is given back, locked or not."""
-    settings = LOADED | {"HYPURA": "stream", "HYPURA_RAM": "128M"}
-    with Server(wide_moe.path, settings, tmp_path, "-c", "2048", "--load-mode", load_mode, programs=STOCK_BIN) as server:
-        assert server.text("/completion", {"prompt": PROMPTS[0], "n_predict": TOKENS})
-        held_bytes = resident_bytes(server.process.pid)
-    assert held_bytes <= wide_moe.other_bytes + (128 << 20) + ALLOWANCE_BYTES
-    assert held_bytes < 0.4 * wide_moe.path.stat().st_size
+    held = held_bytes(wide_moe, "128M", load_mode, tmp_path)
+    assert held <= wide_moe.other_bytes + (128 << 20) + ALLOWANCE_BYTES
+    assert held < 0.4 * wide_moe.path.stat().st_size
 
 
-@pytest.mark.parametrize("load_mode", ["auto", "none"])
-def test_in_a_memory_cgroup_smaller_than_the_model_nothing_has_to_be_set(wide_moe: Model, load_mode: str, tmp_path) -> None:
-    resident = stock_complete(wide_moe, {}, tmp_path).succeeded()
+def test_memory_of_a_dense_model(wide_dense: Model, tmp_path) -> None:
+    held = held_bytes(wide_dense, "128M", "auto", tmp_path)
+    assert held <= wide_dense.other_bytes + (128 << 20) + ALLOWANCE_BYTES
+    assert held < 0.7 * wide_dense.path.stat().st_size
+
+
+@pytest.fixture
+def cgroup_smaller_than_the_model(wide_moe: Model):
+    """The words that put a command into it."""
     limit_bytes = 900 << 20
     assert limit_bytes < 0.7 * wide_moe.path.stat().st_size
     with memory_limit(limit_bytes) as through:
-        streamed = stock_complete(wide_moe, LOADED, tmp_path, "--load-mode", load_mode, through=through).succeeded()
+        yield through
+
+
+@pytest.mark.parametrize("load_mode", ["auto", "none"])
+def test_in_a_memory_cgroup_nothing_has_to_be_set(wide_moe: Model, cgroup_smaller_than_the_model, load_mode: str, tmp_path) -> None:
+    resident = stock_complete(wide_moe, {}, tmp_path).succeeded()
+    through = cgroup_smaller_than_the_model
+    streamed = stock_complete(wide_moe, LOADED, tmp_path, "--load-mode", load_mode, through=through).succeeded()
     assert "expert-streaming: " in streamed.log
     assert streamed.output == resident.output
+
+
+def test_other_tools_in_a_memory_cgroup(wide_moe: Model, cgroup_smaller_than_the_model, tmp_path, stats_path) -> None:
+    through, settings = cgroup_smaller_than_the_model, LOADED | {"HYPURA_STATS": str(stats_path)}
+    assert cli_text(wide_moe, settings, tmp_path, through) == cli_text(wide_moe, {}, tmp_path)
+    assert_streamed(wide_moe, stats_path)
+
+    stats_path.unlink()
+    run_bench(wide_moe, settings, tmp_path, through)
+    assert_streamed(wide_moe, stats_path)
+
+    stats_path.unlink()
+    texts = []
+    for settings, through in (({}, ()), (settings, through)):
+        with Server(wide_moe.path, settings, tmp_path, "-c", "2048", programs=STOCK_BIN, through=through) as server:
+            texts.append(server.text("/completion", {"prompt": PROMPTS[0], "n_predict": TOKENS}))
+    assert texts[0] == texts[1]
+    assert_streamed(wide_moe, stats_path)
 
 
 def test_two_models_that_could_be_meant_are_told_apart_or_not_streamed(tmp_path, stats_path) -> None:
