@@ -109,8 +109,8 @@ fn run_thread(sink: &dyn Sink, body: impl FnOnce()) {
 /// Dropping an engine discards what is queued, waits for what is in flight, and only then returns: afterwards no
 /// destination is written any more. An idle engine sleeps.
 pub trait Engine: Send + Sync {
-    /// Queues reads and empties the list. Every read is reported to the sink exactly once, unless it is cancelled before or the
-    /// engine is dropped first.
+    /// Queues reads and empties the list. Every read is reported to the sink exactly once, unless it is cancelled with nothing in
+    /// flight, or the engine is dropped first.
     fn submit(&self, requests: &mut Vec<Request>);
 
     /// Makes a queued read a demand read.

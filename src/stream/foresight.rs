@@ -13,7 +13,7 @@ use crate::io::{DirectFile, Engine};
 use crate::predict::{Choice, Foreseen, Recent, Router};
 
 use super::core::Core;
-use super::guesses;
+use super::guesses::Naming;
 
 /// Tokens of a batch up to which looking ahead is of use: a large one wants nearly all experts anyway.
 const ROWS_MAX: usize = 8;
@@ -69,11 +69,11 @@ impl Foresight {
                     match &routers[seen.layer] {
                         Some(router) => {
                             let chosen = router.choose(&seen.inputs, &mut choice);
-                            core.guess(&files, next, guesses::Foresight::Router(chosen), &mut requests);
+                            core.guess(&files, next, Naming::ByRouter(chosen), &mut requests);
                         }
                         None => {
                             core.foresee_by_habit(seen.layer, &seen.experts, &mut foreseen);
-                            core.guess(&files, next, guesses::Foresight::Habits(&foreseen), &mut requests);
+                            core.guess(&files, next, Naming::ByHabits(&foreseen), &mut requests);
                         }
                     }
                     if !requests.is_empty() {

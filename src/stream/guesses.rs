@@ -13,11 +13,11 @@ const PROBABILITY_MIN: f32 = 0.6;
 
 /// What foresees a layer, and the experts that it names, the surest first.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Foresight<'a> {
+pub(super) enum Naming<'a> {
     /// Its router, applied early.
-    Router(&'a [usize]),
+    ByRouter(&'a [usize]),
     /// The model's habits.
-    Habits(&'a [Foreseen]),
+    ByHabits(&'a [Foreseen]),
 }
 
 /// What was foreseen for the layer that comes next.
@@ -31,6 +31,7 @@ pub(super) struct Guesses {
     /// The layer that something was foreseen for, and its experts.
     layer: usize,
     named: Vec<Named>,
+    /// Whether a router named them, and not habits.
     by_router: bool,
     /// Blocks of it that are being read, or were.
     reads: Vec<(usize, SlotId)>,
@@ -81,13 +82,7 @@ impl Guesses {
 impl Core {
     /// Notes what an expert layer is foreseen to want and, while that pays, adds reads for what is missing. The layer is the next
     /// one, or the first one for the next token.
-    pub(super) fn guess(
-        &self,
-        files: &[DirectFile],
-        layer: usize,
-        foresight: Foresight<'_>,
-        requests: &mut Vec<Request>,
-    ) {
+    pub(super) fn guess(&self, files: &[DirectFile], layer: usize, naming: Naming<'_>, requests: &mut Vec<Request>) {
         let layer_count = self.streamed.expert_layers.len();
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -101,13 +96,13 @@ impl Core {
         let named = |expert, probability| Named { expert, probability, is_missing: is_missing(expert) };
         guesses.layer = layer;
         guesses.named.clear();
-        guesses.by_router = matches!(foresight, Foresight::Router(_));
-        match foresight {
-            Foresight::Router(experts) => {
+        guesses.by_router = matches!(naming, Naming::ByRouter(_));
+        match naming {
+            Naming::ByRouter(experts) => {
                 let trust = |(rank, &expert)| named(expert, guesses.trust.probability(layer, rank));
                 guesses.named.extend(experts.iter().enumerate().map(trust));
             }
-            Foresight::Habits(foreseen) => {
+            Naming::ByHabits(foreseen) => {
                 guesses.named.extend(foreseen.iter().map(|foreseen| named(foreseen.expert, foreseen.probability)));
             }
         }
