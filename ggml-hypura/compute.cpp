@@ -12,6 +12,7 @@
 #include "ggml-impl.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -30,6 +31,12 @@ constexpr size_t MAX_ROW_SLOTS = 512u << 10;
 
 // nodes of one inner graph
 constexpr size_t MAX_NODES = 256;
+
+// rows of a MUL_MAT_ID up to which a layer's later nodes are begun early: more is a prompt, which wants every expert anyway
+constexpr size_t MAX_EARLY_ROWS = 64;
+
+// nodes of a layer that may be: the second matrix, the activation, the third matrix
+constexpr size_t MAX_EARLY = 3;
 
 struct fetch_deleter {
     void operator()(hypura_fetch_t * fetch) const { hypura_fetch_free(fetch); }
@@ -82,6 +89,23 @@ struct expert_rows {
         for (int64_t i = 0; i < n_rows; ++i) {
             memcpy(destination(rows[i]), out + i*out_row_bytes(), out_row_bytes());
         }
+    }
+};
+
+// What was computed of a node before its turn, while an earlier one of its layer waited for the drive. In memory of its own: the node's may
+// still be used by others until then.
+struct early_result {
+    const ggml_tensor * node = nullptr; // none: unused
+    ggml_tensor         copy;
+    std::vector<char>   memory;
+    std::vector<bool>   is_done;        // by expert
+
+    void begin(const ggml_tensor * of, int64_t n_experts) {
+        node = of;
+        copy = *of;
+        memory.resize(std::max(memory.size(), ggml_nbytes(of)));
+        copy.data = memory.data();
+        is_done.assign(n_experts, false);
     }
 };
 
@@ -151,6 +175,7 @@ struct backend_context {
     std::vector<int32_t>    zeros;      // ids of an expert's rows: it is the only one
     std::vector<int32_t>    positions;  // ids where experts are found by their distance
     std::vector<expert_rows> pending;
+    std::array<early_result, MAX_EARLY> early;
 
     char error[1024];
 
@@ -177,6 +202,17 @@ struct backend_context {
             hypura_measure_speeds(cpu, n_threads, *model);
         }
         return fetch.get();
+    }
+
+    early_result * early_of(const ggml_tensor * node) {
+        auto found = std::find_if(early.begin(), early.end(), [&](const early_result & e) { return e.node == node; });
+        return found == early.end() ? nullptr : &*found;
+    }
+
+    void forget_early(const ggml_tensor * node) {
+        if (early_result * result = early_of(node)) {
+            result->node = nullptr;
+        }
     }
 
     ggml_status failed(const ggml_tensor * node) {
@@ -425,9 +461,105 @@ void look_ahead(hypura_fetch_t * fetch, const ggml_tensor * input) {
     }
 }
 
-ggml_status compute_mul_mat_id(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * weight) {
+// Computes what can be of the nodes that follow in the layer while `current` waits for the drive: with experts that are in RAM, on inputs
+// that are there. `is_done` tells of which experts `current` itself has been computed.
+//
+// Without this, the last reads of a layer would be followed by everything that the matrices after the first have to compute.
+ggml_status compute_early(backend_context & ctx, ggml_cgraph * graph, int current, hypura_fetch_t * fetch, const std::vector<bool> & is_done) {
+    const ggml_tensor * now = graph->nodes[current];
+    const std::vector<bool> all(is_done.size(), true);
+
+    // of which experts a tensor has its rows, and where
+    auto rows_of = [&](const ggml_tensor * t) -> const std::vector<bool> * {
+        if (t == now) {
+            return &is_done;
+        }
+        if (const early_result * e = ctx.early_of(t)) {
+            return &e->is_done;
+        }
+        const bool is_complete = std::find(graph->nodes, graph->nodes + current, t) != graph->nodes + current || t == now->src[1];
+        return is_complete ? &all : nullptr;
+    };
+    auto place_of = [&](ggml_tensor * t) {
+        early_result * e = t == now ? nullptr : ctx.early_of(t);
+        return e ? &e->copy : t;
+    };
+
+    for (int i = current + 1; i < graph->n_nodes; ++i) {
+        ggml_tensor * node = graph->nodes[i];
+        if (node->op == GGML_OP_VIEW || node->op == GGML_OP_RESHAPE) {
+            continue;
+        }
+        const bool is_glu = node->op == GGML_OP_GLU && node->src[1];
+        const bool is_mul = node->op == GGML_OP_MUL_MAT_ID && node->src[2] == now->src[2];
+        const std::vector<bool> * first  = is_glu ? rows_of(node->src[0]) : nullptr;
+        const std::vector<bool> * second = is_glu || is_mul ? rows_of(node->src[1]) : nullptr;
+        early_result * result = ctx.early_of(node) ? ctx.early_of(node) : ctx.early_of(nullptr);
+        if (!(is_glu ? first && second : is_mul && second) || !result) {
+            break;
+        }
+        if (result->node != node) {
+            result->begin(node, is_done.size());
+        }
+        if (is_glu) {
+            // all rows, of which those of other experts make no sense yet
+            for (size_t expert = 0; expert < is_done.size(); ++expert) {
+                result->is_done[expert] = (*first)[expert] && (*second)[expert];
+            }
+            result->copy.src[0] = place_of(node->src[0]);
+            result->copy.src[1] = place_of(node->src[1]);
+            ctx.graph.add(ctx.graph.copy(&result->copy));
+            const ggml_status status = ctx.graph.compute(ctx.cpu);
+            if (status != GGML_STATUS_SUCCESS) {
+                return status;
+            }
+            continue;
+        }
+        hypura_block blocks[MAX_EARLY_ROWS];
+        size_t n_blocks = 0;
+        const hypura_tensor * weight = hypura_find_tensor(node->src[0]);
+        if (!weight || hypura_fetch_early(fetch, weight->index, blocks, MAX_EARLY_ROWS, &n_blocks, ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
+            return ctx.failed(node);
+        }
+        auto is_not_for_now = [&](const hypura_block & b) { return result->is_done[b.expert] || !(*second)[b.expert]; };
+        n_blocks = std::remove_if(blocks, blocks + n_blocks, is_not_for_now) - blocks;
+        if (n_blocks == 0) {
+            continue;
+        }
+        result->copy.src[1] = place_of(node->src[1]);
+        const ggml_status status = compute_experts(ctx, &result->copy, blocks, n_blocks);
+        if (status != GGML_STATUS_SUCCESS) {
+            return status;
+        }
+        for (size_t b = 0; b < n_blocks; ++b) {
+            result->is_done[blocks[b].expert] = true;
+        }
+    }
+    return GGML_STATUS_SUCCESS;
+}
+
+// puts the rows of experts that were computed early in their place; returns how many of the blocks, first in the array, are left
+size_t take_early(backend_context & ctx, const ggml_tensor * node, hypura_block * blocks, size_t n_blocks) {
+    early_result * result = ctx.early_of(node);
+    if (!result) {
+        return n_blocks;
+    }
+    auto is_left = [&](const hypura_block & b) { return !result->is_done[b.expert]; };
+    const size_t n_left = std::stable_partition(blocks, blocks + n_blocks, is_left) - blocks;
+    for (size_t b = n_left; b < n_blocks; ++b) {
+        for (size_t row = ctx.row_starts[blocks[b].expert]; row < ctx.row_starts[blocks[b].expert + 1]; ++row) {
+            const size_t offset = ctx.rows[row].choice*node->nb[1] + ctx.rows[row].token*node->nb[2];
+            memcpy((char *) node->data + offset, result->memory.data() + offset, node->ne[0]*sizeof(float));
+        }
+    }
+    return n_left;
+}
+
+ggml_status compute_mul_mat_id(backend_context & ctx, ggml_cgraph * graph, int index, const hypura_tensor * weight) {
+    const ggml_tensor * node = graph->nodes[index];
     const ggml_tensor * ids = node->src[2];
-    sort_rows(ctx, ids, node->src[0]->ne[2]);
+    const int64_t n_experts = node->src[0]->ne[2];
+    sort_rows(ctx, ids, n_experts);
 
     hypura_fetch_t * fetch = ctx.fetch_for(weight->model);
     if (!fetch || hypura_fetch_begin(fetch, weight->index, ctx.ids.data(), ctx.ids.size(), ids->ne[1], ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
@@ -437,18 +569,28 @@ ggml_status compute_mul_mat_id(backend_context & ctx, const ggml_tensor * node, 
     hypura_block blocks[MAX_NODES];
     ggml_status status = GGML_STATUS_SUCCESS;
     size_t count = 1;
+    std::vector<bool> is_done(n_experts);
+    bool may_be_early = ctx.ids.size() <= MAX_EARLY_ROWS;
     while (status == GGML_STATUS_SUCCESS && count > 0) {
+        if (may_be_early && !hypura_fetch_is_ready(fetch)) {
+            may_be_early = false;
+            status = compute_early(ctx, graph, index, fetch, is_done);
+            continue;
+        }
         if (hypura_fetch_next(fetch, blocks, MAX_NODES, &count, ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
             status = ctx.failed(node);
-        } else {
-            status = compute_experts(ctx, node, blocks, count);
+            continue;
         }
+        std::for_each(blocks, blocks + count, [&](const hypura_block & b) { is_done[b.expert] = true; });
+        const size_t n_left = take_early(ctx, node, blocks, count);
+        status = n_left > 0 ? compute_experts(ctx, node, blocks, n_left) : GGML_STATUS_SUCCESS;
     }
     hypura_fetch_end(fetch);
     return status;
 }
 
-ggml_status compute_node(backend_context & ctx, ggml_tensor * node) {
+ggml_status compute_node(backend_context & ctx, ggml_cgraph * graph, int index) {
+    ggml_tensor * node = graph->nodes[index];
     const hypura_tensor * weight = node->src[0] ? hypura_find_tensor(node->src[0]) : nullptr;
     if (weight && weight->is_awaited) {
         snprintf(ctx.error, sizeof(ctx.error), "%s was never loaded", node->src[0]->name);
@@ -466,7 +608,7 @@ ggml_status compute_node(backend_context & ctx, ggml_tensor * node) {
             return compute_mul_mat(ctx, node, weight);
         case GGML_OP_MUL_MAT_ID:
             GGML_ASSERT(weight);
-            return compute_mul_mat_id(ctx, node, weight);
+            return compute_mul_mat_id(ctx, graph, index, weight);
         default:
             ctx.graph.add(node);
             return ctx.graph.compute(ctx.cpu);
@@ -484,12 +626,16 @@ void backend_free(ggml_backend_t backend) {
 }
 
 ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
+    backend_context & ctx = *context(backend);
+    for (early_result & result : ctx.early) {
+        result.node = nullptr; // of a graph that failed
+    }
     for (int i = 0; i < cgraph->n_nodes; ++i) {
-        ggml_tensor * node = cgraph->nodes[i];
-        if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+        if ((cgraph->nodes[i]->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
             continue;
         }
-        const ggml_status status = compute_node(*context(backend), node);
+        const ggml_status status = compute_node(ctx, cgraph, i);
+        ctx.forget_early(cgraph->nodes[i]);
         if (status != GGML_STATUS_SUCCESS) {
             return status;
         }

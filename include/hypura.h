@@ -511,6 +511,31 @@ int32_t hypura_fetch_next(struct hypura_fetch_t *fetch,
                           char *error,
                           size_t error_size);
 
+/// Whether hypura_fetch_next() would return at once. Where it would not, there may be other work meanwhile: hypura_fetch_early().
+///
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+/// @return whether it would; also when it would fail
+bool hypura_fetch_is_ready(const struct hypura_fetch_t *fetch);
+
+/// Delivers, of another tensor of the same layer, what is in RAM of the experts that are demanded now, so that something can be
+/// computed while the drive is waited for. Optional. It never waits, and it is no demand: a later hypura_fetch_begin() for that
+/// tensor delivers all of its experts, these too. The blocks stay valid until the next call with this fetch.
+///
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param blocks receives them
+/// @param capacity how many it has room for; more are left out
+/// @param count receives how many there are
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT, also without a demand; any read error of this model
+int32_t hypura_fetch_early(struct hypura_fetch_t *fetch,
+                           size_t tensor,
+                           struct hypura_block *blocks,
+                           size_t capacity,
+                           size_t *count,
+                           char *error,
+                           size_t error_size);
+
 /// Gives back what the fetch holds, whether all was delivered or not.
 ///
 /// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed

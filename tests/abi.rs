@@ -208,6 +208,10 @@ signatures! {
     hypura_fetch_begin: fn(*mut HypuraFetch, usize, *const i32, usize, usize, *mut c_char, usize) -> i32;
     hypura_fetch_look_ahead: fn(*mut HypuraFetch, *const f32, usize, usize);
     hypura_fetch_next: fn(*mut HypuraFetch, *mut HypuraBlock, usize, *mut usize, *mut c_char, usize) -> i32;
+    hypura_fetch_is_ready: fn(*const HypuraFetch) -> bool;
+    hypura_fetch_early: fn(
+        *mut HypuraFetch, usize, *mut HypuraBlock, usize, *mut usize, *mut c_char, usize
+    ) -> i32;
     hypura_fetch_end: fn(*mut HypuraFetch);
     hypura_fetch_free: fn(*mut HypuraFetch);
 }

@@ -305,6 +305,35 @@ fn a_demand_that_is_refused_holds_nothing_and_the_fetch_goes_on() {
 }
 
 #[test]
+fn what_is_in_ram_can_be_had_before_it_is_demanded() {
+    within(60, || {
+        let model = expert_model(TestDirectory::new(), 31, 1);
+        let session = model.session_with_ram(1 << 40, &[]).unwrap();
+        model.sweep(&session).unwrap();
+        let streamed = model.streamed(&session);
+        let (now, later) = (streamed[0], streamed[1]);
+        let mut fetch = session.new_fetch();
+        let mut blocks = Vec::new();
+        assert_eq!(
+            fetch.early(later, &mut blocks).unwrap_err().code(),
+            ErrorCode::InvalidArgument,
+            "nothing is demanded"
+        );
+        fetch.begin(now, &[3, 1, 3], 1).unwrap();
+        let before = number(&stats(&session), "expert_hits");
+        fetch.early(later, &mut blocks).unwrap();
+        let mut experts: Vec<usize> = blocks.iter().map(|block| block.expert).collect();
+        experts.sort_unstable();
+        assert_eq!(experts, [1, 3]);
+        blocks.iter().for_each(|block| model.assert_right(later, block));
+        assert_eq!(number(&stats(&session), "expert_hits"), before, "it is no demand");
+        assert_eq!(fetch.early(usize::MAX, &mut blocks).unwrap_err().code(), ErrorCode::InvalidArgument);
+        fetch.end();
+        assert_eq!(model.fetch_all(&mut fetch, later, &[3, 1], 1).unwrap(), 2, "its own demand delivers them again");
+    });
+}
+
+#[test]
 fn sessions_and_fetches_are_dropped_while_reads_are_in_flight() {
     within(60, || {
         for make in MODELS {

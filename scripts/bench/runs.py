@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drive import DriveSpeed, drive_speed
 from serving import Answer, Serving, ServerDied
+from stolen import ProcessorTime, undisturbed
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Run:
     decode_stats: dict[str, float] = field(default_factory=dict)
     stats: dict = field(default_factory=dict)
     drives: list[DriveSpeed] = field(default_factory=list)
+    # The share of the processors' time that other machines had instead.
+    stolen: float = 0.0
     failure: str | None = None
 
     @property
@@ -80,13 +83,25 @@ def run_once(kind: Kind) -> Run:
     measure_drive(kind, run)
     try:
         with Serving(kind.model, kind.settings, kind.through, kind.flags) as server:
+            time = ProcessorTime()
             for prompt in kind.prompts:
                 left = answer_prompt(server, kind, prompt, run, left)
             run.stats = server.stats()
+            run.stolen = time.stolen()
     except ServerDied as reason:
         run.failure = str(reason)
     measure_drive(kind, run)
     return run
+
+
+def run_undisturbed(kind: Kind) -> Run:
+    """A run that kept its processors, if one can be had."""
+
+    def measure() -> tuple[Run, float]:
+        run = run_once(kind)
+        return run, run.stolen
+
+    return undisturbed(measure)
 
 
 def measure_drive(kind: Kind, run: Run) -> None:
@@ -133,7 +148,7 @@ def in_rounds(kinds: Iterable[Kind], rounds: int) -> dict[str, list[Run]]:
     runs: dict[str, list[Run]] = {kind.name: [] for kind in kinds}
     for _ in range(rounds):
         for kind in kinds:
-            run = run_once(kind)
+            run = run_undisturbed(kind)
             runs[kind.name].append(run)
             # The rest of a failure is the server's log.
             what = run.failure.splitlines()[0] if run.failure else f"{shown(run.prompt_speed)} tokens per second of prompt, {shown(run.speed)} generated"

@@ -13,6 +13,8 @@ pub struct HypuraFetch {
     delivered: Vec<Block>,
     /// The part of `delivered` that did not fit the host's array yet starts here.
     position: usize,
+    /// What hypura_fetch_early() delivered last.
+    early: Vec<Block>,
 }
 
 /// Weights in RAM, as the file has them: a tensor without experts (`size_bytes` bytes), or one expert of a tensor
@@ -45,7 +47,7 @@ pub unsafe extern "C" fn hypura_fetch_new(
         let fetch = model.session()?.new_fetch();
         // SAFETY: the contract of this function.
         let out = unsafe { pointers::exclusive(out, "out") }?;
-        *out = Box::into_raw(Box::new(HypuraFetch { fetch, delivered: Vec::new(), position: 0 }));
+        *out = Box::into_raw(Box::new(HypuraFetch { fetch, delivered: Vec::new(), position: 0, early: Vec::new() }));
         Ok(())
     };
     // SAFETY: the contract of this function.
@@ -144,16 +146,61 @@ pub unsafe extern "C" fn hypura_fetch_next(
             // What did not fit the host's array last time; nothing is delivered after an error.
             this.fetch.check()?;
         }
-        let ready = &this.delivered[this.position..];
-        let ready = &ready[..ready.len().min(capacity)];
-        for (index, block) in ready.iter().enumerate() {
-            let block = HypuraBlock { expert: block.expert as u64, data: block.data.cast() };
-            // SAFETY: `index < capacity`, and the caller vouches for that much room.
-            unsafe { blocks.add(index).write(block) };
-        }
-        this.position += ready.len();
+        // SAFETY: the caller vouches for that much room.
+        let written = unsafe { write_blocks(&this.delivered[this.position..], blocks, capacity) };
+        this.position += written;
         // SAFETY: the contract of this function.
-        unsafe { pointers::write(count, ready.len(), "count") }
+        unsafe { pointers::write(count, written, "count") }
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Whether hypura_fetch_next() would return at once. Where it would not, there may be other work meanwhile: hypura_fetch_early().
+///
+/// # Safety
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+/// @return whether it would; also when it would fail
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_is_ready(fetch: *const HypuraFetch) -> bool {
+    // SAFETY: the contract of this function.
+    let Some(this) = (unsafe { fetch.as_ref() }) else { return true };
+    guard_infallible(true, || this.position < this.delivered.len() || this.fetch.is_ready())
+}
+
+/// Delivers, of another tensor of the same layer, what is in RAM of the experts that are demanded now, so that something can be
+/// computed while the drive is waited for. Optional. It never waits, and it is no demand: a later hypura_fetch_begin() for that
+/// tensor delivers all of its experts, these too. The blocks stay valid until the next call with this fetch.
+///
+/// # Safety
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param blocks receives them
+/// @param capacity how many it has room for; more are left out
+/// @param count receives how many there are
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT, also without a demand; any read error of this model
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_early(
+    fetch: *mut HypuraFetch,
+    tensor: usize,
+    blocks: *mut HypuraBlock,
+    capacity: usize,
+    count: *mut usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let this = unsafe { pointers::exclusive(fetch, "fetch") }?;
+        if blocks.is_null() || count.is_null() {
+            return Err(pointers::invalid("blocks or count is NULL"));
+        }
+        this.fetch.early(tensor, &mut this.early)?;
+        // SAFETY: the caller vouches for that much room.
+        let written = unsafe { write_blocks(&this.early, blocks, capacity) };
+        // SAFETY: the contract of this function.
+        unsafe { pointers::write(count, written, "count") }
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
@@ -186,4 +233,18 @@ pub unsafe extern "C" fn hypura_fetch_free(fetch: *mut HypuraFetch) {
         let fetch = unsafe { Box::from_raw(fetch) };
         guard_infallible((), || drop(fetch));
     }
+}
+
+/// Writes as many blocks as there is room for; returns how many.
+///
+/// # Safety
+/// `to` has room for `capacity` blocks.
+unsafe fn write_blocks(blocks: &[Block], to: *mut HypuraBlock, capacity: usize) -> usize {
+    let written = blocks.len().min(capacity);
+    for (index, block) in blocks[..written].iter().enumerate() {
+        let block = HypuraBlock { expert: block.expert as u64, data: block.data.cast() };
+        // SAFETY: `index < capacity`.
+        unsafe { to.add(index).write(block) };
+    }
+    written
 }

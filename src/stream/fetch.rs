@@ -45,6 +45,8 @@ pub struct Fetch {
     awaited: Vec<SlotId>,
     /// Delivered by the latest `next`.
     held: Vec<SlotId>,
+    /// Delivered by the latest `early`.
+    held_early: Vec<SlotId>,
     /// The distinct experts of the demand, in order of first use.
     experts: Vec<usize>,
     /// By expert: how many rows of the demand are sent to it, if any.
@@ -77,6 +79,7 @@ impl Fetch {
             missing: Vec::new(),
             awaited: Vec::new(),
             held: Vec::new(),
+            held_early: Vec::new(),
             experts: Vec::new(),
             row_counts: Vec::new(),
             entered: None,
@@ -194,6 +197,7 @@ impl Fetch {
         };
         let mut state = core.state.lock();
         let mut freed = self.release_held(core, &mut state, member);
+        freed.extend(self.release_early(core, &mut state, member));
         let mut waiting_since: Option<Instant> = None;
         loop {
             check(&state)?;
@@ -241,7 +245,58 @@ impl Fetch {
             Block { expert: pool.block(slot) - self.first_block, data: pool.data(slot) }
         }));
         drop(state);
-        let verified = self.verify(running, deliver);
+        let verified = self.verify(running, self.first_block, deliver);
+        if verified.is_err() {
+            deliver.clear();
+        }
+        verified
+    }
+
+    /// Whether [`Self::next`] would return at once.
+    pub fn is_ready(&self) -> bool {
+        let Ok(running) = self.session.running() else { return true };
+        let state = running.core.state.lock();
+        let is_over = self.awaited.is_empty() && self.missing.is_empty();
+        let is_ready = |id: &SlotId| state.pools[id.pool].state(id.slot) == SlotState::Ready;
+        is_over || state.error.is_some() || self.awaited.iter().any(is_ready)
+    }
+
+    /// Delivers, of another tensor of the same layer, what is in RAM of the experts that are demanded now: something to compute on
+    /// while [`Self::next`] would wait. Never waits. It is no demand: the tensor's own delivers all of its experts.
+    ///
+    /// # Errors
+    /// `InvalidArgument` without a demand, or for a tensor that has no experts; the first error of any read of this model.
+    pub fn early(&mut self, tensor: usize, deliver: &mut Vec<Block>) -> Result<()> {
+        deliver.clear();
+        let session = Arc::clone(&self.session);
+        let running = session.running()?;
+        let core = &running.core;
+        let streamed = session.streamed.find(tensor).map(|index| &session.streamed.tensors[index]);
+        let (Some(streamed), Some(member)) =
+            (streamed.filter(|tensor| tensor.is_expert), self.member.filter(|_| self.begun))
+        else {
+            let message = format!("tensor {tensor} has no experts that are streamed, or no demand has begun");
+            return Err(Error::new(ErrorCode::InvalidArgument, message));
+        };
+        let mut state = core.state.lock();
+        check(&state)?;
+        let freed = self.release_early(core, &mut state, member);
+        for &expert in self.experts.iter().filter(|&&expert| expert < streamed.block_count) {
+            let block = streamed.first_block + expert;
+            let Some(id) = state.location[block] else { continue };
+            let pool = &mut state.pools[id.pool];
+            // What was read ahead is left to the demand that it was read for, which counts it.
+            if pool.state(id.slot) != SlotState::Ready || pool.is_guess(id.slot) {
+                continue;
+            }
+            pool.join(id.slot, member);
+            deliver.push(Block { expert, data: pool.data(id.slot) });
+            self.held_early.push(id);
+            core.record(Event::ComputeBegin, block);
+        }
+        drop(state);
+        core.wake(freed);
+        let verified = self.verify(running, streamed.first_block, deliver);
         if verified.is_err() {
             deliver.clear();
         }
@@ -259,14 +314,15 @@ impl Fetch {
     /// Gives everything back, finished or not.
     pub fn end(&mut self) {
         self.begun = false;
-        if self.held.is_empty() && self.awaited.is_empty() && self.missing.is_empty() {
+        if self.held.is_empty() && self.held_early.is_empty() && self.awaited.is_empty() && self.missing.is_empty() {
             return;
         }
         let session = Arc::clone(&self.session);
         if let (Ok(running), Some(member)) = (session.running(), self.member) {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
-            let freed = self.release_held(&running.core, &mut state, member);
+            let mut freed = self.release_held(&running.core, &mut state, member);
+            freed.extend(self.release_early(&running.core, &mut state, member));
             if let Some(tensor) = self.tensor.filter(|&tensor| !session.streamed.tensors[tensor].is_expert) {
                 let (files, setting) = (&session.files, session.config.prefetch);
                 running.core.read_ahead(&mut state, files, setting, tensor, &[], &mut self.requests);
@@ -370,22 +426,20 @@ impl Fetch {
         }
     }
 
-    /// Gives slots back; returns who may want them.
+    /// Gives slots back that [`Self::next`] delivered; returns who may want them.
     fn release_held(&mut self, core: &Core, state: &mut State, member: u32) -> Members {
-        if self.held.is_empty() {
-            return Members::default();
-        }
-        for id in self.held.drain(..) {
-            core.record(Event::ComputeEnd, state.pools[id.pool].block(id.slot));
-            state.pools[id.pool].leave(id.slot, member);
-        }
-        std::mem::take(&mut state.want_room)
+        release(&mut self.held, core, state, member)
     }
 
-    fn verify(&self, running: &Running, delivered: &[Block]) -> Result<()> {
+    /// The same for those that [`Self::early`] delivered.
+    fn release_early(&mut self, core: &Core, state: &mut State, member: u32) -> Members {
+        release(&mut self.held_early, core, state, member)
+    }
+
+    fn verify(&self, running: &Running, first_block: usize, delivered: &[Block]) -> Result<()> {
         let Some(verifier) = &running.verifier else { return Ok(()) };
         for block in delivered {
-            let extent = running.core.streamed.blocks[self.first_block + block.expert];
+            let extent = running.core.streamed.blocks[first_block + block.expert];
             // SAFETY: the block is in a Ready slot that this fetch holds, so all its bytes are written and stay put.
             let memory = unsafe { std::slice::from_raw_parts(block.data, extent.size_bytes) };
             if let Err(error) = verifier.check(extent, memory) {
@@ -435,6 +489,18 @@ impl Drop for Fetch {
             running.core.state.lock().fetches.remove(member);
         }
     }
+}
+
+/// Gives slots back; returns who may want them.
+fn release(slots: &mut Vec<SlotId>, core: &Core, state: &mut State, member: u32) -> Members {
+    if slots.is_empty() {
+        return Members::default();
+    }
+    for id in slots.drain(..) {
+        core.record(Event::ComputeEnd, state.pools[id.pool].block(id.slot));
+        state.pools[id.pool].leave(id.slot, member);
+    }
+    std::mem::take(&mut state.want_room)
 }
 
 fn check(state: &State) -> Result<()> {

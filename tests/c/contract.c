@@ -91,6 +91,9 @@ static void check_null_arguments(char **paths, size_t path_count) {
     EXPECT_ERROR(hypura_fetch_begin(NULL, 0, NULL, 0, 1, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT, "fetch");
     EXPECT_ERROR(hypura_fetch_next(NULL, &block, 1, &number, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
                  "fetch");
+    EXPECT_ERROR(hypura_fetch_early(NULL, 0, &block, 1, &number, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
+                 "fetch");
+    EXPECT(hypura_fetch_is_ready(NULL));
     EXPECT_ERROR(hypura_setting_from_environment(NULL, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT, "setting");
     EXPECT(!hypura_model_next_unmeasured(NULL, 1, 0, NULL));
     hypura_model_set_speed(NULL, 0, 1, 1e9);

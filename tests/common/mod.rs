@@ -235,7 +235,8 @@ impl Model {
         assert!(offset % 32 != 0 || block.data.addr() % 32 == 0, "{} is misaligned", info.name);
     }
 
-    /// Fetches to the end; every distinct expert must come once, with the right bytes. Returns how many there were.
+    /// Fetches to the end; every distinct expert must come once, with the right bytes. Before each wait, another tensor's experts are
+    /// taken early. Returns how many there were.
     #[track_caller]
     pub fn fetch_all(&self, fetch: &mut Fetch, tensor: usize, routing: &[i32], tokens: usize) -> Result<usize> {
         fetch.begin(tensor, routing, tokens)?;
@@ -247,7 +248,17 @@ impl Model {
         expected.dedup();
         let mut delivered = Vec::new();
         let mut blocks = Vec::new();
+        let with_experts: Vec<usize> =
+            (0..self.gguf.tensors().len()).filter(|&tensor| self.expert_count(tensor) > 0).collect();
         loop {
+            if !with_experts.is_empty() && !fetch.is_ready() {
+                let other = with_experts[(tensor + delivered.len()) % with_experts.len()];
+                fetch.early(other, &mut blocks)?;
+                for block in &blocks {
+                    self.assert_right(other, block);
+                    assert!(expected.contains(&block.expert), "expert {} is not demanded", block.expert);
+                }
+            }
             fetch.next(&mut blocks)?;
             if blocks.is_empty() {
                 break;
