@@ -175,6 +175,7 @@ struct backend_context {
     std::vector<int32_t>    zeros;      // ids of an expert's rows: it is the only one
     std::vector<int32_t>    positions;  // ids where experts are found by their distance
     std::vector<expert_rows> pending;
+    std::vector<bool>       is_done;    // by expert: of the node that is computed
     std::array<early_result, MAX_EARLY> early;
 
     char error[1024];
@@ -461,78 +462,103 @@ void look_ahead(hypura_fetch_t * fetch, const ggml_tensor * input) {
     }
 }
 
+// What of a layer's tensors there is while one of its nodes waits for the drive.
+struct waiting_layer {
+    backend_context & ctx;
+    ggml_cgraph *     graph;
+    int               current;
+
+    const ggml_tensor * now() const { return graph->nodes[current]; }
+
+    // by expert: whether a tensor has its rows; none: it has those of all
+    struct rows {
+        bool                      is_known;
+        const std::vector<bool> * by_expert;
+        bool has(size_t expert) const { return !by_expert || (*by_expert)[expert]; }
+    };
+
+    rows rows_of(const ggml_tensor * t) const {
+        if (t == now()) {
+            return { true, &ctx.is_done };
+        }
+        if (const early_result * result = ctx.early_of(t)) {
+            return { true, &result->is_done };
+        }
+        ggml_tensor ** const end = graph->nodes + current;
+        return { t == now()->src[1] || std::find(graph->nodes, end, t) != end, nullptr };
+    }
+
+    // where those rows are
+    ggml_tensor * place_of(ggml_tensor * t) const {
+        early_result * result = t == now() ? nullptr : ctx.early_of(t);
+        return result ? &result->copy : t;
+    }
+
+    // a place for the result of a node whose inputs are there as far as they can be; none if they are not, or if it is no such node
+    early_result * begin(const ggml_tensor * node) const {
+        const bool is_glu = node->op == GGML_OP_GLU && node->src[1] && rows_of(node->src[0]).is_known;
+        const bool is_mul = node->op == GGML_OP_MUL_MAT_ID && node->src[2] == now()->src[2];
+        if (!(is_glu || is_mul) || !rows_of(node->src[1]).is_known) {
+            return nullptr;
+        }
+        early_result * result = ctx.early_of(node);
+        if (!result && (result = ctx.early_of(nullptr))) {
+            result->begin(node, ctx.is_done.size());
+        }
+        return result;
+    }
+};
+
+// all rows, of which those of experts that are missing make no sense yet
+ggml_status compute_glu_early(const waiting_layer & layer, early_result & result) {
+    const ggml_tensor * node = result.node;
+    const waiting_layer::rows first  = layer.rows_of(node->src[0]);
+    const waiting_layer::rows second = layer.rows_of(node->src[1]);
+    for (size_t expert = 0; expert < result.is_done.size(); ++expert) {
+        result.is_done[expert] = first.has(expert) && second.has(expert);
+    }
+    result.copy.src[0] = layer.place_of(node->src[0]);
+    result.copy.src[1] = layer.place_of(node->src[1]);
+    layer.ctx.graph.add(layer.ctx.graph.copy(&result.copy));
+    return layer.ctx.graph.compute(layer.ctx.cpu);
+}
+
+// the experts that are in RAM and whose input is there
+ggml_status compute_experts_early(const waiting_layer & layer, early_result & result, hypura_fetch_t * fetch) {
+    backend_context & ctx = layer.ctx;
+    const ggml_tensor * node = result.node;
+    const hypura_tensor * weight = hypura_find_tensor(node->src[0]);
+    GGML_ASSERT(weight);
+    hypura_block blocks[MAX_EARLY_ROWS];
+    size_t n_blocks = 0;
+    if (hypura_fetch_early(fetch, weight->index, blocks, MAX_EARLY_ROWS, &n_blocks, ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
+        return ctx.failed(node);
+    }
+    const waiting_layer::rows input = layer.rows_of(node->src[1]);
+    auto is_not_for_now = [&](const hypura_block & b) { return result.is_done[b.expert] || !input.has(b.expert); };
+    n_blocks = std::remove_if(blocks, blocks + n_blocks, is_not_for_now) - blocks;
+    std::for_each(blocks, blocks + n_blocks, [&](const hypura_block & b) { result.is_done[b.expert] = true; });
+    result.copy.src[1] = layer.place_of(node->src[1]);
+    return n_blocks > 0 ? compute_experts(ctx, &result.copy, blocks, n_blocks) : GGML_STATUS_SUCCESS;
+}
+
 // Computes what can be of the nodes that follow in the layer while `current` waits for the drive: with experts that are in RAM, on inputs
-// that are there. `is_done` tells of which experts `current` itself has been computed.
-//
-// Without this, the last reads of a layer would be followed by everything that the matrices after the first have to compute.
-ggml_status compute_early(backend_context & ctx, ggml_cgraph * graph, int current, hypura_fetch_t * fetch, const std::vector<bool> & is_done) {
-    const ggml_tensor * now = graph->nodes[current];
-    const std::vector<bool> all(is_done.size(), true);
-
-    // of which experts a tensor has its rows, and where
-    auto rows_of = [&](const ggml_tensor * t) -> const std::vector<bool> * {
-        if (t == now) {
-            return &is_done;
-        }
-        if (const early_result * e = ctx.early_of(t)) {
-            return &e->is_done;
-        }
-        const bool is_complete = std::find(graph->nodes, graph->nodes + current, t) != graph->nodes + current || t == now->src[1];
-        return is_complete ? &all : nullptr;
-    };
-    auto place_of = [&](ggml_tensor * t) {
-        early_result * e = t == now ? nullptr : ctx.early_of(t);
-        return e ? &e->copy : t;
-    };
-
+// that are there. Otherwise the last reads of a layer would be followed by everything that the matrices after the first have to compute.
+ggml_status compute_early(backend_context & ctx, ggml_cgraph * graph, int current, hypura_fetch_t * fetch) {
+    const waiting_layer layer = { ctx, graph, current };
     for (int i = current + 1; i < graph->n_nodes; ++i) {
         ggml_tensor * node = graph->nodes[i];
         if (node->op == GGML_OP_VIEW || node->op == GGML_OP_RESHAPE) {
             continue;
         }
-        const bool is_glu = node->op == GGML_OP_GLU && node->src[1];
-        const bool is_mul = node->op == GGML_OP_MUL_MAT_ID && node->src[2] == now->src[2];
-        const std::vector<bool> * first  = is_glu ? rows_of(node->src[0]) : nullptr;
-        const std::vector<bool> * second = is_glu || is_mul ? rows_of(node->src[1]) : nullptr;
-        early_result * result = ctx.early_of(node) ? ctx.early_of(node) : ctx.early_of(nullptr);
-        if (!(is_glu ? first && second : is_mul && second) || !result) {
+        early_result * result = layer.begin(node);
+        if (!result) {
             break;
         }
-        if (result->node != node) {
-            result->begin(node, is_done.size());
-        }
-        if (is_glu) {
-            // all rows, of which those of other experts make no sense yet
-            for (size_t expert = 0; expert < is_done.size(); ++expert) {
-                result->is_done[expert] = (*first)[expert] && (*second)[expert];
-            }
-            result->copy.src[0] = place_of(node->src[0]);
-            result->copy.src[1] = place_of(node->src[1]);
-            ctx.graph.add(ctx.graph.copy(&result->copy));
-            const ggml_status status = ctx.graph.compute(ctx.cpu);
-            if (status != GGML_STATUS_SUCCESS) {
-                return status;
-            }
-            continue;
-        }
-        hypura_block blocks[MAX_EARLY_ROWS];
-        size_t n_blocks = 0;
-        const hypura_tensor * weight = hypura_find_tensor(node->src[0]);
-        if (!weight || hypura_fetch_early(fetch, weight->index, blocks, MAX_EARLY_ROWS, &n_blocks, ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
-            return ctx.failed(node);
-        }
-        auto is_not_for_now = [&](const hypura_block & b) { return result->is_done[b.expert] || !(*second)[b.expert]; };
-        n_blocks = std::remove_if(blocks, blocks + n_blocks, is_not_for_now) - blocks;
-        if (n_blocks == 0) {
-            continue;
-        }
-        result->copy.src[1] = place_of(node->src[1]);
-        const ggml_status status = compute_experts(ctx, &result->copy, blocks, n_blocks);
+        const ggml_status status =
+            node->op == GGML_OP_GLU ? compute_glu_early(layer, *result) : compute_experts_early(layer, *result, fetch);
         if (status != GGML_STATUS_SUCCESS) {
             return status;
-        }
-        for (size_t b = 0; b < n_blocks; ++b) {
-            result->is_done[blocks[b].expert] = true;
         }
     }
     return GGML_STATUS_SUCCESS;
@@ -569,19 +595,19 @@ ggml_status compute_mul_mat_id(backend_context & ctx, ggml_cgraph * graph, int i
     hypura_block blocks[MAX_NODES];
     ggml_status status = GGML_STATUS_SUCCESS;
     size_t count = 1;
-    std::vector<bool> is_done(n_experts);
+    ctx.is_done.assign(n_experts, false);
     bool may_be_early = ctx.ids.size() <= MAX_EARLY_ROWS;
     while (status == GGML_STATUS_SUCCESS && count > 0) {
         if (may_be_early && !hypura_fetch_is_ready(fetch)) {
             may_be_early = false;
-            status = compute_early(ctx, graph, index, fetch, is_done);
+            status = compute_early(ctx, graph, index, fetch);
             continue;
         }
         if (hypura_fetch_next(fetch, blocks, MAX_NODES, &count, ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
             status = ctx.failed(node);
             continue;
         }
-        std::for_each(blocks, blocks + count, [&](const hypura_block & b) { is_done[b.expert] = true; });
+        std::for_each(blocks, blocks + count, [&](const hypura_block & b) { ctx.is_done[b.expert] = true; });
         const size_t n_left = take_early(ctx, node, blocks, count);
         status = n_left > 0 ? compute_experts(ctx, node, blocks, n_left) : GGML_STATUS_SUCCESS;
     }

@@ -519,7 +519,8 @@ bool hypura_fetch_is_ready(const struct hypura_fetch_t *fetch);
 
 /// Delivers, of another tensor of the same layer, what is in RAM of the experts that are demanded now, so that something can be
 /// computed while the drive is waited for. Optional. It never waits, and it is no demand: a later hypura_fetch_begin() for that
-/// tensor delivers all of its experts, these too. The blocks stay valid until the next call with this fetch.
+/// tensor delivers all of its experts, these too. The blocks stay valid until the next call with this fetch. There are none as long as
+/// hypura_fetch_next() has some left that did not fit the host's array.
 ///
 /// @param fetch from hypura_fetch_new(), used by no other thread during the call
 /// @param tensor its index, below hypura_model_tensor_count()

@@ -311,6 +311,31 @@ fn outputs_are_written_and_blocks_used_up_only_on_success() {
 }
 
 #[test]
+fn nothing_is_early_while_delivered_blocks_are_left() {
+    within(60, || {
+        let model = expert_model(TestDirectory::new(), 101, 1);
+        let host = Host::new(&model, &["HYPURA_RAM=64M"]);
+        // In RAM, so that they are delivered together.
+        assert_eq!(host.begin(&[4, 5, 6], 1), 0);
+        while !host.next(8).1.is_empty() {}
+        let early = || {
+            let (mut block, mut count) = (HypuraBlock { expert: 77, data: null() }, 77);
+            // SAFETY: the fetch is the host's, and there is room for one block.
+            let status =
+                unsafe { hypura_fetch_early(host.fetch, host.tensor, &mut block, 1, &mut count, null_mut(), 0) };
+            assert_eq!(status, 0);
+            count
+        };
+        assert_eq!(host.begin(&[4, 5, 6], 1), 0);
+        assert_eq!(early(), 1);
+        assert_eq!(host.next(1).1.len(), 1);
+        assert_eq!(early(), 0, "two are left, and stay valid");
+        assert_eq!(host.next(8).1.len(), 2);
+        assert!(host.next(8).1.is_empty());
+    });
+}
+
+#[test]
 fn bytes_in_memory_are_those_of_the_file_or_refused() {
     let model = expert_model(TestDirectory::new(), 109, 1);
     let host = Host::new(&model, &["HYPURA_RAM=64M"]);

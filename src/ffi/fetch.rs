@@ -170,7 +170,8 @@ pub unsafe extern "C" fn hypura_fetch_is_ready(fetch: *const HypuraFetch) -> boo
 
 /// Delivers, of another tensor of the same layer, what is in RAM of the experts that are demanded now, so that something can be
 /// computed while the drive is waited for. Optional. It never waits, and it is no demand: a later hypura_fetch_begin() for that
-/// tensor delivers all of its experts, these too. The blocks stay valid until the next call with this fetch.
+/// tensor delivers all of its experts, these too. The blocks stay valid until the next call with this fetch. There are none as long as
+/// hypura_fetch_next() has some left that did not fit the host's array.
 ///
 /// # Safety
 /// @param fetch from hypura_fetch_new(), used by no other thread during the call
@@ -196,9 +197,14 @@ pub unsafe extern "C" fn hypura_fetch_early(
         if blocks.is_null() || count.is_null() {
             return Err(pointers::invalid("blocks or count is NULL"));
         }
-        this.fetch.early(tensor, &mut this.early)?;
-        // SAFETY: the caller vouches for that much room.
-        let written = unsafe { write_blocks(&this.early, blocks, capacity) };
+        let mut written = 0;
+        if this.position == this.delivered.len() {
+            this.position = 0;
+            this.delivered.clear();
+            this.fetch.early(tensor, &mut this.early)?;
+            // SAFETY: the caller vouches for that much room.
+            written = unsafe { write_blocks(&this.early, blocks, capacity) };
+        }
         // SAFETY: the contract of this function.
         unsafe { pointers::write(count, written, "count") }
     };

@@ -43,10 +43,8 @@ pub struct Fetch {
     missing: Vec<usize>,
     /// Demanded, in a slot that is ours, not delivered.
     awaited: Vec<SlotId>,
-    /// Delivered by the latest `next`.
+    /// Delivered by the latest `next` or `early`.
     held: Vec<SlotId>,
-    /// Delivered by the latest `early`.
-    held_early: Vec<SlotId>,
     /// The distinct experts of the demand, in order of first use.
     experts: Vec<usize>,
     /// By expert: how many rows of the demand are sent to it, if any.
@@ -79,7 +77,6 @@ impl Fetch {
             missing: Vec::new(),
             awaited: Vec::new(),
             held: Vec::new(),
-            held_early: Vec::new(),
             experts: Vec::new(),
             row_counts: Vec::new(),
             entered: None,
@@ -197,7 +194,6 @@ impl Fetch {
         };
         let mut state = core.state.lock();
         let mut freed = self.release_held(core, &mut state, member);
-        freed.extend(self.release_early(core, &mut state, member));
         let mut waiting_since: Option<Instant> = None;
         loop {
             check(&state)?;
@@ -262,7 +258,8 @@ impl Fetch {
     }
 
     /// Delivers, of another tensor of the same layer, what is in RAM of the experts that are demanded now: something to compute on
-    /// while [`Self::next`] would wait. Never waits. It is no demand: the tensor's own delivers all of its experts.
+    /// while [`Self::next`] would wait. Never waits. What was delivered before is given back. It is no demand: the tensor's own delivers
+    /// all of its experts.
     ///
     /// # Errors
     /// `InvalidArgument` without a demand, or for a tensor that has no experts; the first error of any read of this model.
@@ -280,7 +277,9 @@ impl Fetch {
         };
         let mut state = core.state.lock();
         check(&state)?;
-        let freed = self.release_early(core, &mut state, member);
+        let freed = self.release_held(core, &mut state, member);
+        // First of all the drive: there may be room now for what is missing.
+        self.request_missing(core, &mut state, member);
         for &expert in self.experts.iter().filter(|&&expert| expert < streamed.block_count) {
             let block = streamed.first_block + expert;
             let Some(id) = state.location[block] else { continue };
@@ -291,10 +290,11 @@ impl Fetch {
             }
             pool.join(id.slot, member);
             deliver.push(Block { expert, data: pool.data(id.slot) });
-            self.held_early.push(id);
+            self.held.push(id);
             core.record(Event::ComputeBegin, block);
         }
         drop(state);
+        self.submit(running);
         core.wake(freed);
         let verified = self.verify(running, streamed.first_block, deliver);
         if verified.is_err() {
@@ -314,15 +314,14 @@ impl Fetch {
     /// Gives everything back, finished or not.
     pub fn end(&mut self) {
         self.begun = false;
-        if self.held.is_empty() && self.held_early.is_empty() && self.awaited.is_empty() && self.missing.is_empty() {
+        if self.held.is_empty() && self.awaited.is_empty() && self.missing.is_empty() {
             return;
         }
         let session = Arc::clone(&self.session);
         if let (Ok(running), Some(member)) = (session.running(), self.member) {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
-            let mut freed = self.release_held(&running.core, &mut state, member);
-            freed.extend(self.release_early(&running.core, &mut state, member));
+            let freed = self.release_held(&running.core, &mut state, member);
             if let Some(tensor) = self.tensor.filter(|&tensor| !session.streamed.tensors[tensor].is_expert) {
                 let (files, setting) = (&session.files, session.config.prefetch);
                 running.core.read_ahead(&mut state, files, setting, tensor, &[], &mut self.requests);
@@ -426,14 +425,16 @@ impl Fetch {
         }
     }
 
-    /// Gives slots back that [`Self::next`] delivered; returns who may want them.
+    /// Gives slots back; returns who may want them.
     fn release_held(&mut self, core: &Core, state: &mut State, member: u32) -> Members {
-        release(&mut self.held, core, state, member)
-    }
-
-    /// The same for those that [`Self::early`] delivered.
-    fn release_early(&mut self, core: &Core, state: &mut State, member: u32) -> Members {
-        release(&mut self.held_early, core, state, member)
+        if self.held.is_empty() {
+            return Members::default();
+        }
+        for id in self.held.drain(..) {
+            core.record(Event::ComputeEnd, state.pools[id.pool].block(id.slot));
+            state.pools[id.pool].leave(id.slot, member);
+        }
+        std::mem::take(&mut state.want_room)
     }
 
     fn verify(&self, running: &Running, first_block: usize, delivered: &[Block]) -> Result<()> {
@@ -489,18 +490,6 @@ impl Drop for Fetch {
             running.core.state.lock().fetches.remove(member);
         }
     }
-}
-
-/// Gives slots back; returns who may want them.
-fn release(slots: &mut Vec<SlotId>, core: &Core, state: &mut State, member: u32) -> Members {
-    if slots.is_empty() {
-        return Members::default();
-    }
-    for id in slots.drain(..) {
-        core.record(Event::ComputeEnd, state.pools[id.pool].block(id.slot));
-        state.pools[id.pool].leave(id.slot, member);
-    }
-    std::mem::take(&mut state.want_room)
 }
 
 fn check(state: &State) -> Result<()> {
