@@ -1,7 +1,9 @@
 //! The Linux engine: one thread that keeps an io_uring filled to its depth.
 //!
-//! The thread owns the ring, so that nothing is shared with it but the queue. It sleeps in the kernel until a read completes
-//! or the wake-up event is signalled; who submits signals only when the thread has said that it would take more work.
+//! The thread owns the ring, so that nothing is shared with it but the queue. It sleeps in `poll` until a read completes or the
+//! wake-up event is signalled; who submits signals only when the thread has said that it would take more work. Not in
+//! `io_uring_enter`, which would save a system call: valgrind lets no other thread go on meanwhile, and so nobody would
+//! wake it.
 //!
 //! A part's memory, and the vectors that describe it to the kernel, live in a table of fixed places until that part's own
 //! completion has arrived, whatever happens to others.
@@ -18,9 +20,6 @@ use super::part::{Part, Step, Vectors};
 use super::queue::Queue;
 use super::{Cancelled, DirectFile, Engine, Request, Sink, Tuning, run_thread};
 use crate::error::Result;
-
-/// Marks the completion of the wake-up poll; parts are marked by their place in the table.
-const WAKE: u64 = u64::MAX;
 
 /// How often in a row the kernel may refuse to be entered, and the pause after each time.
 const REFUSALS: u32 = 1000;
@@ -47,9 +46,9 @@ pub(super) fn available() -> std::result::Result<(), String> {
 }
 
 fn open_ring(depth: usize) -> std::result::Result<IoUring, String> {
-    let ring = IoUring::builder().setup_single_issuer().build(depth as u32 + 1).or_else(|_| {
+    let ring = IoUring::builder().setup_single_issuer().build(depth as u32).or_else(|_| {
         // Kernels before 6.0 do not know the hint.
-        IoUring::new(depth as u32 + 1)
+        IoUring::new(depth as u32)
     });
     let mut ring = ring.map_err(|error| match error.raw_os_error() {
         Some(libc::ENOSYS) => "this kernel has no io_uring".to_owned(),
@@ -60,9 +59,7 @@ fn open_ring(depth: usize) -> std::result::Result<IoUring, String> {
     })?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|error| format!("io_uring cannot be probed: {error}"))?;
-    for (name, code) in
-        [("READ", opcode::Read::CODE), ("READV", opcode::Readv::CODE), ("POLL_ADD", opcode::PollAdd::CODE)]
-    {
+    for (name, code) in [("READ", opcode::Read::CODE), ("READV", opcode::Readv::CODE)] {
         if !probe.is_supported(code) {
             return Err(format!("this kernel's io_uring lacks {name}"));
         }
@@ -190,7 +187,6 @@ struct Driver {
     free: Vec<usize>,
     /// Parts that are over and not reported yet. Has room for all places, so that it never grows.
     over: Vec<(Part, Result<()>)>,
-    polling: bool,
     refusals: u32,
 }
 
@@ -198,7 +194,7 @@ impl Driver {
     fn new(shared: Arc<Shared>, ring: IoUring, depth: usize) -> Self {
         let table = (0..depth).map(|_| None).collect();
         let (free, over) = ((0..depth).rev().collect(), Vec::with_capacity(depth));
-        Self { shared, ring, table, free, over, polling: false, refusals: 0 }
+        Self { shared, ring, table, free, over, refusals: 0 }
     }
 
     fn in_flight(&self) -> usize {
@@ -210,7 +206,7 @@ impl Driver {
             self.fill();
             if !self.over.is_empty() {
                 // The drive goes first: it works on the next parts while we report the last ones.
-                let _ = self.ring.submit();
+                self.submit();
                 for (part, outcome) in self.over.drain(..) {
                     self.shared.queue.part_done(&part, outcome, &*self.shared.sink);
                 }
@@ -229,16 +225,19 @@ impl Driver {
                     continue;
                 }
             }
-            self.arm_wake();
-            self.enter();
+            self.submit();
+            self.sleep();
             self.reap();
         }
     }
 
-    /// Submits what was pushed and sleeps until something is complete. Refusals pass: interruptions, want of memory, a
-    /// completion queue that is full until it is reaped. One that does not pass ends the thread, and so the engine.
-    fn enter(&mut self) {
-        match self.ring.submit_and_wait(1) {
+    /// Submits what was pushed. Refusals pass: interruptions, want of memory, a completion queue that is full until it is
+    /// reaped. One that does not pass ends the thread, and so the engine.
+    fn submit(&mut self) {
+        if self.ring.submission().is_empty() {
+            return;
+        }
+        match self.ring.submit() {
             Ok(_) => self.refusals = 0,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -246,6 +245,20 @@ impl Driver {
                 assert!(self.refusals < REFUSALS, "io_uring is refused: {error}");
                 std::thread::sleep(PAUSE);
             }
+        }
+    }
+
+    /// Until a read is complete or somebody signals; not at all while the kernel has not taken all that was pushed.
+    fn sleep(&mut self) {
+        let timeout = if self.ring.submission().is_empty() { -1 } else { 0 };
+        let watch =
+            |descriptor: &dyn AsRawFd| libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut watched = [watch(&self.ring), watch(&self.shared.wake)];
+        // SAFETY: the array is as long as said, and its descriptors are open while `self` lives. A failure (an interruption)
+        // wakes us early, which is harmless.
+        unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, timeout) };
+        if watched[1].revents != 0 {
+            self.shared.clear_signal();
         }
     }
 
@@ -286,24 +299,10 @@ impl Driver {
         debug_assert!(pushed.is_ok(), "the ring has an entry for every place in the table");
     }
 
-    fn arm_wake(&mut self) {
-        if self.polling {
-            return;
-        }
-        let entry = opcode::PollAdd::new(types::Fd(self.shared.wake.as_raw_fd()), libc::POLLIN as u32).build();
-        // SAFETY: a poll refers to no memory of ours, and the descriptor is open while `shared` lives.
-        self.polling = unsafe { self.ring.submission().push(&entry.user_data(WAKE)) }.is_ok();
-    }
-
     fn reap(&mut self) {
         loop {
             let next = self.ring.completion().next();
             let Some(completion) = next else { return };
-            if completion.user_data() == WAKE {
-                self.polling = false;
-                self.shared.clear_signal();
-                continue;
-            }
             let place = completion.user_data() as usize;
             let Some(InFlight { mut part, .. }) = self.table[place].take() else { continue };
             let result = completion.result();
