@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from runs import Kind, Run, run_once
+from stolen import undisturbed
 from table import number, print_table, write_json
 from workplace import options, prompts
 
@@ -28,7 +29,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def runs_of(model: Path, percent: int, arguments: argparse.Namespace) -> list[Run]:
-    """Runs one after the other, each knowing the ones before."""
+    """Runs one after the other, each knowing the ones before; all again when one of them was disturbed."""
+
+    def measure() -> tuple[list[Run], float]:
+        runs = runs_in_new_cache(model, percent, arguments)
+        return runs, max(run.stolen for run in runs)
+
+    return undisturbed(measure)
+
+
+def runs_in_new_cache(model: Path, percent: int, arguments: argparse.Namespace) -> list[Run]:
     with tempfile.TemporaryDirectory(prefix="hypura-predicted-") as cache:
         budget_kibibytes = model.stat().st_size * percent // 100 >> 10
         settings = {"HYPURA": "stream", "HYPURA_RAM": f"{budget_kibibytes}K", "XDG_CACHE_HOME": cache}

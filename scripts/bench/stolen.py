@@ -22,19 +22,20 @@ class ProcessorTime:
         self._start = read_ticks()
 
     def stolen(self) -> float:
-        """The share of the time that all processes wanted which they did not get; 0 where the kernel does not tell."""
-        wanted, stolen = (now - before for now, before in zip(read_ticks(), self._start))
-        return stolen / wanted if wanted else 0.0
+        """The share of all processors' time that processes wanted and did not get; 0 where the kernel does not tell."""
+        passed, stolen = (now - before for now, before in zip(read_ticks(), self._start))
+        return stolen / passed if passed else 0.0
 
 
 def read_ticks(stat: Path = Path("/proc/stat")) -> tuple[int, int]:
-    """Processor time of all cores that was wanted, and what of it was stolen, since the machine started."""
+    """Time of all cores, idle or not, and what of it was stolen, since the machine started."""
     try:
         columns = stat.read_text().splitlines()[0].split()[1:]
     except (OSError, IndexError):
         return 0, 0
-    user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, columns[:8])
-    return user + nice + system + irq + softirq + stolen, stolen
+    # Beyond the eighth column is what the others count already.
+    passed = [int(column) for column in columns[:8]]
+    return sum(passed), passed[7]
 
 
 def undisturbed(measure: Callable[[], tuple[Result, float]]) -> Result:

@@ -3,10 +3,10 @@
 import stolen
 
 
-def test_what_was_wanted_and_what_was_stolen_are_read(tmp_path):
+def test_what_passed_and_what_was_stolen_are_read(tmp_path):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 20 30 4000 500 6 7 80 9 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n")
-    assert stolen.read_ticks(stat) == (100 + 20 + 30 + 6 + 7 + 80, 80)
+    assert stolen.read_ticks(stat) == (100 + 20 + 30 + 4000 + 500 + 6 + 7 + 80, 80)
     assert stolen.read_ticks(tmp_path / "missing") == (0, 0)
 
 
@@ -15,7 +15,7 @@ def test_the_share_is_of_the_time_since(monkeypatch):
     monkeypatch.setattr(stolen, "read_ticks", lambda: next(ticks))
     assert stolen.ProcessorTime().stolen() == 0.25
     monkeypatch.setattr(stolen, "read_ticks", lambda: (7, 7))
-    assert stolen.ProcessorTime().stolen() == 0, "nothing was wanted"
+    assert stolen.ProcessorTime().stolen() == 0, "no time has passed"
 
 
 def test_a_quiet_run_is_taken_at_once_and_of_disturbed_ones_the_least():
