@@ -4,6 +4,8 @@ set(HYPURA_ADAPTER_SOURCES
     buffer.cpp
     compute.cpp
     discover.cpp
+    early.cpp
+    experts.cpp
     host.cpp
     model.cpp
     speed.cpp
