@@ -168,7 +168,7 @@ impl Search<'_> {
         // The first measurement pays for waking the drive; it is not counted.
         probe(&start)?;
         let mut best = start;
-        let mut speed = 0.0;
+        let mut probed: Vec<(Tuning, f64)> = Vec::new();
         // Each line is a list of changes to try on the best setting so far, cheaper ones first.
         let dimensions: [&[Change]; 4] = [
             &[
@@ -190,8 +190,12 @@ impl Search<'_> {
                 |other: &Tuning| *other != best && self.allows(other) && destination_bytes_min(other) <= arena_bytes;
             let others = changes.iter().map(|change| change(best)).filter(is_possible);
             let candidates: Vec<Tuning> = std::iter::once(best).chain(others).collect();
-            let speeds = in_turn(&candidates, &mut probe);
-            speed = speeds[0];
+            let speeds = in_turn(&candidates, |candidate| {
+                let speed = probe(candidate).map_or(0.0, |speed| speed.bytes_per_second);
+                probed.push((*candidate, speed));
+                speed
+            });
+            let mut speed = speeds[0];
             for (candidate, &found) in candidates.iter().zip(&speeds) {
                 tracing::debug!("read speed: {:.2} GB/s with {candidate}", found / 1e9);
                 let is_shallow = candidate.depth * candidate.block_bytes < DEPTH * BLOCK_BYTES;
@@ -201,6 +205,8 @@ impl Search<'_> {
                 }
             }
         }
+        // The best was measured along with most others: all of it together tells more of a drive that is slow now and then.
+        let speed = median(probed.iter().filter(|(tuning, _)| *tuning == best).map(|&(_, speed)| speed).collect());
         best.bytes_per_second = Some(speed);
         let small = probe(&Tuning { block_bytes: SMALL_BYTES, ..best })?.bytes_per_second;
         best.read_overhead_seconds = Some((SMALL_BYTES as f64 * (1.0 / small - 1.0 / speed)).max(0.0));
@@ -264,15 +270,20 @@ impl Search<'_> {
 
 /// The median speed of each setting in bytes per second. They take turns, because a drive's speed changes while it is measured and
 /// other programs use it too. A setting that the system refuses has none.
-fn in_turn(candidates: &[Tuning], mut probe: impl FnMut(&Tuning) -> Result<ReadSpeed>) -> Vec<f64> {
+fn in_turn(candidates: &[Tuning], mut probe: impl FnMut(&Tuning) -> f64) -> Vec<f64> {
     let mut speeds = vec![Vec::new(); candidates.len()];
     for _ in 0..ROUNDS {
         for (candidate, speeds) in candidates.iter().zip(&mut speeds) {
-            speeds.push(probe(candidate).map_or(0.0, |speed| speed.bytes_per_second));
+            speeds.push(probe(candidate));
         }
     }
-    speeds.iter_mut().for_each(|speeds| speeds.sort_by(f64::total_cmp));
-    speeds.iter().map(|speeds| speeds[ROUNDS / 2]).collect()
+    speeds.into_iter().map(median).collect()
+}
+
+/// The upper one of two in the middle.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// What is remembered belongs to a device, as the kernel numbers it.
