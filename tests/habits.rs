@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Model, ModelWriter, Q4_K, Random, TestDirectory, within};
+use common::{Model, ModelWriter, Q4_K, Random, TestDirectory, number, stats, within};
 use hypura::config::Config;
 use hypura::predict::{Habits, Store};
 use hypura::stream::Session;
@@ -37,11 +37,6 @@ fn session(model: &Model, directory: &Path, slots: u64, settings: &[(&str, &str)
     let config = model.config(&[&fixed, settings].concat()).unwrap();
     let config = Config { cache_directory: Some(directory.to_owned()), ..config };
     Session::plan(&model.gguf, &config, |_| true).unwrap().expect("it is told to stream")
-}
-
-fn number(session: &Session, key: &str) -> u64 {
-    let stats: serde_json::Value = serde_json::from_str(&session.stats_json()).unwrap();
-    stats[key].as_u64().unwrap_or_else(|| panic!("{key} is not a number in {stats}"))
 }
 
 /// The choices of tokens for each layer: some experts are popular, others in every layer.
@@ -89,8 +84,7 @@ fn without_a_router_habits_are_gone_by() {
         let mut fetch = session.new_fetch();
         let mut blocks = Vec::new();
         let mut token = 0;
-        let stats = || -> serde_json::Value { serde_json::from_str(&session.stats_json()).unwrap() };
-        while number(&session, "prefetch_used") < 100 || token < 200 {
+        while number(&stats(&session), "prefetch_used") < 100 || token < 200 {
             // Each layer answers the one before, and each token the last one: eight tokens in a cycle.
             for (layer, &tensor) in streamed.iter().enumerate() {
                 let routing = [0, 1, 2].map(|choice| ((token % 8 * 4 + layer * 9 + choice) % EXPERTS) as i32);
@@ -108,10 +102,10 @@ fn without_a_router_habits_are_gone_by() {
             }
             token += 1;
         }
-        let recall = stats()["habit_recall"].as_f64().unwrap();
+        let recall = stats(&session)["habit_recall"].as_f64().unwrap();
         assert!(recall > 0.7, "{recall} after {token} tokens");
-        assert!(stats()["lookahead_recall"].is_null(), "there is no router");
-        assert_eq!(number(&session, "errors"), 0);
+        assert!(stats(&session)["lookahead_recall"].is_null(), "there is no router");
+        assert_eq!(number(&stats(&session), "errors"), 0);
     });
 }
 
@@ -141,14 +135,14 @@ fn a_second_run_of_the_same_tokens_misses_less() {
                     let everything = (LAYERS * EXPERTS * 3) as u64;
                     assert!(SLOTS < everything);
                     let block_bytes = model.block(0, 0).len() as u64;
-                    wait_until(|| number(&session, "resident_bytes") >= (SLOTS - LEFT_EMPTY) * block_bytes);
-                    assert!(number(&session, "warm_reads") > SLOTS / 2);
+                    wait_until(|| number(&stats(&session), "resident_bytes") >= (SLOTS - LEFT_EMPTY) * block_bytes);
+                    assert!(number(&stats(&session), "warm_reads") > SLOTS / 2);
                 }
-                let before = number(&session, "expert_misses");
+                let before = number(&stats(&session), "expert_misses");
                 run(&model, &session, &tokens);
-                assert_eq!(number(&session, "errors"), 0);
-                assert_eq!(number(&session, "prefetch_wasted"), 0, "a warm block is no guess");
-                number(&session, "expert_misses") - before
+                assert_eq!(number(&stats(&session), "errors"), 0);
+                assert_eq!(number(&stats(&session), "prefetch_wasted"), 0, "a warm block is no guess");
+                number(&stats(&session), "expert_misses") - before
             })
             .collect();
         assert_eq!(habit_files(directory.path()).len(), 1);
@@ -175,7 +169,7 @@ fn what_is_stored_is_what_was_used() {
         }
         let second = session(&model, directory.path(), SLOTS, &[("HYPURA_PREFETCH", "off")]);
         run(&model, &second, &tokens);
-        assert_eq!(number(&second, "warm_reads"), 0, "nothing is read ahead");
+        assert_eq!(number(&stats(&second), "warm_reads"), 0, "nothing is read ahead");
     });
 }
 
@@ -196,7 +190,7 @@ fn warming_up_holds_nobody_up() {
                     scope.spawn(|| run(&model, &session, &tokens));
                 }
             });
-            assert_eq!(number(&session, "errors"), 0);
+            assert_eq!(number(&stats(&session), "errors"), 0);
         }
     });
 }
@@ -220,6 +214,6 @@ fn another_model_and_rubbish_change_nothing() {
         }
         let again = session(&model, directory.path(), SLOTS, &[]);
         run(&model, &again, &routing(4, 20));
-        assert_eq!((number(&again, "warm_reads"), number(&again, "errors")), (0, 0));
+        assert_eq!((number(&stats(&again), "warm_reads"), number(&stats(&again), "errors")), (0, 0));
     });
 }

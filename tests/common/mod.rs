@@ -299,7 +299,55 @@ impl Model {
         }
         Ok(())
     }
+
+    /// Demands in a random order, then passes over all tensors in orders that change. Returns how many demands there were for
+    /// distinct experts.
+    pub fn random_demands(&self, session: &Arc<Session>, seed: u64, count: usize) -> Result<usize> {
+        let mut random = Random::new(seed);
+        let mut fetch = session.new_fetch();
+        let mut streamed = self.streamed(session);
+        let mut distinct = 0;
+        for _ in 0..count {
+            let tensor = streamed[random.below(streamed.len())];
+            let (routing, tokens) = self.random_routing(&mut random, tensor);
+            distinct += self.fetch_all(&mut fetch, tensor, &routing, tokens)?;
+        }
+        for pass in 0..4 {
+            match pass {
+                2 => streamed.reverse(),
+                3 => random.shuffle(&mut streamed),
+                _ => {}
+            }
+            for &tensor in &streamed {
+                let (routing, tokens) = self.random_routing(&mut random, tensor);
+                distinct += self.fetch_all(&mut fetch, tensor, &routing, tokens)?;
+            }
+        }
+        Ok(distinct)
+    }
+
+    /// The bytes that all of a model's slots would take.
+    pub fn everything_bytes(&self) -> u64 {
+        let session = self.session_with_ram(1 << 40, &[]).unwrap();
+        self.sweep(&session).unwrap();
+        number(&stats(&session), "budget_bytes")
+    }
 }
+
+/// What the session tells of itself.
+pub fn stats(session: &Session) -> serde_json::Value {
+    serde_json::from_str(&session.stats_json()).unwrap()
+}
+
+pub fn number(stats: &serde_json::Value, key: &str) -> u64 {
+    stats[key].as_u64().unwrap_or_else(|| panic!("{key} is not a number in {stats}"))
+}
+
+/// A model in this directory, from this seed, in so many files.
+pub type ModelMaker = fn(TestDirectory, u64, usize) -> Model;
+
+/// One model of each kind.
+pub const MODELS: [ModelMaker; 2] = [expert_model, dense_model];
 
 /// Three layers of experts in three types. No expert's size is a multiple of 512, one kind is a few bytes short of a page
 /// (so that widening takes another one), one is read in several parts, and what is not streamed lies in between.
