@@ -80,9 +80,15 @@ pub fn measure(
     };
     requests.extend((0..slots).map(&mut request));
     engine.submit(&mut requests);
-    // From the first completion on: how long the pipe takes to fill says nothing about what flows through it.
-    requests.extend(finished.wait()?.into_iter().map(&mut request));
-    engine.submit(&mut requests);
+    // The reads that began together also end together, nearly: whoever counts from the first of them on counts what the others
+    // had already read. So the clock starts when those are done, and as it stops, with a completion.
+    let mut early = 0;
+    while early <= tuning.depth {
+        let tokens = finished.wait()?;
+        early += tokens.len();
+        requests.extend(tokens.into_iter().map(&mut request));
+        engine.submit(&mut requests);
+    }
     let (start, cpu_start) = (Instant::now(), cpu_seconds());
     let mut bytes = 0;
     while start.elapsed() < duration {
