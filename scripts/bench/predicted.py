@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[25, 40, 60], metavar="PERCENT", help="of the file (default 25 40 60)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="how often, with an empty cache directory each time (default 3)")
     parser.add_argument("--prompts", type=int, default=2, help="how many of prompts.txt (default 2)")
-    parser.add_argument("--tokens", type=int, default=96, help="tokens to generate for each prompt (default 96)")
+    parser.add_argument("--tokens", type=int, default=96, help="tokens to generate for each prompt (default 96); from fewer than 26 a run learns nothing")
 
 
 def runs_of(model: Path, percent: int, arguments: argparse.Namespace) -> list[Run]:
