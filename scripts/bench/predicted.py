@@ -4,8 +4,8 @@ For every model and every budget, in a cache directory of its own that is empty 
 which know what those before them measured. The budget is what streamed weights may occupy, as a share of the file. All of that is repeated,
 budgets in turn, and medians are printed: a drive that others use too is a fifth slower or faster in the next minute.
 
-Columns: the tokens per second that were predicted and that came; how far predictions were off, with the least and the most; of a token, the seconds of computing,
-of waiting and of a busy drive, each predicted and measured; bytes read for a token, likewise; what was said to be the limit.
+Columns: the tokens per second that were predicted and that came; how far predictions were off, with the least and the most; of a token, the
+seconds of computing, of waiting and of a busy drive, each predicted and measured; bytes read for a token, likewise; what was said to be the limit.
 """
 
 import argparse
@@ -65,8 +65,13 @@ def off_by_all(runs: list[Run]) -> str:
 def table_row(name: str, runs: list[Run]) -> list[str]:
     """One run of every repeat."""
     failures = [run.failure for run in runs if run.failure]
+    # No plan where nothing is streamed.
+    runs = [run for run in runs if not run.failure and run.stats.get("plan")]
+    if not runs:
+        reason = failures[0].splitlines()[0] if failures else "nothing was streamed"
+        return [f"{name}: {reason}", *[""] * (len(COLUMNS) - 1)]
     if failures:
-        return [f"{name}: {failures[0].splitlines()[0]}", *[""] * (len(COLUMNS) - 1)]
+        name += f" ({len(failures)} failed)"
 
     def both(predicted: str, measured: Callable[[Run], float | None], unit: float = 1e-3) -> str:
         figures = median(run.stats["plan"]["prediction"][predicted] for run in runs), median(map(measured, runs))
@@ -92,6 +97,8 @@ def computing_seconds(run: Run) -> float | None:
 
 def main() -> None:
     arguments = options(__doc__, add_options)
+    if arguments.repeats < 1:
+        sys.exit("--repeats is 1 or more")
     missing = [str(model) for model in arguments.models if not model.exists()]
     if missing:
         sys.exit(f"there is no {' or '.join(missing)}")

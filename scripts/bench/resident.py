@@ -19,8 +19,6 @@ from table import number, print_table, write_json
 from workplace import ROOT, SMOLLM2, options
 
 BUILDS = {"stock": "llama-off", "with libhypura": "llama"}
-
-
 DRAWS = 2000
 
 

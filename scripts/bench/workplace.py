@@ -42,7 +42,7 @@ def prompts(count: int) -> list[str]:
 def options(description: str | None, add: Callable[[argparse.ArgumentParser], None] = lambda _: None) -> argparse.Namespace:
     """The command line: what all benches have, and what `add` adds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each kind, taken in turn (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each kind (default %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "build/bench", metavar="DIR", help="where the figures go as JSON (default build/bench)")
     add(parser)
     arguments = parser.parse_args()

@@ -26,6 +26,9 @@ def test_a_row_holds_the_medians_of_repeats_and_how_far_they_were_apart():
 def test_runs_that_failed_or_wrote_nothing_have_rows_as_well():
     failed = table_row("a", [Run(failure="no token\nand why")])
     assert failed[0] == "a: no token" and len(failed) == len(COLUMNS)
+    half = table_row("a", [Run(failure="no token"), Run(decode_tokens=100, decode_seconds=10.0, stats=STATS, decode_stats=COUNTED)])
+    assert half[:4] == ["a (1 failed)", "20.00", "10.00", "+100%"]
+    assert table_row("c", [Run(), Run(stats={"plan": None})])[0] == "c: nothing was streamed"
     silent = table_row("b", [Run(stats=STATS)])
     assert silent[2:4] == ["", ""] and len(silent) == len(COLUMNS)
     assert off_by(Run(decode_tokens=1, decode_seconds=1.0)) is None
