@@ -19,7 +19,7 @@ CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ni
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
 	-DGGML_CCACHE=OFF -DGIT_EXE=OFF -DLLAMA_BUILD_NUMBER=$(call upstream,build_number) \
 	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo \
-	-DLLAMA_BUILD_COMMIT=$(shell sed -n 's/^commit=\(.........\).*/\1/p' patches/UPSTREAM) $(CMAKE_ARGS)
+	-DLLAMA_BUILD_COMMIT=$(call upstream,tag) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity
 

@@ -81,9 +81,9 @@ def pypi_package(name, version, wanted, source=False):
 
 
 def git_archive(upstream):
-    """A tar file of the pinned commit, from the cache or from git, or None where git does not reach it."""
-    commit = upstream["commit"]
-    archive = CACHE / f"llama.cpp-{commit}.tar"
+    """A tar file of the pinned tag, from the cache or from git, or None where git does not reach it."""
+    tag = upstream["tag"]
+    archive = CACHE / f"llama.cpp-{tag}.tar"
     if archive.exists():
         return archive
     if cached_package(upstream["pypi_package"], upstream["pypi_version"], upstream["pypi_sha256"]):
@@ -105,12 +105,10 @@ def git_archive(upstream):
             ).stdout.strip()
 
         try:
-            git("ls-remote", upstream["git"], "HEAD", limit=20)
-            say(f"fetching {commit[:9]} from {upstream['git']}")
+            git("ls-remote", "--exit-code", upstream["git"], f"refs/tags/{tag}", limit=20)
+            say(f"fetching {tag} from {upstream['git']}")
             git("init", "--quiet", limit=20)
-            git("fetch", "--quiet", "--depth", "1", upstream["git"], commit, limit=300)
-            if git("rev-parse", "FETCH_HEAD", limit=20) != commit:
-                return None
+            git("fetch", "--quiet", "--depth", "1", upstream["git"], f"refs/tags/{tag}", limit=300)
             git("archive", "--output", "tree.tar", "FETCH_HEAD", limit=60)
         except (OSError, subprocess.SubprocessError):
             return None
@@ -165,7 +163,7 @@ def make_pristine(upstream):
     """build/llama-pristine; returns what it was made from."""
     stamp = BUILD / "llama-pristine.stamp"
     tree = local_tree()
-    identity = f"tree {tree}" if tree else f"commit {upstream['commit']}"
+    identity = f"tree {tree}" if tree else f"tag {upstream['tag']}"
     if not tree and PRISTINE.is_dir() and stamp.exists() and stamp.read_text() == identity:
         return identity
     fresh = BUILD / "llama-pristine.new"
