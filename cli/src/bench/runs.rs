@@ -11,8 +11,8 @@ use super::memory_limit::MemoryLimit;
 use crate::process::crash_hint;
 use crate::rates::Snapshot;
 use crate::scratch::Scratch;
-use crate::serve::child::{Child, Launch, Shown};
-use crate::serve::upstream::Upstream;
+use crate::serve::llama_server::child::{Child, Launch, Shown};
+use crate::serve::llama_server::upstream::Upstream;
 
 /// What is to be run.
 #[derive(Clone, Debug)]

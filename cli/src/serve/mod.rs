@@ -4,31 +4,13 @@
 //! the process), `options` and `messages` translate, `upstream` and `sse` carry it to llama-server and back,
 //! `generation` cuts the answer into pieces, `answer` puts them into Ollama's words.
 
-mod answer;
-mod auth;
-mod capabilities;
 mod catalog;
-mod chat;
-pub(crate) mod child;
-mod embed;
 pub(crate) mod errors;
-mod generate;
-mod generation;
+mod http;
 mod keep_alive;
-mod live;
-mod loader;
-mod messages;
-mod metrics;
-mod models;
-mod openai;
-mod options;
-mod prompt_template;
-mod request;
+pub(crate) mod llama_server;
+mod ollama;
 mod server;
-pub(crate) mod sse;
-mod tool_calls;
-mod unsupported;
-pub(crate) mod upstream;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,12 +23,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use auth::Access;
 use catalog::{Catalog, Model};
-use child::{Launch, Shown};
+use http::auth::Access;
+use http::metrics::Metrics;
 pub use keep_alive::KeepAlive;
-use loader::Loader;
-use metrics::Metrics;
+use llama_server::child::{Launch, Shown};
+use llama_server::loader::{self, Loader};
 use server::{Server, Shared};
 
 use crate::scratch::Scratch;
@@ -188,8 +170,9 @@ fn announce(server: &Server, address: SocketAddr) {
 }
 
 fn router(server: Server) -> Router {
-    use unsupported::unsupported;
-    let gone = || any(unsupported);
+    use http::{auth, live, metrics, openai};
+    use ollama::{chat, embed, generate, models, unsupported};
+    let gone = || any(unsupported::unsupported);
     Router::new()
         .route("/", get(|| async { "Ollama is running" }))
         .route("/api/version", get(models::version))

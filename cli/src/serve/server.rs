@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::auth::Access;
 use super::catalog::{Catalog, Model};
-use super::loader::Loader;
-use super::metrics::Metrics;
+use crate::serve::http::auth::Access;
+use crate::serve::http::metrics::Metrics;
+use crate::serve::llama_server::loader::Loader;
 
 /// The server's state; a clone is the same server.
 #[derive(Clone)]

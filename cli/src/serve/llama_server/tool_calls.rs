@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::errors::{ApiError, ApiResult};
+use crate::serve::errors::{ApiError, ApiResult};
 
 /// The call that is arriving.
 #[derive(Debug, Default)]

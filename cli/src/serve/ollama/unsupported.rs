@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::{Response, StatusCode, Uri};
 use axum::response::IntoResponse;
 
-use super::errors::ApiError;
-use super::server::Server;
+use crate::serve::errors::ApiError;
+use crate::serve::server::Server;
 
 /// `pull`, `push`, `create`, `copy`, `delete`, `blobs`.
 pub async fn unsupported(State(server): State<Server>, uri: Uri) -> Response<Body> {

@@ -16,8 +16,8 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use super::errors::{ApiError, ApiResult};
 use super::sse::Events;
+use crate::serve::errors::{ApiError, ApiResult};
 
 /// Where a llama-server listens, and what it wants to be told.
 #[derive(Clone, Debug)]

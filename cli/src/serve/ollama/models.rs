@@ -10,11 +10,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::capabilities::{capabilities, template_of};
-use super::catalog::Model;
-use super::errors::{ApiResult, json_response};
-use super::request;
-use super::server::Server;
 use crate::model_file::ModelFile;
+use crate::serve::catalog::Model;
+use crate::serve::errors::{ApiResult, json_response};
+use crate::serve::http::request;
+use crate::serve::server::Server;
 
 /// The version of Ollama whose API is spoken: clients compare it to know what they may use.
 const OLLAMA_VERSION: &str = "0.12.6";

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 
 use serde_json::{Value, json};
 
-use super::errors::{ApiError, ApiResult};
 use super::sse::Events;
 use super::tool_calls::ToolCalls;
+use crate::serve::errors::{ApiError, ApiResult};
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::errors::{ApiError, ApiResult};
+use crate::serve::errors::{ApiError, ApiResult};
 
 /// What a request asks of the sampler, and of the model's loading.
 #[derive(Debug)]

@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::catalog::Model;
-use super::errors::{ApiError, ApiResult};
-use super::loader::Loaded;
+use crate::serve::catalog::Model;
+use crate::serve::errors::{ApiError, ApiResult};
+use crate::serve::llama_server::loader::Loaded;
 
 /// Ollama's `think`: whether to reason first, or how much.
 #[derive(Clone, Debug, Deserialize)]

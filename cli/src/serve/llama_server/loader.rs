@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::{Mutex as Gate, Notify, OwnedMutexGuard};
 
-use super::catalog::Model;
 use super::child::{Child, Launch};
-use super::errors::{ApiError, ApiResult};
-use super::keep_alive::KeepAlive;
 use super::upstream::Upstream;
+use crate::serve::catalog::Model;
+use crate::serve::errors::{ApiError, ApiResult};
+use crate::serve::keep_alive::KeepAlive;
 
 /// Makes llama-server's arguments for a model and a context.
 pub type MakeLaunch = dyn Fn(&Model, u32) -> Launch + Send + Sync;

@@ -3,8 +3,8 @@
 use futures_util::StreamExt;
 use serde_json::Value;
 
-use super::errors::{ApiError, ApiResult};
 use super::upstream::UpstreamBody;
+use crate::serve::errors::{ApiError, ApiResult};
 
 /// The events of one answer.
 pub struct Events {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::errors::{ApiError, ApiResult};
+use crate::serve::errors::{ApiError, ApiResult};
 
 /// A message of a request.
 #[derive(Clone, Debug, Deserialize)]

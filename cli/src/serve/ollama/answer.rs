@@ -8,9 +8,9 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use futures_util::Stream;
 use serde_json::{Map, Value, json};
 
-use super::errors::{ApiResult, json_response};
-use super::generation::{Generation, Piece};
-use super::loader::Lease;
+use crate::serve::errors::{ApiResult, json_response};
+use crate::serve::llama_server::generation::{Generation, Piece};
+use crate::serve::llama_server::loader::Lease;
 
 /// Where the text of an answer goes.
 pub enum Shape {

@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::server::Server;
+use crate::serve::server::Server;
 
 /// What this server counts: answers, by path and status.
 #[derive(Debug, Default)]

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::errors::{ApiError, ApiResult};
-use super::keep_alive::KeepAlive;
-use super::options::Options;
+use crate::serve::errors::{ApiError, ApiResult};
+use crate::serve::keep_alive::KeepAlive;
+use crate::serve::ollama::options::Options;
 
 /// The fields that choose a model and how it is run.
 #[derive(Debug, Deserialize)]

@@ -9,10 +9,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::nanoseconds;
-use super::errors::{ApiError, ApiResult, json_response};
-use super::loader::Lease;
-use super::request::{self, Choice};
-use super::server::Server;
+use crate::serve::errors::{ApiError, ApiResult, json_response};
+use crate::serve::http::request::{self, Choice};
+use crate::serve::llama_server::loader::Lease;
+use crate::serve::server::Server;
 
 #[derive(Debug, Deserialize)]
 struct EmbedRequest {

@@ -10,14 +10,14 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, Shape, head};
 use super::capabilities::{Think, require_thinking, require_tools};
-use super::errors::{ApiError, ApiResult, json_response};
-use super::generation::Generation;
-use super::keep_alive::KeepAlive;
-use super::loader::Lease;
 use super::messages::{self, Message};
 use super::options::response_schema;
-use super::request::{self, Choice};
-use super::server::Server;
+use crate::serve::errors::{ApiError, ApiResult, json_response};
+use crate::serve::http::request::{self, Choice};
+use crate::serve::keep_alive::KeepAlive;
+use crate::serve::llama_server::generation::Generation;
+use crate::serve::llama_server::loader::Lease;
+use crate::serve::server::Server;
 
 #[derive(Debug, Deserialize)]
 struct ChatRequest {
@@ -103,7 +103,7 @@ impl Server {
     /// What a request without a prompt is for: loading the model, or unloading it (`keep_alive` 0). Says which.
     pub async fn load_or_unload(
         &self,
-        model: &std::sync::Arc<super::catalog::Model>,
+        model: &std::sync::Arc<crate::serve::catalog::Model>,
         choice: &Choice,
         context_tokens: Option<u32>,
     ) -> Result<&'static str, ApiError> {

@@ -4,7 +4,7 @@
 //! comments, and dashes that trim white space. Anything more is refused, since a prompt that is quietly wrong costs more
 //! time than one that is refused; `/api/chat` uses the model's own template.
 
-use super::errors::{ApiError, ApiResult};
+use crate::serve::errors::{ApiError, ApiResult};
 
 /// Renders a template; what stands behind `.Response` is left out.
 ///

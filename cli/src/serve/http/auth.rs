@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
-use super::errors::ApiError;
-use super::server::Server;
+use crate::serve::errors::ApiError;
+use crate::serve::server::Server;
 
 /// What is demanded of a request.
 #[derive(Debug, Default)]

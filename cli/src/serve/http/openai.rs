@@ -10,10 +10,10 @@ use axum::response::IntoResponse;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use super::catalog::Model;
-use super::errors::{ApiError, ApiResult, json_response};
 use super::request::too_large;
-use super::server::Server;
+use crate::serve::catalog::Model;
+use crate::serve::errors::{ApiError, ApiResult, json_response};
+use crate::serve::server::Server;
 
 /// `GET /v1/models`.
 pub async fn models(State(server): State<Server>) -> Response<Body> {

@@ -6,9 +6,9 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use hypura::plan::{Role, role_of};
 use serde_json::{Value, json};
 
-use super::errors::json_response;
-use super::server::Server;
 use crate::model_file::ModelFile;
+use crate::serve::errors::json_response;
+use crate::serve::server::Server;
 
 /// The page.
 pub async fn page() -> Response<Body> {

@@ -14,14 +14,14 @@ use serde_json::{Map, Value, json};
 use super::answer::{Answer, ContextRecipe, Shape, head};
 use super::capabilities::{Think, lacks};
 use super::chat::chat_fields;
-use super::errors::{ApiError, ApiResult, json_response};
-use super::generation::Generation;
-use super::loader::Lease;
 use super::messages::refuse_images;
 use super::options::response_schema;
 use super::prompt_template;
-use super::request::{self, Choice};
-use super::server::Server;
+use crate::serve::errors::{ApiError, ApiResult, json_response};
+use crate::serve::http::request::{self, Choice};
+use crate::serve::llama_server::generation::Generation;
+use crate::serve::llama_server::loader::Lease;
+use crate::serve::server::Server;
 
 #[derive(Debug, Deserialize)]
 struct GenerateRequest {

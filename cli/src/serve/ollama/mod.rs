@@ -1,0 +1,12 @@
+//! Ollama's API: a file an endpoint, and what they translate.
+
+pub mod answer;
+pub mod capabilities;
+pub mod chat;
+pub mod embed;
+pub mod generate;
+pub mod messages;
+pub mod models;
+pub mod options;
+pub mod prompt_template;
+pub mod unsupported;
