@@ -20,13 +20,14 @@ mod rates;
 mod scratch;
 mod serve;
 mod status_line;
+mod streaming;
 mod terminal;
 #[cfg(test)]
 mod test_gguf;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use arguments::{Arguments, Command};
 
@@ -41,8 +42,8 @@ fn main() -> ExitCode {
         Command::Serve(serve) => commands::serve::run(serve),
         Command::Bench(bench) => commands::bench::run(bench),
         Command::Replay(replay) => commands::replay::run(&replay),
-        Command::Completions(completions) => commands::completions::run(&completions),
-        Command::Man(man) => commands::man::run(&man),
+        Command::Completions(completions) => commands::completions::run(&completions, Arguments::command()),
+        Command::Man(man) => commands::man::run(&man, Arguments::command()),
     };
     done.unwrap_or_else(|problem| {
         eprintln!("hypura: {problem}");

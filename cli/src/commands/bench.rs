@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::bench::{Effort, Subject, TOKENS_MAX, bench, chart};
 use crate::model_file::ModelFile;
-use crate::{arguments, llama, output};
+use crate::{llama, output, streaming};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,7 +31,7 @@ pub struct Bench {
     pub model: PathBuf,
 
     /// Memory limit of a run, such as 8G, weights and all else together [default: half of the model, at least 512M]
-    #[arg(long, value_name = "SIZE", value_parser = arguments::size)]
+    #[arg(long, value_name = "SIZE", value_parser = streaming::size)]
     pub ram: Option<u64>,
 
     /// Tokens to generate in each run

@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::arguments::Arguments;
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -25,13 +24,13 @@ pub struct Completions {
     pub shell: Shell,
 }
 
-/// Prints them.
+/// Prints them, for the command line `hypura`.
 ///
 /// # Errors
 /// When they cannot be written.
-pub fn run(arguments: &Completions) -> Result<ExitCode, String> {
+pub fn run(arguments: &Completions, mut hypura: Command) -> Result<ExitCode, String> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Arguments::command(), "hypura", &mut script);
+    clap_complete::generate(arguments.shell, &mut hypura, "hypura", &mut script);
     output::print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::Man as Page;
 
-use crate::arguments::Arguments;
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -29,12 +28,11 @@ pub struct Man {
     pub dir: Option<PathBuf>,
 }
 
-/// Prints a page or writes all.
+/// Prints a page or writes all, of the command line `hypura`.
 ///
 /// # Errors
 /// When there is no such command, or a page cannot be written.
-pub fn run(arguments: &Man) -> Result<ExitCode, String> {
-    let mut hypura = Arguments::command();
+pub fn run(arguments: &Man, mut hypura: Command) -> Result<ExitCode, String> {
     hypura.build();
     if let Some(directory) = &arguments.dir {
         std::fs::create_dir_all(directory)
@@ -45,7 +43,7 @@ pub fn run(arguments: &Man) -> Result<ExitCode, String> {
     let command = match &arguments.command {
         None => hypura,
         Some(name) => {
-            let names: Vec<&str> = hypura.get_subcommands().map(clap::Command::get_name).collect();
+            let names: Vec<&str> = hypura.get_subcommands().map(Command::get_name).collect();
             let unknown = format!("there is no command {name}; there are {}", names.join(", "));
             hypura.find_subcommand(name).cloned().ok_or(unknown)?
         }

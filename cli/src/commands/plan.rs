@@ -11,7 +11,7 @@ use crate::format::{Table, bytes, bytes_or_none, figure, percent, rate, seconds}
 use crate::model_file::ModelFile;
 use crate::placement::{Placement, Request, Tiers};
 use crate::terminal::Terminal;
-use crate::{arguments, output, picture};
+use crate::{output, picture, streaming};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,11 +32,11 @@ pub struct Plan {
     pub model: PathBuf,
 
     /// Memory for weights and KV cache together, such as 8G [default: what is available]
-    #[arg(long, value_name = "SIZE", value_parser = arguments::size)]
+    #[arg(long, value_name = "SIZE", value_parser = streaming::size)]
     pub ram: Option<u64>,
 
     /// GPU memory for weights, such as 12G
-    #[arg(long, value_name = "SIZE", value_parser = arguments::size, default_value = "0")]
+    #[arg(long, value_name = "SIZE", value_parser = streaming::size, default_value = "0")]
     pub gpu: u64,
 
     /// Context in tokens; its keys and values take memory

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::arguments::Streaming;
 use crate::foreground::Foreground;
 use crate::llama;
 use crate::model_file::ModelFile;
+use crate::streaming::Streaming;
 
 const EXAMPLES: &str = "\
 Examples:

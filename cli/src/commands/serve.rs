@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::arguments::{self, Streaming};
 use crate::serve::KeepAlive;
+use crate::streaming::{self, Streaming};
 use crate::{llama, serve};
 
 const EXAMPLES: &str = "\
@@ -63,7 +63,7 @@ pub struct Serve {
     pub origins: Vec<String>,
 
     /// The largest request
-    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = arguments::size)]
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = streaming::size)]
     pub body_limit: u64,
 
     /// How long requests under way may take when the server is told to stop

@@ -14,6 +14,7 @@ mod server;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -25,7 +26,7 @@ use tokio::sync::watch;
 
 use catalog::{Catalog, Model};
 use http::auth::Access;
-use http::metrics::Metrics;
+use http::counts;
 pub use keep_alive::KeepAlive;
 use llama_server::child::{Launch, Shown};
 use llama_server::loader::{self, Loader};
@@ -92,11 +93,11 @@ async fn serve(settings: Settings) -> Result<(), String> {
     })?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let stats = std::env::var_os("HYPURA_STATS").map_or_else(|| scratch.path().join("stats.json"), PathBuf::from);
-    let access = Access::new(&settings.keys, settings.origins.clone(), address.ip().is_loopback());
+    let access = Arc::new(Access::new(&settings.keys, settings.origins.clone(), address.ip().is_loopback()));
     let (body_bytes_max, patience) = (settings.body_bytes_max, settings.shutdown_patience);
     let context_tokens = settings.context_tokens;
     let loader = Loader::new(make_launch(settings, stats.clone()), context_tokens, keep_alive);
-    let server = Server::new(Shared { catalog, loader, access, body_bytes_max, stats, metrics: Metrics::default() });
+    let server = Server::new(Shared { catalog, loader, access, body_bytes_max, stats, answers: Arc::default() });
 
     announce(&server, address);
     let (stop, stopped) = watch::channel(false);
@@ -170,7 +171,7 @@ fn announce(server: &Server, address: SocketAddr) {
 }
 
 fn router(server: Server) -> Router {
-    use http::{auth, live, metrics, openai};
+    use http::{auth, counts, live, metrics, openai};
     use ollama::{chat, embed, generate, models, unsupported};
     let gone = || any(unsupported::unsupported);
     Router::new()
@@ -197,8 +198,8 @@ fn router(server: Server) -> Router {
         .route("/hypura/figures", get(live::figures))
         .fallback(unsupported::not_found)
         .method_not_allowed_fallback(unsupported::wrong_method)
-        .layer(from_fn_with_state(server.clone(), auth::check))
-        .route_layer(from_fn_with_state(server.clone(), metrics::count))
+        .layer(from_fn_with_state(Arc::clone(&server.access), auth::check))
+        .route_layer(from_fn_with_state(Arc::clone(&server.answers), counts::count))
         .with_state(server)
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::catalog::{Catalog, Model};
 use crate::serve::http::auth::Access;
-use crate::serve::http::metrics::Metrics;
+use crate::serve::http::counts::Answers;
 use crate::serve::llama_server::loader::Loader;
 
 /// The server's state; a clone is the same server.
@@ -21,13 +21,13 @@ pub struct Shared {
     /// The model that is loaded.
     pub loader: Arc<Loader>,
     /// Who may ask.
-    pub access: Access,
+    pub access: Arc<Access>,
     /// The largest body of a request.
     pub body_bytes_max: usize,
     /// Where libhypura writes statistics.
     pub stats: PathBuf,
     /// What is counted.
-    pub metrics: Metrics,
+    pub answers: Arc<Answers>,
 }
 
 impl std::ops::Deref for Server {

@@ -1,5 +1,7 @@
 //! Who may ask: whoever has the key, and no web page of another site.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -10,7 +12,6 @@ use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
 use crate::serve::errors::ApiError;
-use crate::serve::server::Server;
 
 /// What is demanded of a request.
 #[derive(Debug, Default)]
@@ -70,8 +71,7 @@ impl Access {
 }
 
 /// Lets a request pass or refuses it. `/` tells only that the server runs, and is open to all.
-pub async fn check(State(server): State<Server>, request: Request<Body>, next: Next) -> Response<Body> {
-    let access = &server.access;
+pub async fn check(State(access): State<Arc<Access>>, request: Request<Body>, next: Next) -> Response<Body> {
     if !access.allows_host(request.headers()) {
         return refuse(
             StatusCode::FORBIDDEN,

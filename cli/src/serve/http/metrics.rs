@@ -1,32 +1,14 @@
 //! `GET /metrics`: the counters of this server, of libhypura and of llama-server, as Prometheus reads them.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{MatchedPath, State};
-use axum::http::{HeaderValue, Request, Response, header};
-use axum::middleware::Next;
-use parking_lot::Mutex;
+use axum::extract::State;
+use axum::http::{HeaderValue, Response, header};
 use serde_json::Value;
 
 use crate::serve::server::Server;
-
-/// What this server counts: answers, by path and status.
-#[derive(Debug, Default)]
-pub struct Metrics {
-    answers: Mutex<BTreeMap<(String, u16), u64>>,
-}
-
-/// Counts an answer.
-pub async fn count(State(server): State<Server>, request: Request<Body>, next: Next) -> Response<Body> {
-    // The pattern, not the path itself: of those there may be any number.
-    let path = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
-    let response = next.run(request).await;
-    *server.metrics.answers.lock().entry((path, response.status().as_u16())).or_default() += 1;
-    response
-}
 
 /// The name in the statistics, whether it only grows, and what it says.
 const STATISTICS: [(&str, &str, &str); 13] = [
@@ -78,7 +60,7 @@ fn own(server: &Server, text: &mut String) {
     );
     let _ = writeln!(text, "# HELP hypura_http_answers_total Answers, by path and status.");
     let _ = writeln!(text, "# TYPE hypura_http_answers_total counter");
-    for ((path, status), count) in server.metrics.answers.lock().iter() {
+    for ((path, status), count) in server.answers.counts() {
         let _ = writeln!(text, "hypura_http_answers_total{{path=\"{path}\",status=\"{status}\"}} {count}");
     }
 }

@@ -1,6 +1,7 @@
 //! What is the server's own, whichever API is asked: who may ask, the live page, metrics; and `/v1`, which is passed on.
 
 pub mod auth;
+pub mod counts;
 pub mod live;
 pub mod metrics;
 pub mod openai;
