@@ -99,7 +99,7 @@ while :; do
         {
             echo "apply_patches.sh: $(basename "$failed") does not apply to $tree:"
             sed 's/^/    /' "$log"
-            echo "The series is made for the commit in patches/UPSTREAM. Is the tree that commit, without local changes?"
+            echo "The series is made for the version in patches/UPSTREAM. Is the tree that version, without local changes?"
             echo "To make the patch anew: put its changes into a copy of build/llama-pristine by hand, then"
             echo "    diff -ruN --exclude=ggml-hypura llama-pristine COPY    (in build/)"
             echo "and keep the description at the head of the patch."

@@ -4,10 +4,12 @@
     fetch_llama.py                                  build/llama-pristine and build/llama-src
     fetch_llama.py --pristine                       build/llama-pristine only
     fetch_llama.py --package NAME VERSION SHA256    one file from PyPI into the cache; prints its path
+    fetch_llama.py --digest TREE                    what tree_sha256 in patches/UPSTREAM is for this tree
 
 Sources, first match wins: LLAMA_CPP_DIR (a pristine tree, copied, never changed), a download kept in the
-cache, git, PyPI. What is pinned stands in patches/UPSTREAM. Files of build/llama-src whose content stays
-the same keep their time stamps, so a changed patch rebuilds little.
+cache, git, PyPI. What is pinned stands in patches/UPSTREAM. A git tag can be moved, so what is built is pinned
+by its content: a source with another is not used, and the next one is asked. Files of build/llama-src whose
+content stays the same keep their time stamps, so a changed patch rebuilds little.
 """
 
 import fcntl
@@ -27,6 +29,8 @@ PRISTINE = BUILD / "llama-pristine"
 PATCHED = BUILD / "llama-src"
 EDITED = BUILD / "llama-src.edited"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hypura" / "src"
+# What is built of a tree. The rest (documents, tests, scripts) differs between git and packages.
+BUILT_PARTS = ("CMakeLists.txt", "app", "cmake", "common", "ggml", "include", "src", "tools", "vendor")
 
 
 def say(message):
@@ -80,10 +84,29 @@ def pypi_package(name, version, wanted, source=False):
         return path.rename(CACHE / path.name)
 
 
+def tree_digest(tree):
+    """One hash of the names and contents of what is built of a tree. Packages leave hidden files out, so it does, too."""
+
+    def is_built(name):
+        parts = Path(name).parts
+        return parts[0] in BUILT_PARTS and not any(part.startswith(".") or part == "__pycache__" for part in parts)
+
+    digest = hashlib.sha256()
+    for name in sorted(filter(is_built, files_of(tree))):
+        path = Path(tree) / name
+        content = hashlib.sha256(os.readlink(path).encode()).hexdigest() if path.is_symlink() else sha256(path)
+        digest.update(f"{name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def cached_git_archive(upstream):
+    return CACHE / f"llama.cpp-{upstream['tag']}.tar"
+
+
 def git_archive(upstream):
     """A tar file of the pinned tag, from the cache or from git, or None where git does not reach it."""
     tag = upstream["tag"]
-    archive = CACHE / f"llama.cpp-{tag}.tar"
+    archive = cached_git_archive(upstream)
     if archive.exists():
         return archive
     if cached_package(upstream["pypi_package"], upstream["pypi_version"], upstream["pypi_sha256"]):
@@ -159,27 +182,53 @@ def local_tree():
     return tree
 
 
+def unpack_git(upstream, destination):
+    """The pinned tag's tree; returns whether there is one with the pinned content."""
+    if not (archive := git_archive(upstream)):
+        return False
+    extract(archive, "", destination)
+    found = tree_digest(destination)
+    if found == upstream["tree_sha256"]:
+        return True
+    say(
+        f"the tag {upstream['tag']} of {upstream['git']} is not what patches/UPSTREAM pins: it may have been moved. "
+        f"The tree's sha256 is {found}, expected {upstream['tree_sha256']}. Trying {upstream['pypi_package']} from PyPI"
+    )
+    archive.unlink()
+    shutil.rmtree(destination)
+    return False
+
+
+def unpack_package(upstream, destination):
+    archive = pypi_package(*(upstream[f"pypi_{key}"] for key in ("package", "version", "sha256")), source=True)
+    say(f"unpacking {archive.name}")
+    extract(archive, upstream["pypi_folder"], destination)
+    found = tree_digest(destination)
+    if found != upstream["tree_sha256"]:
+        die(
+            f"patches/UPSTREAM contradicts itself: {upstream['pypi_folder']} in {archive.name} has tree_sha256={found}, "
+            f"not {upstream['tree_sha256']}. When the pin is moved, all of its lines must be"
+        )
+
+
 def make_pristine(upstream):
     """build/llama-pristine; returns what it was made from."""
     stamp = BUILD / "llama-pristine.stamp"
     tree = local_tree()
-    identity = f"tree {tree}" if tree else f"tag {upstream['tag']}"
-    if not tree and PRISTINE.is_dir() and stamp.exists() and stamp.read_text() == identity:
-        return identity
+    identity = f"tree {tree}" if tree else f"tag {upstream['tag']} {upstream['tree_sha256']}"
+    if not tree and PRISTINE.is_dir():
+        if stamp.exists() and stamp.read_text() == identity:
+            return identity
+        if tree_digest(PRISTINE) == upstream["tree_sha256"]:
+            stamp.write_text(identity)
+            return identity
     fresh = BUILD / "llama-pristine.new"
     shutil.rmtree(fresh, ignore_errors=True)
     if tree:
         say(f"copying {tree}")
         copy_tree(tree, fresh)
-    elif archive := git_archive(upstream):
-        extract(archive, "", fresh)
-    else:
-        package = [upstream[f"pypi_{key}"] for key in ("package", "version", "sha256")]
-        archive = pypi_package(*package, source=True)
-        say(f"unpacking {archive.name}")
-        extract(archive, upstream["pypi_folder"], fresh)
-    if not (fresh / "ggml" / "src" / "CMakeLists.txt").is_file():
-        die("the source found is not a llama.cpp tree")
+    elif not unpack_git(upstream, fresh):
+        unpack_package(upstream, fresh)
     stamp.unlink(missing_ok=True)
     shutil.rmtree(PRISTINE, ignore_errors=True)
     fresh.rename(PRISTINE)
@@ -272,8 +321,11 @@ def main(arguments):
     if arguments[:1] == ["--package"] and len(arguments) == 4:
         print(pypi_package(*arguments[1:]))
         return
+    if arguments[:1] == ["--digest"] and len(arguments) == 2:
+        print(tree_digest(arguments[1]))
+        return
     if arguments not in ([], ["--pristine"]):
-        die("usage: fetch_llama.py [--pristine | --package NAME VERSION SHA256]")
+        die("usage: fetch_llama.py [--pristine | --package NAME VERSION SHA256 | --digest TREE]")
     BUILD.mkdir(exist_ok=True)
     with open(BUILD / ".fetch.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

