@@ -36,7 +36,7 @@ print_env() {
     echo 'unset MAKEFLAGS MFLAGS MAKELEVEL'
     if command -v ccache >/dev/null 2>&1; then
         echo "export CCACHE_DIR=$(quote "$cache/ccache-$(native_key)")"
-        echo "export CCACHE_BASEDIR=$(quote "$repo/build") CCACHE_NOHASHDIR=1"
+        echo "export CCACHE_BASEDIR=$(quote "$repo") CCACHE_NOHASHDIR=1"
         echo 'export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache'
     fi
     # For bindgen, in the tests of the C header. The package has the library but not clang's own headers.
