@@ -1,7 +1,8 @@
 //! Where a model's weights would be on this machine: the library's planner, asked for a command.
 
 use hypura::hw::Profile;
-use hypura::plan::{Circumstances, Learned, Problem, Seat, Solution, margin_bytes, problem_of, solve, speed_by_ram};
+use hypura::memory::margin_bytes;
+use hypura::plan::{Circumstances, Learned, Problem, Seat, Solution, problem_of, solve, speed_by_ram};
 
 use crate::format::bytes;
 use crate::model_file::ModelFile;

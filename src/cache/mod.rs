@@ -14,10 +14,8 @@
 //! 4. A read ahead of need takes an empty or an offered slot, never another guess; a demand read takes those first, and
 //!    then the guess made last, so a ring full of guesses can never starve a demand.
 
-mod arena;
 mod list;
 pub mod policy;
 mod pool;
 
-pub use arena::Arena;
-pub use pool::{Members, NewBlock, Pool, SlotCount, SlotState};
+pub use pool::{Members, NewBlock, Pool, SlotCount, SlotState, TakeFor};

@@ -1,10 +1,9 @@
 //! The slots of one size: who is where, who may go, who goes next.
 
-use super::arena::Arena;
 use super::list::{Links, List};
 use super::policy::{Policy, Position, Use};
 use crate::error::Result;
-use crate::io::Priority;
+use crate::memory::{Arena, Backing};
 
 /// What is in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +16,15 @@ pub enum SlotState {
     Torn,
     /// All bytes of its block.
     Ready,
+}
+
+/// What a slot is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakeFor {
+    /// Someone waits for the block.
+    Demand,
+    /// It may be needed soon.
+    Prefetch,
 }
 
 /// A set of fetches, to wake exactly those that wait. Fetches beyond the 63rd share the last bit.
@@ -109,7 +117,7 @@ struct Before {
 /// Slots of one size. See the module's invariants.
 #[derive(Debug)]
 pub struct Pool {
-    arena: Arena,
+    memory: Box<dyn Backing>,
     slot_bytes: usize,
     /// As many as there can ever be.
     slots: Vec<Slot>,
@@ -134,6 +142,22 @@ impl Pool {
     /// # Errors
     /// `Resource` when the system refuses the memory.
     pub fn new(slot_bytes: usize, slots: SlotCount, policy: Box<dyn Policy>, unit_count: usize) -> Result<Self> {
+        let (arena, most) = match Arena::new(slot_bytes * slots.most) {
+            Ok(arena) => (arena, slots.most),
+            Err(_) => (Arena::new(slot_bytes * slots.now)?, slots.now),
+        };
+        Ok(Self::over(Box::new(arena), slot_bytes, SlotCount { most, ..slots }, policy, unit_count))
+    }
+
+    /// Like [`Self::new`], with the slots in memory of another kind, which has room for `slots.most` of them.
+    pub fn over(
+        memory: Box<dyn Backing>,
+        slot_bytes: usize,
+        slots: SlotCount,
+        policy: Box<dyn Policy>,
+        unit_count: usize,
+    ) -> Self {
+        assert!(slot_bytes * slots.most <= memory.length(), "the slots do not fit into their memory");
         let slot = Slot {
             block: 0,
             unit: 0,
@@ -146,16 +170,12 @@ impl Pool {
             touched: false,
             before: None,
         };
-        let (arena, most) = match Arena::new(slot_bytes * slots.most) {
-            Ok(arena) => (arena, slots.most),
-            Err(_) => (Arena::new(slot_bytes * slots.now)?, slots.now),
-        };
-        let (mut links, mut empty) = (Links::new(most), List::new());
+        let (mut links, mut empty) = (Links::new(slots.most), List::new());
         (0..slots.now).for_each(|slot| empty.push_back(&mut links, slot));
-        Ok(Self {
-            arena,
+        Self {
+            memory,
             slot_bytes,
-            slots: vec![slot; most],
+            slots: vec![slot; slots.most],
             slot_count: slots.now,
             links,
             empty,
@@ -164,7 +184,7 @@ impl Pool {
             guessed: List::new(),
             policy,
             slot_of_unit: vec![0; unit_count],
-        })
+        }
     }
 
     /// How many slots may be used.
@@ -211,7 +231,7 @@ impl Pool {
             }
             entry.state = SlotState::Empty;
             entry.touched = false;
-            self.arena.release(slot * self.slot_bytes, self.slot_bytes);
+            self.memory.release(slot * self.slot_bytes, self.slot_bytes);
         }
     }
 
@@ -254,11 +274,11 @@ impl Pool {
 
     /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when every
     /// slot is in use, or, for a read ahead of need, not worth taking.
-    pub fn take(&mut self, new: NewBlock, at: Position, priority: Priority) -> Option<(usize, Option<usize>)> {
+    pub fn take(&mut self, new: NewBlock, at: Position, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
         let (slot, before) = match self.take_empty(new.home) {
             Some(slot) => (slot, None),
             None => {
-                let slot = self.victim(at, priority)?;
+                let slot = self.victim(at, purpose)?;
                 let Slot { block, unit, lead, .. } = self.slots[slot];
                 (slot, Some(Before { block, unit, lead }))
             }
@@ -269,7 +289,7 @@ impl Pool {
             state: SlotState::Loading,
             users: 0,
             members: Members::default(),
-            guess: priority != Priority::Demand,
+            guess: purpose != TakeFor::Demand,
             permanent: false,
             lead: new.lead,
             touched: self.slots[slot].touched,
@@ -297,10 +317,10 @@ impl Pool {
         self.empty_count -= 1;
     }
 
-    fn victim(&mut self, at: Position, priority: Priority) -> Option<usize> {
+    fn victim(&mut self, at: Position, purpose: TakeFor) -> Option<usize> {
         let slot = match self.policy.victim(at) {
             Some(unit) => self.slot_of_unit[unit] as usize,
-            None if priority == Priority::Demand => self.guessed.back()?,
+            None if purpose == TakeFor::Demand => self.guessed.back()?,
             None => return None,
         };
         self.unlist(slot);
@@ -414,7 +434,7 @@ impl Pool {
 
     /// The address of the slot's first byte: where a widened read goes.
     pub fn address(&self, slot: usize) -> *mut u8 {
-        self.arena.at(slot * self.slot_bytes)
+        self.memory.address(slot * self.slot_bytes)
     }
 
     /// The address of the block's first byte.
@@ -466,12 +486,12 @@ mod tests {
         Pool::new(64, slots, PolicyKind::Lru.build(shape), shape.unit_count()).unwrap()
     }
 
-    fn take(pool: &mut Pool, block: usize, home: usize, priority: Priority) -> Option<(usize, Option<usize>)> {
-        pool.take(NewBlock { block, unit: block, home, lead: 0 }, HERE, priority)
+    fn take(pool: &mut Pool, block: usize, home: usize, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
+        pool.take(NewBlock { block, unit: block, home, lead: 0 }, HERE, purpose)
     }
 
-    fn load(pool: &mut Pool, block: usize, priority: Priority) -> Option<usize> {
-        let (slot, _) = take(pool, block, block, priority)?;
+    fn load(pool: &mut Pool, block: usize, purpose: TakeFor) -> Option<usize> {
+        let (slot, _) = take(pool, block, block, purpose)?;
         pool.loaded(slot);
         Some(slot)
     }
@@ -480,66 +500,66 @@ mod tests {
     fn the_least_recently_used_block_goes_first() {
         let mut pool = pool(3);
         assert_eq!(pool.untouched_bytes(), 192);
-        let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, Priority::Demand).unwrap()).collect();
+        let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
         assert_eq!(pool.untouched_bytes(), 0);
         pool.join(slots[0], 0);
         pool.leave(slots[0], 0);
-        assert_eq!(take(&mut pool, 3, 0, Priority::Demand).unwrap(), (slots[1], Some(1)));
-        assert_eq!(take(&mut pool, 4, 0, Priority::Demand).unwrap(), (slots[2], Some(2)));
-        assert_eq!(take(&mut pool, 5, 0, Priority::Demand).unwrap(), (slots[0], Some(0)));
-        assert_eq!(take(&mut pool, 6, 0, Priority::Demand), None, "a Loading slot is never given away");
+        assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand).unwrap(), (slots[1], Some(1)));
+        assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand).unwrap(), (slots[2], Some(2)));
+        assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand).unwrap(), (slots[0], Some(0)));
+        assert_eq!(take(&mut pool, 6, 0, TakeFor::Demand), None, "a Loading slot is never given away");
     }
 
     #[test]
     fn while_there_is_room_every_block_gets_its_own_place() {
         let mut pool = pool(4);
         let places: Vec<usize> =
-            [2, 0, 9, 3].iter().map(|&home| take(&mut pool, home, home, Priority::Demand).unwrap().0).collect();
+            [2, 0, 9, 3].iter().map(|&home| take(&mut pool, home, home, TakeFor::Demand).unwrap().0).collect();
         assert_eq!(places, [2, 0, 1, 3], "9 is no slot and gets the first that is left");
-        assert_eq!(take(&mut pool, 1, 1, Priority::Demand), None);
+        assert_eq!(take(&mut pool, 1, 1, TakeFor::Demand), None);
     }
 
     #[test]
     fn a_slot_in_use_or_permanent_stays() {
         let mut pool = pool(2);
-        let used = load(&mut pool, 0, Priority::Demand).unwrap();
+        let used = load(&mut pool, 0, TakeFor::Demand).unwrap();
         pool.join(used, 0);
         pool.join(used, 0);
         pool.leave(used, 0);
-        let (kept, _) = take(&mut pool, 1, 0, Priority::Demand).unwrap();
+        let (kept, _) = take(&mut pool, 1, 0, TakeFor::Demand).unwrap();
         pool.set_permanent(kept, true);
         pool.loaded(kept);
-        assert_eq!(take(&mut pool, 2, 0, Priority::Demand), None);
+        assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), None);
         pool.leave(used, 0);
-        assert_eq!(take(&mut pool, 2, 0, Priority::Demand), Some((used, Some(0))));
+        assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(0))));
         pool.set_permanent(kept, false);
-        assert_eq!(take(&mut pool, 3, 0, Priority::Demand), Some((kept, Some(1))));
+        assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((kept, Some(1))));
     }
 
     #[test]
     fn a_completed_read_names_those_that_wait_for_it() {
         let mut pool = pool(2);
-        let (slot, _) = take(&mut pool, 0, 0, Priority::Demand).unwrap();
+        let (slot, _) = take(&mut pool, 0, 0, TakeFor::Demand).unwrap();
         pool.join(slot, 3);
         pool.join(slot, 70);
         pool.join(slot, 5);
         pool.leave(slot, 5);
         assert_eq!(pool.loaded(slot).iter().collect::<Vec<_>>(), [3, 63]);
-        let (other, _) = take(&mut pool, 1, 0, Priority::Ahead).unwrap();
+        let (other, _) = take(&mut pool, 1, 0, TakeFor::Prefetch).unwrap();
         assert_eq!(pool.loaded(other), Members::default());
     }
 
     #[test]
     fn guesses_never_push_each_other_out_but_yield_to_demand_last_first() {
         let mut pool = pool(3);
-        let first = load(&mut pool, 0, Priority::Ahead).unwrap();
-        let last = load(&mut pool, 1, Priority::Ahead).unwrap();
-        let used = load(&mut pool, 2, Priority::Demand).unwrap();
-        assert_eq!(take(&mut pool, 3, 0, Priority::Ahead).unwrap().0, used);
+        let first = load(&mut pool, 0, TakeFor::Prefetch).unwrap();
+        let last = load(&mut pool, 1, TakeFor::Prefetch).unwrap();
+        let used = load(&mut pool, 2, TakeFor::Demand).unwrap();
+        assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch).unwrap().0, used);
         pool.loaded(used);
-        assert_eq!(take(&mut pool, 4, 0, Priority::Ahead), None);
-        assert_eq!(take(&mut pool, 4, 0, Priority::Demand), Some((used, Some(3))));
-        assert_eq!(take(&mut pool, 5, 0, Priority::Demand), Some((last, Some(1))));
+        assert_eq!(take(&mut pool, 4, 0, TakeFor::Prefetch), None);
+        assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((used, Some(3))));
+        assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand), Some((last, Some(1))));
         assert!(pool.join(first, 0), "the first use of a guess is reported");
         assert!(!pool.join(first, 0));
     }
@@ -555,7 +575,7 @@ mod tests {
         assert!(pool.would_gain(foreseen, 0.0, HERE));
         pool.remember(held, 1.0);
         let new = NewBlock { block: held, unit: held, home: 0, lead: 0 };
-        let (slot, _) = pool.take(new, HERE, Priority::Demand).unwrap();
+        let (slot, _) = pool.take(new, HERE, TakeFor::Demand).unwrap();
         assert!(!pool.would_gain(foreseen, 1.0, HERE), "nothing can be had");
         pool.loaded(slot);
         assert!(pool.would_gain(foreseen, 0.9, HERE));
@@ -566,28 +586,28 @@ mod tests {
     #[test]
     fn a_wrong_guess_is_let_go_and_one_that_was_taken_back_leaves_an_empty_slot() {
         let mut pool = pool(2);
-        let read = load(&mut pool, 0, Priority::Guess).unwrap();
-        let (queued, _) = take(&mut pool, 1, 1, Priority::Guess).unwrap();
+        let read = load(&mut pool, 0, TakeFor::Prefetch).unwrap();
+        let (queued, _) = take(&mut pool, 1, 1, TakeFor::Prefetch).unwrap();
         pool.expire(read);
         assert_eq!(pool.give_back(queued, |_| false), None);
         assert!(!pool.is_guess(read));
-        assert_eq!(take(&mut pool, 2, 1, Priority::Guess), Some((queued, None)));
-        assert_eq!(take(&mut pool, 3, 1, Priority::Guess), Some((read, Some(0))));
+        assert_eq!(take(&mut pool, 2, 1, TakeFor::Prefetch), Some((queued, None)));
+        assert_eq!(take(&mut pool, 3, 1, TakeFor::Prefetch), Some((read, Some(0))));
     }
 
     #[test]
     fn what_a_guess_took_a_slot_from_comes_back_when_the_guess_is_taken_back() {
         let mut pool = pool(2);
-        let slot = load(&mut pool, 0, Priority::Demand).unwrap();
-        load(&mut pool, 1, Priority::Demand).unwrap();
-        let guess = |pool: &mut Pool| take(pool, 2, 0, Priority::Guess);
+        let slot = load(&mut pool, 0, TakeFor::Demand).unwrap();
+        load(&mut pool, 1, TakeFor::Demand).unwrap();
+        let guess = |pool: &mut Pool| take(pool, 2, 0, TakeFor::Prefetch);
         assert_eq!(guess(&mut pool), Some((slot, Some(0))));
         assert_eq!(pool.give_back(slot, |block| block != 0), Some(0));
         assert_eq!((pool.state(slot), pool.block(slot), pool.is_guess(slot)), (SlotState::Ready, 0, false));
         assert!(!pool.join(slot, 0), "it is a hit like any other");
         pool.leave(slot, 0);
         // Read again into another slot meanwhile, it stays there.
-        assert_eq!(take(&mut pool, 3, 0, Priority::Guess), Some((1, Some(1))));
+        assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch), Some((1, Some(1))));
         assert_eq!(pool.give_back(1, |block| block == 1), None);
         assert_eq!(pool.empty_count(), 1);
     }
@@ -595,16 +615,16 @@ mod tests {
     #[test]
     fn a_guess_that_is_broken_off_leaves_an_empty_slot_once_its_last_read_is_over() {
         let mut pool = pool(1);
-        load(&mut pool, 0, Priority::Demand).unwrap();
+        load(&mut pool, 0, TakeFor::Demand).unwrap();
         for is_in_flight in [true, false] {
-            let (slot, _) = take(&mut pool, 1, 0, Priority::Guess).unwrap();
+            let (slot, _) = take(&mut pool, 1, 0, TakeFor::Prefetch).unwrap();
             pool.tear(slot, is_in_flight);
             if is_in_flight {
-                assert_eq!(take(&mut pool, 2, 0, Priority::Demand), None, "it is still written to");
+                assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), None, "it is still written to");
                 assert_eq!(pool.loaded(slot), Members::default());
             }
             assert_eq!((pool.state(slot), pool.empty_count()), (SlotState::Empty, 1));
-            assert_eq!(take(&mut pool, 2, 0, Priority::Demand), Some((slot, None)));
+            assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((slot, None)));
             pool.loaded(slot);
         }
     }
@@ -619,48 +639,48 @@ mod tests {
     #[test]
     fn closed_slots_lose_their_blocks_and_are_empty_when_they_open_again() {
         let mut pool = pool(4);
-        for (block, priority) in [(0, Priority::Demand), (1, Priority::Demand), (2, Priority::Ahead)] {
-            load(&mut pool, block, priority).unwrap();
+        for (block, purpose) in [(0, TakeFor::Demand), (1, TakeFor::Demand), (2, TakeFor::Prefetch)] {
+            load(&mut pool, block, purpose).unwrap();
         }
         pool.set_permanent(1, true);
         assert_eq!(resize(&mut pool, 1), [1, 2], "of permanent ones and of guesses as well");
         assert_eq!((pool.slot_count(), pool.untouched_bytes()), (1, 0));
-        assert_eq!(take(&mut pool, 5, 3, Priority::Demand), Some((0, Some(0))), "a home that is closed is no home");
-        assert_eq!(take(&mut pool, 6, 1, Priority::Demand), None);
+        assert_eq!(take(&mut pool, 5, 3, TakeFor::Demand), Some((0, Some(0))), "a home that is closed is no home");
+        assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), None);
         assert_eq!(resize(&mut pool, 3), [0; 0]);
         assert_eq!(pool.untouched_bytes(), 128);
-        assert_eq!(take(&mut pool, 6, 1, Priority::Demand), Some((1, None)));
+        assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), Some((1, None)));
     }
 
     #[test]
     fn a_slot_in_use_closes_once_it_is_given_back() {
         let mut pool = pool(3);
-        let used = load(&mut pool, 2, Priority::Demand).unwrap();
+        let used = load(&mut pool, 2, TakeFor::Demand).unwrap();
         pool.join(used, 0);
-        let (loading, _) = take(&mut pool, 1, 1, Priority::Ahead).unwrap();
+        let (loading, _) = take(&mut pool, 1, 1, TakeFor::Prefetch).unwrap();
         assert_eq!(resize(&mut pool, 1), [0; 0]);
         pool.leave(used, 0);
         pool.loaded(loading);
-        assert_eq!(take(&mut pool, 3, 0, Priority::Demand), Some((0, None)));
-        assert_eq!(take(&mut pool, 4, 0, Priority::Demand), None, "neither of the two may be taken");
+        assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((0, None)));
+        assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), None, "neither of the two may be taken");
         assert_eq!(resize(&mut pool, 1), [1, 2]);
         // A read that is taken back leaves a closed slot closed.
         assert_eq!(resize(&mut pool, 2), [0; 0]);
-        let (queued, _) = take(&mut pool, 5, 1, Priority::Guess).unwrap();
+        let (queued, _) = take(&mut pool, 5, 1, TakeFor::Prefetch).unwrap();
         assert_eq!(resize(&mut pool, 1), [0; 0]);
         assert_eq!(pool.give_back(queued, |_| false), None);
-        assert_eq!(take(&mut pool, 6, 1, Priority::Demand), None);
+        assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), None);
     }
 
     #[test]
     fn a_slot_that_should_have_closed_is_like_any_other_when_there_is_room_again() {
         let mut pool = pool(2);
-        let used = load(&mut pool, 1, Priority::Demand).unwrap();
+        let used = load(&mut pool, 1, TakeFor::Demand).unwrap();
         pool.join(used, 0);
         assert_eq!(resize(&mut pool, 1), [0; 0]);
         assert_eq!(resize(&mut pool, 2), [0; 0]);
         pool.leave(used, 0);
-        take(&mut pool, 0, 0, Priority::Demand).unwrap();
-        assert_eq!(take(&mut pool, 2, 0, Priority::Demand), Some((used, Some(1))));
+        take(&mut pool, 0, 0, TakeFor::Demand).unwrap();
+        assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(1))));
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::file_identity::FileIdentity;
+use crate::io::FileIdentity;
 
 /// A GGUF that is open for reading.
 #[derive(Clone, Debug, PartialEq, Eq)]

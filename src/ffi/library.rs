@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use super::boundary::{guard, guard_infallible};
 use super::pointers;
 use crate::config::{Config, ModeSetting};
-use crate::stream::make_room;
+use crate::memory::make_room;
 
 /// The version of this ABI. It changes when a function or struct changes its meaning; additions keep it.
 pub const HYPURA_ABI_VERSION: u32 = 1;

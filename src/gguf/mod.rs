@@ -33,7 +33,7 @@ pub use tensors::TensorInfo;
 pub use types::GgmlType;
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::file_identity::FileIdentity;
+use crate::io::FileIdentity;
 use fingerprint::Fingerprint;
 use metadata::Metadata;
 use reader::{Reader, malformed, quoted, truncated};

@@ -1,7 +1,6 @@
 //! Dividing the memory budget among the pools.
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::hw::MemoryReport;
 
 /// The slots of one size that a model could use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +23,6 @@ impl SlotClass {
 /// The smallest budget that works, in bytes.
 pub fn minimum_bytes(classes: &[SlotClass]) -> u64 {
     classes.iter().map(|class| class.slot_bytes * class.minimum_slots() as u64).sum()
-}
-
-/// What should stay free beside everything else, in bytes: room to breathe that grows with the machine.
-pub fn margin_bytes(memory: &MemoryReport) -> u64 {
-    const LEAST_BYTES: u64 = 64 << 20;
-    const MOST_BYTES: u64 = 1 << 30;
-    (LEAST_BYTES + memory.limit_bytes / 16).min(MOST_BYTES)
 }
 
 /// Slots per class under a budget: every class its minimum, then what every pass uses, then experts, of which a token uses

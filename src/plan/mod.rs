@@ -7,7 +7,6 @@
 //! and predict how fast that is: see `docs/PLANNING.md`.
 
 mod budget;
-mod control;
 mod decide;
 mod division;
 mod explain;
@@ -21,15 +20,13 @@ mod refine;
 mod relax;
 mod ring;
 mod role;
-mod share;
 mod simulate;
 mod solve;
 
 #[cfg(test)]
 mod solve_tests;
 
-pub use budget::{SlotClass, distribute, margin_bytes, minimum_bytes};
-pub use control::{Change, Control, Reading};
+pub use budget::{SlotClass, distribute, minimum_bytes};
 pub use decide::{Mode, Plan, WORKING_BYTES, decide};
 pub use division::{Keeping, divide};
 pub use learned::{Learned, Measured};
@@ -39,7 +36,6 @@ pub use model::{Circumstances, Frequencies, problem_of};
 pub use problem::{Item, Machine, Problem, Seat, TierBytes, Usage};
 pub use ring::{Pass, Step, pinned};
 pub use role::{Role, layer_of, rank_in_layer, role_of};
-pub use share::{Claim, share};
 pub use simulate::{Limit, Prediction, simulate};
 pub use solve::{Solution, solve, speed_by_ram};
 

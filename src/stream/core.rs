@@ -6,10 +6,11 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cache::policy::{PolicyKind, Position};
-use crate::cache::{Members, NewBlock, Pool, SlotCount, SlotState};
+use crate::cache::{Members, NewBlock, Pool, SlotCount, SlotState, TakeFor};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
+use crate::memory::{Claim, Tenant};
 use crate::plan::{distribute, minimum_bytes};
 use crate::predict::{Habits, Order};
 use crate::stats::Counters;
@@ -134,37 +135,9 @@ impl Core {
         self.state.lock().pools.iter().map(Pool::largest_slot_count).sum()
     }
 
-    /// Bytes of the slots that may be used.
-    pub(super) fn pool_bytes(&self) -> u64 {
-        self.pool_bytes_of(&self.state.lock())
-    }
-
     fn pool_bytes_of(&self, state: &State) -> u64 {
         let pools = state.pools.iter().zip(&self.streamed.classes);
         pools.map(|(pool, class)| pool.slot_count() as u64 * class.slot_bytes).sum()
-    }
-
-    /// Bytes of slots that were never used: the system counts them as available, but they are spoken for.
-    pub(super) fn untouched_bytes(&self) -> u64 {
-        self.state.lock().pools.iter().map(Pool::untouched_bytes).sum()
-    }
-
-    /// Changes how many slots may be used. What is in use now goes with a later call.
-    pub(super) fn resize(&self, budget_bytes: u64) {
-        let classes = &self.streamed.classes;
-        let Ok(slots) = distribute(budget_bytes.max(minimum_bytes(classes)), classes) else { return };
-        let mut state = self.state.lock();
-        let slots: Vec<usize> =
-            slots.iter().zip(&state.pools).map(|(&slots, pool)| slots.min(pool.largest_slot_count())).collect();
-        let order = self.dense_order(&state).unwrap_or_else(|| self.streamed.dense_in_likely_order());
-        let State { pins, pools, location, .. } = &mut *state;
-        pins.fit(&self.streamed, &slots, &order, pools, location);
-        for (pool, &slots) in pools.iter_mut().zip(&slots) {
-            pool.resize(slots, |block| location[block] = None);
-        }
-        let waiting = std::mem::take(&mut state.want_room);
-        drop(state);
-        self.wake(waiting);
     }
 
     /// The dense tensors in the order of use, once a whole pass has shown it.
@@ -195,7 +168,8 @@ impl Core {
         debug_assert_eq!(tensor.pool, pool, "a block belongs into slots of its own size");
         let (home, unit) = (tensor.first_in_pool + number, tensor.first_unit + number);
         let new = NewBlock { block, unit, home, lead: range.lead };
-        let (slot, evicted) = state.pools[pool].take(new, state.position, priority)?;
+        let purpose = if priority == Priority::Demand { TakeFor::Demand } else { TakeFor::Prefetch };
+        let (slot, evicted) = state.pools[pool].take(new, state.position, purpose)?;
         if let Some(evicted) = evicted {
             state.location[evicted] = None;
         }
@@ -278,6 +252,37 @@ impl Core {
         for member in members.iter() {
             self.signals[member].notify_all();
         }
+    }
+}
+
+impl Tenant for Core {
+    fn claim(&self) -> Claim {
+        Claim::of(&self.streamed.classes)
+    }
+
+    fn pool_bytes(&self) -> u64 {
+        self.pool_bytes_of(&self.state.lock())
+    }
+
+    fn untouched_bytes(&self) -> u64 {
+        self.state.lock().pools.iter().map(Pool::untouched_bytes).sum()
+    }
+
+    fn resize(&self, budget_bytes: u64) {
+        let classes = &self.streamed.classes;
+        let Ok(slots) = distribute(budget_bytes.max(minimum_bytes(classes)), classes) else { return };
+        let mut state = self.state.lock();
+        let slots: Vec<usize> =
+            slots.iter().zip(&state.pools).map(|(&slots, pool)| slots.min(pool.largest_slot_count())).collect();
+        let order = self.dense_order(&state).unwrap_or_else(|| self.streamed.dense_in_likely_order());
+        let State { pins, pools, location, .. } = &mut *state;
+        pins.fit(&self.streamed, &slots, &order, pools, location);
+        for (pool, &slots) in pools.iter_mut().zip(&slots) {
+            pool.resize(slots, |block| location[block] = None);
+        }
+        let waiting = std::mem::take(&mut state.want_room);
+        drop(state);
+        self.wake(waiting);
     }
 }
 

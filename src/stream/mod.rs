@@ -11,7 +11,6 @@ mod ahead;
 mod core;
 mod fetch;
 mod foresight;
-mod governor;
 mod guesses;
 mod keeper;
 mod outlook;
@@ -26,5 +25,4 @@ mod trace;
 mod verify;
 
 pub use fetch::{Block, Fetch};
-pub use governor::make_room;
 pub use session::Session;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Session;
 use crate::common::{Model, Random, TestDirectory, dense_model, expert_model, within};
+use crate::memory::Tenant;
 use crate::plan::minimum_bytes;
 
 /// Fetches at random and in sweeps, until told to stop.

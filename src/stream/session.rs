@@ -9,14 +9,14 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
 use crate::hw;
 use crate::io::{self, DirectFile, Engine, Sink, Tuning};
-use crate::plan::{self, Claim, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
+use crate::memory::{self, Claim, MappedWeights, Membership, Tenant};
+use crate::plan::{self, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
 use crate::predict::{Store, read_routers};
 use crate::stats::{Counters, Facts, StatsWriter};
 
 use super::core::Core;
 use super::fetch::Fetch;
 use super::foresight::Foresight;
-use super::governor::{self, MappedWeights, Membership};
 use super::keeper::Keeper;
 use super::outlook::{Outlook, Surroundings};
 use super::tensors::StreamedTensors;
@@ -58,11 +58,11 @@ impl Session {
     /// `Open` when a file cannot be read, `Config` when direct I/O is demanded and impossible, `Budget` when `HYPURA_RAM`
     /// is below the working minimum.
     pub fn plan(gguf: &Arc<Gguf>, config: &Config, on_host: impl Fn(usize) -> bool) -> Result<Option<Arc<Self>>> {
-        let memory = governor::memory_for_another();
+        let memory = memory::memory_for_another();
         let plan = plan::decide(gguf, &on_host, config, &memory);
         tracing::info!("{}: {}", plan.mode.name(), plan.reason);
         // What stays with the host, and its context, come next.
-        governor::make_room(plan.host_bytes - plan.streamed_bytes + plan::WORKING_BYTES);
+        memory::make_room(plan.host_bytes - plan.streamed_bytes + plan::WORKING_BYTES);
         if plan.streamed.is_empty() {
             return Ok(None);
         }
@@ -178,7 +178,7 @@ impl Session {
         let is_flexible = self.config.ram_bytes.is_none();
         let budget_bytes = match self.config.ram_bytes {
             Some(ram_bytes) => ram_bytes,
-            None => governor::admit(Claim::of(&self.streamed.classes))?,
+            None => memory::admit(Claim::of(&self.streamed.classes))?,
         };
         let slots = distribute(budget_bytes, &self.streamed.classes)?;
         let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
@@ -196,7 +196,7 @@ impl Session {
             false => None,
         };
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
-        let membership = governor::join(&core, is_flexible)?;
+        let membership = memory::join(&(core.clone() as Arc<dyn Tenant>), is_flexible)?;
         let outlook = Arc::new(Outlook::new(&self.gguf, self.plan.mode, &self.surroundings, &core, &slots, None));
         let mut running = Running {
             _membership: membership,

@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 
+use super::Backing;
 use crate::error::{Error, ErrorCode, Result};
 
 /// A private anonymous mapping, unmapped on drop.
@@ -50,25 +51,24 @@ impl Arena {
         }
     }
 
-    /// Bytes.
-    pub fn length(&self) -> usize {
-        self.length
-    }
-
     /// The first byte.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()
     }
+}
 
-    /// The address `offset` bytes in.
-    pub(super) fn at(&self, offset: usize) -> *mut u8 {
+impl Backing for Arena {
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    fn address(&self, offset: usize) -> *mut u8 {
         debug_assert!(offset < self.length);
         self.start.as_ptr().wrapping_add(offset)
     }
 
-    /// Gives memory back to the system; it is zeroed, or for all that is known holds what it held, when it is touched again. Whole
-    /// pages only: the ends are rounded inwards.
-    pub fn release(&mut self, offset: usize, length: usize) {
+    /// Returns whole pages to the system: the ends are rounded inwards. What was returned reads as zeros on Linux.
+    fn release(&mut self, offset: usize, length: usize) {
         #[cfg(target_os = "linux")]
         const ADVICE: libc::c_int = libc::MADV_DONTNEED;
         #[cfg(not(target_os = "linux"))]
@@ -79,7 +79,7 @@ impl Arena {
             // Only advice: where it is refused, the memory stays with us and serves again.
             // SAFETY: the range lies within the mapping, which `self` owns; the caller has exclusive access.
             unsafe {
-                libc::madvise(self.at(from).cast(), to - from, ADVICE);
+                libc::madvise(self.address(from).cast(), to - from, ADVICE);
             }
         }
     }

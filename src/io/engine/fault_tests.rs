@@ -16,10 +16,11 @@ use parking_lot::{Condvar, Mutex};
 
 use super::part::{Part, Step};
 use super::queue::Queue;
-use super::{Cancelled, Destination, DirectFile, Engine, Priority, Request, Sink};
-use crate::cache::Arena;
+use super::{Cancelled, Destination, Engine, Priority, Request, Sink};
 use crate::common::{Model, Random, TestDirectory, dense_model, expert_model, within};
 use crate::error::{Error, ErrorCode, Result};
+use crate::io::DirectFile;
+use crate::memory::Arena;
 
 /// How bad the drive is, as shares of a thousand outcomes.
 #[derive(Clone, Copy)]

@@ -8,8 +8,9 @@ use parking_lot::Condvar;
 
 use super::part::{Part, Step};
 use super::queue::Queue;
-use super::{Cancelled, DirectFile, Engine, Request, Sink, Tuning, run_thread};
+use super::{Cancelled, Engine, Request, Sink, run_thread};
 use crate::error::{Error, ErrorCode, Result};
+use crate::io::{DirectFile, Tuning};
 
 /// Reads with `preadv` on threads of its own.
 pub(super) struct ThreadEngine {

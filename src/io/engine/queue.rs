@@ -205,8 +205,8 @@ fn merge_following(queue: &mut VecDeque<Waiting>, part: &mut Part, part_bytes: u
 
 #[cfg(test)]
 mod tests {
+    use super::super::part::MERGED_REQUESTS;
     use super::*;
-    use crate::io::part::MERGED_REQUESTS;
     use crate::io::{Destination, Widened};
 
     fn request(token: usize, offset: u64, length: usize, priority: Priority) -> Request {

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Destination, DirectFile, Engine, EngineKind, Priority, Request, Sink, Tuning, start, uring_available};
-use crate::cache::Arena;
+use super::{Destination, Engine, EngineKind, Priority, Request, Sink, start, uring_available};
 use crate::common::{Random, TestDirectory, skip, within};
 use crate::error::{Error, ErrorCode, Result};
+use crate::io::{DirectFile, Tuning};
+use crate::memory::Arena;
 
 /// The length after which a sample's bytes repeat: a prime, so that no wrong offset of a block, a page or a sector has
 /// the right bytes.
@@ -378,7 +379,7 @@ fn other_threads_activity() -> (u64, u64) {
 fn an_idle_engine_uses_no_processor_time() {
     const ALONE: &str = "HYPURA_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
-        let name = "io::engine_tests::an_idle_engine_uses_no_processor_time";
+        let name = "io::engine::tests::an_idle_engine_uses_no_processor_time";
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         let status =
             command.args(["--exact", name, "--test-threads=1", "--nocapture"]).env(ALONE, "1").status().unwrap();

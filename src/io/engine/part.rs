@@ -2,8 +2,9 @@
 
 use std::io;
 
-use super::{Destination, DirectFile};
+use super::Destination;
 use crate::error::{Error, ErrorCode};
+use crate::io::DirectFile;
 
 /// How many small adjacent requests one part may serve.
 pub(super) const MERGED_REQUESTS: usize = 8;

@@ -1,6 +1,6 @@
 //! One budget for all models of a process.
 
-use super::budget::{SlotClass, minimum_bytes};
+use crate::plan::{SlotClass, minimum_bytes};
 
 /// What a model can do with memory for its streamed weights, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,54 +1,17 @@
 //! How to read from a drive: engine, block size, depth, direct or through the page cache. Chosen by measurement on the
 //! model's own file, and kept per device.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
+use super::Tuning;
 use super::probe::{ReadSpeed, destination, destination_bytes_min, measure};
-use super::{DirectFile, uring_available};
 use crate::config::{Config, DirectSetting, IoSetting};
 use crate::error::{Error, ErrorCode, Result};
-use crate::{hw, persist};
-
-/// Which engine reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EngineKind {
-    /// io_uring.
-    Uring,
-    /// Threads that call `preadv`.
-    Threads,
-}
-
-impl EngineKind {
-    /// The name in settings, logs and statistics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Uring => "uring",
-            Self::Threads => "threads",
-        }
-    }
-}
-
-/// How to read.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tuning {
-    /// The engine.
-    pub engine: EngineKind,
-    /// Bytes of one system call at most; a power of two, at least any file's alignment.
-    pub block_bytes: usize,
-    /// System calls in flight at once.
-    pub depth: usize,
-    /// Past the page cache.
-    pub direct: bool,
-    /// What that reached, where it was measured.
-    pub bytes_per_second: Option<f64>,
-    /// What a small read takes beyond its bytes, where it was measured.
-    pub read_overhead_seconds: Option<f64>,
-}
+use crate::hw;
+use crate::io::{DirectFile, EngineKind, uring_available};
+use crate::memory::Backing;
 
 /// Good on most drives: a few MiB-sized reads in flight saturate them. More than it would take on an idle machine, because while
 /// all cores compute, the thread that keeps the drive busy may have to wait some milliseconds for its turn.
@@ -72,13 +35,8 @@ const GAIN: f64 = 1.1;
 /// The same for fewer bytes in flight, which are too few when cores are busy, as they are not while this is measured.
 const GAIN_SHALLOW: f64 = 1.5;
 
-/// What was measured so long ago is measured again: drives wear, fill up and are replaced, and a busy moment may have misled.
-const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
-
 /// The reads by which it is found what a read costs beyond its bytes.
 const SMALL_BYTES: usize = 64 << 10;
-
-const FILE: &str = "storage.json";
 
 /// Chooses how to read these files: what the settings demand, else what is remembered of the device, else what a
 /// measurement of a fraction of a second finds.
@@ -130,14 +88,14 @@ fn open(paths: &[PathBuf], direct: bool) -> Result<Arc<[DirectFile]>> {
 type Change = fn(Tuning) -> Tuning;
 
 /// The search for the best setting, one dimension after the other.
-struct Search<'a> {
-    config: &'a Config,
+pub(super) struct Search<'a> {
+    pub(super) config: &'a Config,
     can_be_direct: bool,
-    paths: &'a [PathBuf],
+    pub(super) paths: &'a [PathBuf],
 }
 
 impl Search<'_> {
-    fn allows(&self, tuning: &Tuning) -> bool {
+    pub(super) fn allows(&self, tuning: &Tuning) -> bool {
         let engine = match self.config.io {
             IoSetting::Auto => true,
             IoSetting::Uring => tuning.engine == EngineKind::Uring,
@@ -214,58 +172,6 @@ impl Search<'_> {
         self.remember(&best);
         Ok(best)
     }
-
-    /// What an earlier run without limits found for this device, if the settings allow it.
-    fn remembered(&self) -> Option<Tuning> {
-        let stored = persist::read(&persist::cache_directory()?, FILE)?;
-        let entry = stored.get(&device_key(self.paths.first()?)?)?;
-        let age = seconds_since_epoch().checked_sub(entry["measured_at"].as_u64()?)?;
-        if age > REMEMBERED.as_secs() {
-            return None;
-        }
-        let engine = match entry["engine"].as_str()? {
-            "uring" => EngineKind::Uring,
-            "threads" => EngineKind::Threads,
-            _ => return None,
-        };
-        let tuning = Tuning {
-            engine,
-            block_bytes: entry["block_bytes"].as_u64()? as usize,
-            depth: entry["depth"].as_u64()? as usize,
-            direct: entry["direct"].as_bool()?,
-            bytes_per_second: entry["bytes_per_second"].as_f64(),
-            read_overhead_seconds: entry["read_overhead_seconds"].as_f64(),
-        };
-        let sane = tuning.block_bytes.is_power_of_two()
-            && (64 << 10..=16 << 20).contains(&tuning.block_bytes)
-            && (1..=64).contains(&tuning.depth);
-        (sane && self.allows(&tuning)).then_some(tuning)
-    }
-
-    fn remember(&self, tuning: &Tuning) {
-        if (self.config.io, self.config.direct) != (IoSetting::Auto, DirectSetting::Auto) {
-            return; // the best of what was allowed, which later runs without that limit must not take for the best
-        }
-        let place = persist::cache_directory().zip(self.paths.first().and_then(|path| device_key(path)));
-        let Some((directory, key)) = place else { return };
-        let mut stored = match persist::read(&directory, FILE) {
-            Some(Value::Object(stored)) => stored,
-            _ => serde_json::Map::new(),
-        };
-        stored.insert(
-            key,
-            json!({
-                "engine": tuning.engine.name(),
-                "block_bytes": tuning.block_bytes,
-                "depth": tuning.depth,
-                "direct": tuning.direct,
-                "bytes_per_second": tuning.bytes_per_second,
-                "read_overhead_seconds": tuning.read_overhead_seconds,
-                "measured_at": seconds_since_epoch(),
-            }),
-        );
-        persist::write(&directory, FILE, &Value::Object(stored));
-    }
 }
 
 /// The median speed of each setting in bytes per second. They take turns, because a drive's speed changes while it is measured and
@@ -284,22 +190,4 @@ fn in_turn(candidates: &[Tuning], mut probe: impl FnMut(&Tuning) -> f64) -> Vec<
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// What is remembered belongs to a device, as the kernel numbers it.
-fn device_key(path: &Path) -> Option<String> {
-    let device = std::fs::metadata(path).ok()?.dev();
-    Some(format!("{}:{}", libc::major(device), libc::minor(device)))
-}
-
-fn seconds_since_epoch() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-impl std::fmt::Display for Tuning {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { block_bytes, depth, .. } = self;
-        let mode = if self.direct { "direct" } else { "buffered" };
-        write!(formatter, "{}, {} KiB blocks, depth {depth}, {mode}", self.engine.name(), block_bytes >> 10)
-    }
 }

@@ -8,16 +8,31 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::core::Core;
+use super::{Change, Claim, Control, Reading, margin_bytes, share};
 use crate::error::{Error, ErrorCode, Result};
 use crate::hw::{self, MemoryReport};
-use crate::plan::{Change, Claim, Control, Reading, in_gigabytes, margin_bytes, share};
+use crate::plan::in_gigabytes;
 
 /// How often memory is looked at: the room that is left must suffice for as long.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// A change of this share of the memory is worth a line in the log.
 const NOTABLE_SHARE: u64 = 8;
+
+/// A model, as far as its memory goes.
+pub trait Tenant: Send + Sync {
+    /// What it can do with memory.
+    fn claim(&self) -> Claim;
+
+    /// Bytes of the slots that it may use.
+    fn pool_bytes(&self) -> u64;
+
+    /// Bytes of slots that were never used: the system counts them as available, but they are spoken for.
+    fn untouched_bytes(&self) -> u64;
+
+    /// Changes how many slots it may use. What is in use now goes with a later call.
+    fn resize(&self, budget_bytes: u64);
+}
 
 /// The models that run, and what is remembered between looks.
 static MODELS: Mutex<Models> =
@@ -32,16 +47,17 @@ struct Models {
 }
 
 struct Member {
-    core: Weak<Core>,
+    core: Weak<dyn Tenant>,
     /// Whether its memory may change.
     is_flexible: bool,
 }
 
 /// Weights that a host keeps in a mapping of their file; they count until this is dropped.
-pub(super) struct MappedWeights(u64);
+pub struct MappedWeights(u64);
 
 impl MappedWeights {
-    pub(super) fn new(bytes: u64) -> Self {
+    /// Counts them.
+    pub fn new(bytes: u64) -> Self {
         MODELS.lock().mapped_bytes += bytes;
         Self(bytes)
     }
@@ -54,12 +70,12 @@ impl Drop for MappedWeights {
 }
 
 /// A model's part in the memory of the process; given up by dropping it.
-pub(super) struct Membership {
+pub struct Membership {
     _watch: Option<Arc<Watch>>,
 }
 
 impl Models {
-    fn cores(&mut self, flexible_only: bool) -> Vec<Arc<Core>> {
+    fn cores(&mut self, flexible_only: bool) -> Vec<Arc<dyn Tenant>> {
         self.running.retain(|member| member.core.strong_count() > 0);
         let chosen = self.running.iter().filter(|member| member.is_flexible || !flexible_only);
         chosen.filter_map(|member| member.core.upgrade()).collect()
@@ -77,7 +93,7 @@ impl Models {
     /// Divides `total_bytes` among the flexible models.
     fn divide(&mut self, total_bytes: u64) {
         let cores = self.cores(true);
-        let claims: Vec<Claim> = cores.iter().map(|core| claim(core)).collect();
+        let claims: Vec<Claim> = cores.iter().map(|core| core.claim()).collect();
         for (core, bytes) in cores.iter().zip(share(total_bytes, &claims)) {
             core.resize(bytes);
         }
@@ -88,19 +104,15 @@ impl Models {
     }
 }
 
-fn claim(core: &Core) -> Claim {
-    Claim::of(&core.streamed.classes)
-}
-
-fn pool_bytes(cores: &[Arc<Core>]) -> u64 {
+fn pool_bytes(cores: &[Arc<dyn Tenant>]) -> u64 {
     cores.iter().map(|core| core.pool_bytes()).sum()
 }
 
 /// The memory that another model could have: what is available, and what the models that are there could do without.
-pub(super) fn memory_for_another() -> MemoryReport {
+pub fn memory_for_another() -> MemoryReport {
     let mut models = MODELS.lock();
     let mut memory = models.memory();
-    let spare = |core: &Arc<Core>| core.pool_bytes().saturating_sub(claim(core).least);
+    let spare = |core: &Arc<dyn Tenant>| core.pool_bytes().saturating_sub(core.claim().least);
     let spare_bytes: u64 = models.cores(true).iter().map(spare).sum();
     memory.available_bytes = (memory.available_bytes + spare_bytes).min(memory.limit_bytes);
     memory
@@ -125,12 +137,12 @@ pub fn make_room(bytes: u64) {
 ///
 /// # Errors
 /// `Budget` when it cannot get what it needs at least.
-pub(super) fn admit(newcomer: Claim) -> Result<u64> {
+pub fn admit(newcomer: Claim) -> Result<u64> {
     let mut models = MODELS.lock();
     let cores = models.cores(true);
     let memory = models.memory();
     let total_bytes = (memory.available_bytes + pool_bytes(&cores)).saturating_sub(margin_bytes(&memory));
-    let claims: Vec<Claim> = std::iter::once(newcomer).chain(cores.iter().map(|core| claim(core))).collect();
+    let claims: Vec<Claim> = std::iter::once(newcomer).chain(cores.iter().map(|core| core.claim())).collect();
     let needed = claims.iter().map(|claim| claim.least).sum();
     if total_bytes < needed {
         return Err(Error::new(
@@ -157,7 +169,7 @@ pub(super) fn admit(newcomer: Claim) -> Result<u64> {
 ///
 /// # Errors
 /// `Resource` when the system refuses a thread.
-pub(super) fn join(core: &Arc<Core>, is_flexible: bool) -> Result<Membership> {
+pub fn join(core: &Arc<dyn Tenant>, is_flexible: bool) -> Result<Membership> {
     let mut models = MODELS.lock();
     models.running.push(Member { core: Arc::downgrade(core), is_flexible });
     if !is_flexible {

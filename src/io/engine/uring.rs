@@ -18,8 +18,9 @@ use io_uring::{IoUring, Probe, opcode, types};
 
 use super::part::{Part, Step, Vectors};
 use super::queue::Queue;
-use super::{Cancelled, DirectFile, Engine, Request, Sink, Tuning, run_thread};
+use super::{Cancelled, Engine, Request, Sink, run_thread};
 use crate::error::Result;
+use crate::io::{DirectFile, Tuning};
 
 /// How often in a row the kernel may refuse to be entered, and the pause after each time.
 const REFUSALS: u32 = 1000;

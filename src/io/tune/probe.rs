@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Destination, DirectFile, Priority, Request, Sink, Tuning};
-use crate::cache::Arena;
+use super::Tuning;
 use crate::error::{Error, ErrorCode, Result};
+use crate::io::{Destination, DirectFile, Priority, Request, Sink, start};
+use crate::memory::{Arena, Backing};
 
 /// What a measurement found.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +61,7 @@ pub fn measure(
         arena.as_mut_ptr().wrapping_add(block * tuning.block_bytes)
     };
     let finished = Arc::new(Finished::default());
-    let engine = super::start(tuning, Arc::clone(files), slots, finished.clone())?;
+    let engine = start(tuning, Arc::clone(files), slots, finished.clone())?;
     if engine.name() != tuning.engine.name() {
         return Err(Error::new(ErrorCode::Resource, format!("{} cannot be used with {tuning}", tuning.engine.name())));
     }
