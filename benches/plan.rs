@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use hypura::plan::{Item, Machine, MissCurve, Problem, Usage, solve};
+use hypura::forecast::{Item, Machine, MissCurve, Problem, Usage, solve};
 
 const TENSORS: usize = 10_000;
 const RUNS: usize = 5;

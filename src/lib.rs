@@ -9,6 +9,7 @@ pub mod discover;
 pub mod error;
 pub mod ffi;
 pub mod fnv;
+pub mod forecast;
 pub mod gguf;
 pub mod hw;
 pub mod io;

@@ -1,8 +1,10 @@
 //! Where a model's weights would be on this machine: the library's planner, asked for a command.
 
+use hypura::forecast::{
+    Circumstances, Learned, Problem, Seat, Solution, measure_memory, problem_of, solve, speed_by_ram,
+};
 use hypura::hw::Profile;
 use hypura::memory::margin_bytes;
-use hypura::plan::{Circumstances, Learned, Problem, Seat, Solution, problem_of, solve, speed_by_ram};
 
 use crate::format::bytes;
 use crate::model_file::ModelFile;
@@ -64,7 +66,7 @@ impl Placement {
     /// A sentence when the memory is too little, with what would do.
     pub fn find(model: &ModelFile, request: &Request) -> Result<Self, String> {
         let mut profile = hypura::hw::profile(&model.gguf.files()[0].path);
-        profile.measure_memory();
+        measure_memory(&mut profile);
         profile.drive_bytes_per_second = drive::expected_speed(&model.paths())?;
         Self::on(model, profile, request)
     }
@@ -122,7 +124,7 @@ impl Placement {
         roles
     }
 
-    fn grouped<Key: Ord>(&self, key: impl Fn(&hypura::plan::Item) -> Key) -> Vec<(Key, Tiers)> {
+    fn grouped<Key: Ord>(&self, key: impl Fn(&hypura::forecast::Item) -> Key) -> Vec<(Key, Tiers)> {
         let mut groups = std::collections::BTreeMap::<Key, Tiers>::new();
         for (item, seat) in self.problem.items.iter().zip(&self.solution.seats) {
             let tiers = groups.entry(key(item)).or_default();

@@ -10,8 +10,9 @@ use crate::config::Config;
 use crate::discover::OpenFile;
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
+use crate::gguf::{Role, role_of};
 use crate::persist;
-use crate::plan::{Mode, Role, role_of};
+use crate::plan::Mode;
 use crate::stream::Session;
 
 /// An opened model. Opaque.

@@ -12,6 +12,7 @@ mod fingerprint;
 mod hyper;
 mod metadata;
 mod reader;
+mod role;
 mod split;
 mod tensors;
 mod types;
@@ -29,6 +30,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 pub use hyper::HyperParameters;
+pub use role::{Role, layer_of, rank_in_layer, role_of};
 pub use tensors::TensorInfo;
 pub use types::GgmlType;
 

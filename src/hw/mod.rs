@@ -3,12 +3,10 @@
 //! Everything that is read lies under a root directory, `/` unless a test says otherwise, and may be missing: containers hide
 //! much of it.
 
-mod bandwidth;
 mod cgroup;
 mod cores;
 mod drive;
 mod hierarchy;
-mod kernels;
 mod memory;
 mod paging;
 mod pressure;
@@ -19,10 +17,8 @@ mod profile_tests;
 #[cfg(test)]
 mod tests;
 
-pub use bandwidth::{measure_memory_bandwidth, memory_bandwidth};
 pub use cores::{Cores, cores, cores_under};
 pub use drive::{Disk, Drive, DriveKind, drive, drive_under};
-pub use kernels::Kernels;
 pub use memory::{MemoryReport, memory, memory_under, page_size};
 pub use paging::{HugePageMode, HugePages, Swap};
 pub use pressure::{

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::bandwidth::memory_bandwidth;
 use super::cores::{Cores, cores_under};
 use super::drive::{Drive, drive_under};
 use super::memory::{MemoryReport, memory, memory_under};
@@ -78,16 +77,6 @@ impl Profile {
     pub fn machine(&self) -> String {
         let processor = if self.processor.is_empty() { std::env::consts::ARCH } else { &self.processor };
         format!("{processor}, {} cores", self.cores.parallel())
-    }
-
-    /// Looks up how fast the cores read memory, or measures it, which takes about 50 ms once per machine. `None` where there is not
-    /// enough memory to measure it.
-    pub fn measure_memory(&mut self) -> Option<f64> {
-        if self.memory_bytes_per_second.is_none() {
-            let available_bytes = self.memory.available_bytes;
-            self.memory_bytes_per_second = memory_bandwidth(&self.machine(), self.cores.parallel(), available_bytes);
-        }
-        self.memory_bytes_per_second
     }
 
     fn with_notes(mut self) -> Self {

@@ -3,7 +3,6 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::bandwidth::{remembered, sweep};
 use super::*;
 use crate::gguf::test_directory::TestDirectory;
 
@@ -220,33 +219,4 @@ fn this_machine_has_a_profile() {
     let profile = profile(&std::env::temp_dir());
     assert!(profile.cores.usable > 0 && profile.memory.limit_bytes > 0, "{profile:?}");
     assert_eq!(profile.to_json()["cores"]["usable"], profile.cores.usable);
-}
-
-#[test]
-fn memory_is_read_by_every_thread() {
-    // What it says depends on the machine; that it is the speed of memory and not of an empty loop does not.
-    for threads in [0, 1, 3] {
-        let bytes_per_second = sweep(threads, 4 << 20);
-        assert!((1e7..1e13).contains(&bytes_per_second), "{bytes_per_second}");
-    }
-}
-
-#[test]
-fn a_bandwidth_is_measured_once_and_rubbish_is_measured_again() {
-    let directory = TestDirectory::new();
-    let place = Some(directory.path());
-    let never = || -> Option<f64> { panic!("it is known") };
-    assert_eq!(remembered(place, "a", 2, || Some(5e9)), Some(5e9));
-    assert_eq!(remembered(place, "a", 2, never), Some(5e9));
-    assert_eq!(remembered(place, "a", 4, || Some(7e9)), Some(7e9));
-    assert_eq!(remembered(place, "b", 2, || Some(9e9)), Some(9e9));
-    assert_eq!(remembered(place, "a", 2, never), Some(5e9));
-    for rubbish in [r#"{"a, 2 threads": {"memory_bytes_per_second": -5}}"#, "[]", "{"] {
-        directory.write("machine.json", rubbish);
-        assert_eq!(remembered(place, "a", 2, || Some(6e9)), Some(6e9), "{rubbish}");
-    }
-    assert_eq!(remembered(None, "a", 2, || Some(8e9)), Some(8e9));
-    // Nothing is measured or kept where memory is too short for it.
-    assert_eq!(remembered(place, "c", 2, || None), None);
-    assert_eq!(remembered(place, "c", 2, || Some(8e9)), Some(8e9));
 }

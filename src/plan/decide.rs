@@ -1,9 +1,9 @@
 //! Which of the tensors on the host are streamed.
 
 use super::in_gigabytes;
-use super::role::{Role, role_of};
 use crate::config::{Config, ModeSetting, TensorsSetting};
 use crate::gguf::Gguf;
+use crate::gguf::{Role, role_of};
 use crate::hw::MemoryReport;
 
 /// How a model runs.

@@ -1,13 +1,11 @@
 //! What will be needed next.
 
 mod habits;
-mod order;
 mod router;
 mod trial;
 mod trust;
 
 pub use habits::{Foreseen, Habits, Recent, Store};
-pub use order::Order;
 pub use router::{Choice, Router, read_routers};
 pub use trial::Trial;
 pub use trust::Trust;

@@ -12,14 +12,14 @@ use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::memory::{Claim, Tenant};
 use crate::plan::{distribute, minimum_bytes};
-use crate::predict::{Habits, Order};
+use crate::predict::Habits;
 use crate::stats::Counters;
 
-use super::guesses::Guesses;
-use super::pace::Pace;
-use super::pins::Pins;
+use super::dense::{Order, Pins};
+use super::speculation::Guesses;
 use super::tensors::StreamedTensors;
 use super::timeline::{Event, Timeline};
+use crate::forecast::Pace;
 
 /// A slot: its pool and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,18 +7,14 @@
 //! The one rule above all: bytes are handed out only from a slot that is Ready, and a slot that someone holds is never
 //! reused. The first failed read latches: from then on every fetch fails, until the model is loaded again.
 
-mod ahead;
 mod core;
+mod dense;
 mod fetch;
-mod foresight;
-mod guesses;
-mod keeper;
 mod outlook;
-mod pace;
-mod pins;
 #[cfg(test)]
 mod resize_tests;
 mod session;
+mod speculation;
 mod tensors;
 mod timeline;
 mod trace;

@@ -8,15 +8,18 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::cache::Pool;
-use crate::gguf::Gguf;
-use crate::hw::{self, Kernels, Profile};
-use crate::io::Tuning;
-use crate::plan::{
-    Circumstances, Frequencies, Keeping, Learned, Mode, Prediction, Problem, Seat, Solution, divide, problem_of, solve,
+use crate::forecast::Kernels;
+use crate::forecast::{
+    Circumstances, Frequencies, Keeping, Learned, Prediction, Problem, Seat, Solution, divide, measure_memory,
+    problem_of, solve,
 };
+use crate::gguf::Gguf;
+use crate::hw::{self, Profile};
+use crate::io::Tuning;
+use crate::plan::Mode;
 
 use super::core::Core;
-use super::pins::Pins;
+use super::dense::Pins;
 use super::tensors::StreamedTensors;
 
 /// A smaller model is a toy: what it does is not worth measuring the machine for, nor keeping.
@@ -43,7 +46,7 @@ impl Surroundings {
         let mut profile = hw::profile(path);
         profile.drive_bytes_per_second = tuning.bytes_per_second;
         if gguf.model_bytes() >= TOY_BYTES {
-            profile.measure_memory();
+            measure_memory(&mut profile);
         }
         for note in &profile.notes {
             tracing::info!("{note}");

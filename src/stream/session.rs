@@ -16,9 +16,9 @@ use crate::stats::{Counters, Facts, StatsWriter};
 
 use super::core::Core;
 use super::fetch::Fetch;
-use super::foresight::Foresight;
-use super::keeper::Keeper;
 use super::outlook::{Outlook, Surroundings};
+use super::speculation::Foresight;
+use super::speculation::Keeper;
 use super::tensors::StreamedTensors;
 use super::timeline::Timeline;
 use super::trace::Trace;

@@ -2,8 +2,9 @@
 
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
+use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
 use crate::io::DirectFile;
-use crate::plan::{Plan, Role, SlotClass, layer_of, rank_in_layer, role_of};
+use crate::plan::{Plan, SlotClass};
 
 /// A stretch of a file that is read and used as a whole.
 #[derive(Clone, Copy, Debug)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use hypura::plan::{Problem, Usage};
+use hypura::forecast::{Problem, Usage};
 use serde_json::{Value, json};
 
 use crate::format::{Table, bytes, bytes_or_none, percent};

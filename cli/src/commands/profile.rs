@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use hypura::hw::{Profile as Machine, measure_memory_bandwidth};
+use hypura::forecast::measure_memory_bandwidth;
+use hypura::hw::Profile as Machine;
 use serde_json::{Value, json};
 
 use crate::drive::{self, DriveSpeed};

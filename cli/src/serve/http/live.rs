@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, Response, StatusCode, header};
-use hypura::plan::{Role, role_of};
+use hypura::gguf::{Role, role_of};
 use serde_json::{Value, json};
 
 use crate::model_file::ModelFile;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use crate::hw::Profile;
 use crate::persist;
 
 /// How long memory is read.
@@ -24,6 +25,16 @@ const FILE: &str = "machine.json";
 /// Of the available memory, a measurement takes no more than one part in so many.
 const SHARE: u64 = 4;
 
+/// Looks up how fast the cores of a machine read memory, or measures it, which takes about 50 ms once per machine. `None` where there is
+/// not enough memory to measure it.
+pub fn measure_memory(profile: &mut Profile) -> Option<f64> {
+    if profile.memory_bytes_per_second.is_none() {
+        profile.memory_bytes_per_second =
+            memory_bandwidth(&profile.machine(), profile.cores.parallel(), profile.memory.available_bytes);
+    }
+    profile.memory_bytes_per_second
+}
+
 /// What is remembered of a machine, else what a measurement of about 50 ms finds, in bytes per second. `machine` tells it
 /// from others that share the cache directory. `None` when so little memory is available that a measurement could do harm.
 pub fn memory_bandwidth(machine: &str, threads: usize, available_bytes: u64) -> Option<f64> {
@@ -38,7 +49,7 @@ pub fn measure_memory_bandwidth(threads: usize) -> f64 {
     sweep(threads, SWEEP_BYTES)
 }
 
-pub(super) fn remembered(
+fn remembered(
     directory: Option<&Path>,
     machine: &str,
     threads: usize,
@@ -63,7 +74,7 @@ pub(super) fn remembered(
 }
 
 /// Reads memory with some threads at once; bytes per second of all together.
-pub(super) fn sweep(threads: usize, bytes: usize) -> f64 {
+fn sweep(threads: usize, bytes: usize) -> f64 {
     let threads = threads.max(1);
     let stretch_words = STRETCH_BYTES / size_of::<u64>();
     let words = (bytes / threads / STRETCH_BYTES).max(1) * stretch_words;
@@ -91,4 +102,39 @@ pub(super) fn sweep(threads: usize, bytes: usize) -> f64 {
         start.elapsed()
     });
     read_bytes.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::test_directory::TestDirectory;
+
+    #[test]
+    fn a_bandwidth_is_measured_once_and_rubbish_is_measured_again() {
+        let directory = TestDirectory::new();
+        let place = Some(directory.path());
+        let never = || -> Option<f64> { panic!("it is known") };
+        assert_eq!(remembered(place, "a", 2, || Some(5e9)), Some(5e9));
+        assert_eq!(remembered(place, "a", 2, never), Some(5e9));
+        assert_eq!(remembered(place, "a", 4, || Some(7e9)), Some(7e9));
+        assert_eq!(remembered(place, "b", 2, || Some(9e9)), Some(9e9));
+        assert_eq!(remembered(place, "a", 2, never), Some(5e9));
+        for rubbish in [r#"{"a, 2 threads": {"memory_bytes_per_second": -5}}"#, "[]", "{"] {
+            directory.write("machine.json", rubbish);
+            assert_eq!(remembered(place, "a", 2, || Some(6e9)), Some(6e9), "{rubbish}");
+        }
+        assert_eq!(remembered(None, "a", 2, || Some(8e9)), Some(8e9));
+        // Nothing is measured or kept where memory is too short for it.
+        assert_eq!(remembered(place, "c", 2, || None), None);
+        assert_eq!(remembered(place, "c", 2, || Some(8e9)), Some(8e9));
+    }
+
+    #[test]
+    fn memory_is_read_by_every_thread() {
+        // What it says depends on the machine; that it is the speed of memory and not of an empty loop does not.
+        for threads in [0, 1, 3] {
+            let bytes_per_second = sweep(threads, 4 << 20);
+            assert!((1e7..1e13).contains(&bytes_per_second), "{bytes_per_second}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::problem::{Problem, Seat};
 use super::simulate::Prediction;
 use super::solve::Solution;
-use super::{Mode, in_gigabytes};
+use crate::plan::{Mode, in_gigabytes};
 
 impl Solution {
     /// How the model runs.
@@ -153,7 +153,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::plan::{Item, Machine, MissCurve, Usage, solve};
+    use crate::forecast::{Item, Machine, MissCurve, Usage, solve};
 
     fn problem(ram_bytes: u64) -> Problem {
         let item = |role: &str, slot_bytes| Item {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::miss::MissCurve;
 use super::problem::{Item, Machine, Problem, Usage};
-use super::role::{Role, layer_of, role_of};
 use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::{Role, layer_of, role_of};
 use crate::hw::Profile;
 
 /// How often the experts of a layer were used, by layer and expert; in any unit, since only the proportions count. A layer
@@ -176,10 +176,10 @@ fn label(info: &TensorInfo) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forecast::{Seat, solve};
     use crate::gguf::test_directory::TestDirectory;
     use crate::gguf::test_writer::GgufWriter;
     use crate::hw::profile_under;
-    use crate::plan::{Seat, solve};
 
     const F32: u32 = 0;
 

@@ -214,8 +214,8 @@ fn key(model: &str, machine: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forecast::{Machine, MissCurve};
     use crate::gguf::test_directory::TestDirectory;
-    use crate::plan::{Machine, MissCurve};
 
     /// Some experts on the drive, and a dense tensor that stays.
     fn problem() -> (Problem, [Seat; 2]) {

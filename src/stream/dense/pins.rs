@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::cache::Pool;
 use crate::plan::{Pass, Step, pinned};
 
-use super::core::SlotId;
-use super::tensors::StreamedTensors;
+use crate::stream::core::SlotId;
+use crate::stream::tensors::StreamedTensors;
 
 /// What is kept, and the times that decide it.
-pub(super) struct Pins {
+pub(in crate::stream) struct Pins {
     /// By block: never evicted.
     permanent: Vec<bool>,
     /// Slots of each class that the rest flows through.
@@ -20,9 +20,9 @@ pub(super) struct Pins {
 
 impl Pins {
     /// A ring that serves while nothing has been measured.
-    pub(super) const FIRST_RING: usize = 4;
+    pub(in crate::stream) const FIRST_RING: usize = 4;
 
-    pub(super) fn new(streamed: &StreamedTensors, slots: &[usize]) -> Self {
+    pub(in crate::stream) fn new(streamed: &StreamedTensors, slots: &[usize]) -> Self {
         let mut this = Self {
             permanent: vec![false; streamed.blocks.len()],
             ring: Self::FIRST_RING,
@@ -32,17 +32,17 @@ impl Pins {
         this
     }
 
-    pub(super) fn is_permanent(&self, block: usize) -> bool {
+    pub(in crate::stream) fn is_permanent(&self, block: usize) -> bool {
         self.permanent[block]
     }
 
-    pub(super) fn ring(&self) -> usize {
+    pub(in crate::stream) fn ring(&self) -> usize {
         self.ring
     }
 
     /// A multiplication with a tensor took this long. Pauses between tokens come along now and then: a longer time is believed
     /// slowly.
-    pub(super) fn computed(&mut self, tensor: usize, time: Duration) {
+    pub(in crate::stream) fn computed(&mut self, tensor: usize, time: Duration) {
         let (seconds, known) = (time.as_secs_f64(), self.compute_seconds[tensor]);
         self.compute_seconds[tensor] = match known {
             0.0 => seconds,
@@ -52,7 +52,7 @@ impl Pins {
 
     /// Chooses anew for the dense tensors in their order of use, and lets go what no longer stays. What stays from now on is
     /// kept from its next read or use on. Says whether the ring has changed.
-    pub(super) fn retune(
+    pub(in crate::stream) fn retune(
         &mut self,
         streamed: &StreamedTensors,
         order: &[usize],
@@ -79,7 +79,7 @@ impl Pins {
     }
 
     /// Chooses anew for other numbers of slots.
-    pub(super) fn fit(
+    pub(in crate::stream) fn fit(
         &mut self,
         streamed: &StreamedTensors,
         slots: &[usize],

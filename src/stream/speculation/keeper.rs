@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::io::{DirectFile, Engine, Priority};
 use crate::predict::{Habits, Store};
 
-use super::core::{Core, State};
+use crate::stream::core::{Core, State};
 
 /// How often habits are stored.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -21,14 +21,14 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const IN_FLIGHT: usize = 4;
 
 /// The thread, until dropped.
-pub(super) struct Keeper {
+pub(in crate::stream) struct Keeper {
     core: Arc<Core>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
     /// Tells the policies what is stored, and starts the thread; it reads what was hot while there is room, if `warms` is set.
-    pub(super) fn start(
+    pub(in crate::stream) fn start(
         mut store: Store,
         warms: bool,
         core: &Arc<Core>,

@@ -12,14 +12,14 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::io::{DirectFile, Engine};
 use crate::predict::{Choice, Foreseen, Recent, Router};
 
-use super::core::Core;
 use super::guesses::Naming;
+use crate::stream::core::Core;
 
 /// Tokens of a batch up to which looking ahead is of use: a large one wants nearly all experts anyway.
 const ROWS_MAX: usize = 8;
 
 /// The thread, until dropped.
-pub(super) struct Foresight {
+pub(in crate::stream) struct Foresight {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     /// By expert layer, the width of the inputs that its successor's router takes.
@@ -50,7 +50,7 @@ struct Seen {
 
 impl Foresight {
     /// Starts the thread; `routers` are those of [`crate::predict::read_routers`].
-    pub(super) fn start(
+    pub(in crate::stream) fn start(
         routers: Vec<Option<Router>>,
         core: Arc<Core>,
         files: Arc<[DirectFile]>,
@@ -87,7 +87,7 @@ impl Foresight {
 
     /// Looks ahead from an expert layer with the inputs (rows) that its experts get, and what the layers used; inputs of
     /// another shape than its successor's router takes are ignored.
-    pub(super) fn look_ahead(&self, layer: usize, row_length: usize, inputs: &[f32], recent: &Recent) {
+    pub(in crate::stream) fn look_ahead(&self, layer: usize, row_length: usize, inputs: &[f32], recent: &Recent) {
         let width = self.widths[layer];
         let fits = width.is_none_or(|width| width == row_length) && inputs.len() <= ROWS_MAX * row_length;
         if !fits || inputs.is_empty() {

@@ -8,8 +8,8 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use super::problem::{Problem, Seat, Usage};
-use super::ring::{Pass, Step, pinned};
 use super::simulate::Cost;
+use crate::plan::{Pass, Step, pinned};
 
 /// How a session keeps an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +155,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::plan::{Item, Machine, MissCurve, solve};
+    use crate::forecast::{Item, Machine, MissCurve, solve};
 
     fn machine(ram_bytes: u64) -> Machine {
         Machine {
@@ -210,7 +210,7 @@ mod tests {
         // The solver, which divides among the layers, finds nothing better.
         let best = solve(&problem).unwrap();
         assert!(
-            crate::plan::simulate(&problem, &seats).seconds_per_token <= best.prediction.seconds_per_token * 1.0001
+            crate::forecast::simulate(&problem, &seats).seconds_per_token <= best.prediction.seconds_per_token * 1.0001
         );
     }
 

@@ -5,15 +5,15 @@ use std::time::Duration;
 use crate::io::{Cancelled, DirectFile, Engine, Priority, Request};
 use crate::predict::{Foreseen, Trial, Trust};
 
-use super::core::{Core, SlotId, State};
-use super::tensors::StreamedTensor;
+use crate::stream::core::{Core, SlotId, State};
+use crate::stream::tensors::StreamedTensor;
 
 /// A read in vain costs more than the drive's idle time: the demand that comes meanwhile waits for it, and an expert has lost its slot.
 const PROBABILITY_MIN: f32 = 0.6;
 
 /// What foresees a layer, and the experts that it names, the surest first.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Naming<'a> {
+pub(in crate::stream) enum Naming<'a> {
     /// Its router, applied early.
     ByRouter(&'a [usize]),
     /// The model's habits.
@@ -21,7 +21,7 @@ pub(super) enum Naming<'a> {
 }
 
 /// What was foreseen for the layer that comes next.
-pub(super) struct Guesses {
+pub(in crate::stream) struct Guesses {
     /// Whether acting pays.
     trial: Trial,
     /// How sure routers are.
@@ -52,7 +52,7 @@ struct Named {
 }
 
 impl Guesses {
-    pub(super) fn new(forced: bool, layer_count: usize) -> Self {
+    pub(in crate::stream) fn new(forced: bool, layer_count: usize) -> Self {
         Self {
             trial: Trial::new(forced),
             trust: Trust::new(layer_count),
@@ -66,12 +66,12 @@ impl Guesses {
         }
     }
 
-    pub(super) fn trial(&self) -> &Trial {
+    pub(in crate::stream) fn trial(&self) -> &Trial {
         &self.trial
     }
 
     /// A pass of so many tokens begins, after `waited` in total; the one before it is judged, if it was a decode step.
-    pub(super) fn begin_pass(&mut self, waited: Duration, tokens: usize) {
+    pub(in crate::stream) fn begin_pass(&mut self, waited: Duration, tokens: usize) {
         let before = std::mem::replace(&mut self.waited_before, waited);
         if std::mem::replace(&mut self.pass_counts, tokens == 1) {
             self.trial.pass(waited.saturating_sub(before));
@@ -82,7 +82,13 @@ impl Guesses {
 impl Core {
     /// Notes what an expert layer is foreseen to want and, while that pays, adds reads for what is missing. The layer is the next
     /// one, or the first one for the next token.
-    pub(super) fn guess(&self, files: &[DirectFile], layer: usize, naming: Naming<'_>, requests: &mut Vec<Request>) {
+    pub(in crate::stream) fn guess(
+        &self,
+        files: &[DirectFile],
+        layer: usize,
+        naming: Naming<'_>,
+        requests: &mut Vec<Request>,
+    ) {
         let layer_count = self.streamed.expert_layers.len();
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -144,7 +150,13 @@ impl Core {
 
     /// An expert layer is entered, and these are the experts that it wants: counts what was foreseen, and lets go what was
     /// read in vain, the reads that have not begun included.
-    pub(super) fn settle_guesses(&self, state: &mut State, engine: &dyn Engine, layer: usize, wanted: &[usize]) {
+    pub(in crate::stream) fn settle_guesses(
+        &self,
+        state: &mut State,
+        engine: &dyn Engine,
+        layer: usize,
+        wanted: &[usize],
+    ) {
         let guesses = &mut state.guesses;
         guesses.current = Some(layer);
         if guesses.layer == layer {

@@ -3,7 +3,7 @@
 use crate::config::PrefetchSetting;
 use crate::io::{DirectFile, Priority, Request};
 
-use super::core::{Core, State};
+use crate::stream::core::{Core, State};
 
 /// How many tensors ahead. The number of slots is what limits a ring; this only bounds the work of a call.
 const REACH: usize = 48;
@@ -15,7 +15,7 @@ const SLOTS_PER_EXPERT: usize = 4;
 impl Core {
     /// Starts reading what comes after a tensor: the next dense tensors, across the end of the pass, and, behind experts of a
     /// tensor, the same `experts` of the layer's other matrices.
-    pub(super) fn read_ahead(
+    pub(in crate::stream) fn read_ahead(
         &self,
         state: &mut State,
         files: &[DirectFile],

@@ -110,8 +110,8 @@ fn too_small(problem: &Problem) -> Error {
         format!(
             "{} of RAM for weights is too little: {} must be there whatever is streamed; use a smaller context, free memory, \
              or put more of the model on a GPU",
-            super::in_gigabytes(problem.machine.ram_bytes),
-            super::in_gigabytes(least_ram_bytes(problem))
+            crate::plan::in_gigabytes(problem.machine.ram_bytes),
+            crate::plan::in_gigabytes(least_ram_bytes(problem))
         ),
     )
 }

@@ -1,6 +1,6 @@
 //! What part of a model a tensor is, told by the names that GGUF fixes.
 
-use crate::gguf::TensorInfo;
+use super::TensorInfo;
 
 /// The part that a tensor plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::plan::Measured;
+use crate::forecast::Measured;
 use crate::stats::Counters;
 
 /// Steps at the beginning that are not counted: caches and the ring are filling.
@@ -48,7 +48,7 @@ struct Window {
 
 /// Measures steps.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// The step that is going on, if it is one: since when, and what the counters said.
     step: Option<(Instant, Totals)>,
     /// The latest demand, and the waiting time before it.
@@ -63,7 +63,7 @@ pub(super) struct Pace {
 impl Pace {
     /// A pass of so many tokens begins; the counters are up to date. Says whether there is something to keep: at every window
     /// that is complete, then less and less often.
-    pub(super) fn begin_pass(&mut self, now: Instant, tokens: usize, counters: &Counters) -> bool {
+    pub(crate) fn begin_pass(&mut self, now: Instant, tokens: usize, counters: &Counters) -> bool {
         let totals = Totals::of(counters);
         let step = std::mem::replace(&mut self.step, (tokens == 1).then_some((now, totals)));
         let (Some((since, before)), Some((demand, stalled))) = (step, self.demand) else { return false };
@@ -91,12 +91,12 @@ impl Pace {
     }
 
     /// Something is demanded.
-    pub(super) fn demand(&mut self, now: Instant, counters: &Counters) {
+    pub(crate) fn demand(&mut self, now: Instant, counters: &Counters) {
         self.demand = Some((now, counters.stall_time.time()));
     }
 
     /// The latest steps on average; `None` before there were any.
-    pub(super) fn measured(&self) -> Option<Measured> {
+    pub(crate) fn measured(&self) -> Option<Measured> {
         let windows = [self.complete, self.filling];
         let tokens: u64 = windows.iter().map(|window| window.steps).sum();
         let mean = |value: &dyn Fn(&Window) -> f64| windows.iter().map(value).sum::<f64>() / tokens as f64;
