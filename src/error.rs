@@ -58,6 +58,15 @@ impl Error {
         self.code
     }
 
+    /// Whether the same may succeed later without anybody loading the model again, for all that is known here: a drive or a
+    /// network that comes back, memory that becomes free, a file that gets its contents back.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self.code,
+            ErrorCode::Open | ErrorCode::Truncated | ErrorCode::Io | ErrorCode::Changed | ErrorCode::Resource
+        )
+    }
+
     /// The sentence for the user.
     pub fn message(&self) -> &str {
         &self.message

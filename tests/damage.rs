@@ -1,4 +1,5 @@
-//! Files that are cut, written to or replaced while they are streamed: no wrong byte, the same error from then on.
+//! Files that are touched, cut, written to or replaced while they are streamed: no wrong byte; the same error for as long as the file
+//! is not what it was, and none once it is.
 
 mod common;
 
@@ -7,7 +8,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::{MODELS, Model, ModelMaker, TestDirectory, expert_model, number, stats, within};
 use hypura::error::{Error, ErrorCode};
@@ -23,11 +24,15 @@ fn first_error(model: &Model, session: &Arc<Session>) -> Error {
     panic!("no demand failed");
 }
 
-/// Every demand fails as the first one did, from new fetches and old, whatever is still in RAM.
+/// Every demand fails as the first one did, from new fetches and old, whatever is still in RAM; or, if a better reason is known by
+/// now, with that one.
 fn assert_latched(model: &Model, session: &Arc<Session>, first: &Error) {
-    for tensor in model.streamed(session) {
+    let tensors = model.streamed(session);
+    let now = session.new_fetch().begin(tensors[0], &[], 1).unwrap_err();
+    assert!(now.code() == first.code() || first.code() == ErrorCode::Io, "{now}, and before it {first}");
+    for tensor in tensors {
         let error = session.new_fetch().begin(tensor, &[], 1).unwrap_err();
-        assert_eq!((error.code(), error.message()), (first.code(), first.message()));
+        assert_eq!((error.code(), error.message()), (now.code(), now.message()));
     }
     assert!(number(&stats(session), "errors") >= 1);
 }
@@ -139,6 +144,97 @@ fn no_wrong_byte_is_delivered_while_a_file_is_being_overwritten() {
                     assert_latched(&model, &session, &error);
                 });
             }
+        }
+    });
+}
+
+fn touch(path: &Path) {
+    OpenOptions::new().write(true).open(path).unwrap().set_modified(SystemTime::now()).unwrap();
+}
+
+/// Backups, `chmod` and copies of a file onto itself change its time and nothing else.
+#[test]
+fn a_file_that_is_only_touched_goes_on() {
+    within(120, || {
+        for make in MODELS {
+            for direct in ["auto", "off"] {
+                let settings = [("HYPURA_DIRECT", direct)];
+                let model = make(TestDirectory::new(), 71, 2);
+                let session = model.session_with_ram(model.minimum_bytes(&settings), &settings).unwrap();
+                model.random_demands(&session, 1, 10).unwrap();
+                for round in 0..2 {
+                    model.paths.iter().for_each(|path| touch(path));
+                    model.random_demands(&session, 2 + round, 20).unwrap();
+                }
+                // The same bytes written again, while nobody reads.
+                let bytes = std::fs::read(&model.paths[1]).unwrap();
+                let mut file = OpenOptions::new().write(true).open(&model.paths[1]).unwrap();
+                file.write_all(&bytes).unwrap();
+                model.sweep(&session).unwrap();
+                assert_eq!(number(&stats(&session), "errors"), 0);
+            }
+        }
+    });
+}
+
+/// A file that is touched between the reading of its header and the planning is the file that it was.
+#[test]
+fn a_file_that_is_touched_before_it_is_planned_is_believed() {
+    within(60, || {
+        let model = expert_model(TestDirectory::new(), 73, 2);
+        model.paths.iter().for_each(|path| touch(path));
+        model.sweep(&model.session(&[]).unwrap()).unwrap();
+    });
+}
+
+/// Whatever was done to it: when it holds again what it held, the next demand goes on.
+#[test]
+fn a_file_that_gets_its_content_back_goes_on_with_the_next_demand() {
+    within(120, || {
+        for make in MODELS {
+            for damage in [cut_in_half, cut_one_byte, overwrite, append] {
+                let model = make(TestDirectory::new(), 79, 1);
+                let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
+                model.random_demands(&session, 1, 10).unwrap();
+                let bytes = std::fs::read(&model.paths[0]).unwrap();
+                for _ in 0..2 {
+                    damage(&model.paths[0]);
+                    let error = first_error(&model, &session);
+                    assert_latched(&model, &session, &error);
+                    // In place, as `cp` does it.
+                    let mut file = OpenOptions::new().write(true).truncate(true).open(&model.paths[0]).unwrap();
+                    file.write_all(&bytes).unwrap();
+                    model.random_demands(&session, 2, 10).unwrap();
+                    model.sweep(&session).unwrap();
+                }
+            }
+        }
+    });
+}
+
+/// A demand that was under way when the read failed ends with the error, and the same fetch goes on afterwards.
+#[test]
+fn fetches_that_failed_together_go_on_together() {
+    within(120, || {
+        let model = expert_model(TestDirectory::new(), 83, 1);
+        let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
+        let bytes = std::fs::read(&model.paths[0]).unwrap();
+        for round in 0..5 {
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    let (model, session) = (&model, &session);
+                    scope.spawn(move || assert_eq!(first_error(model, session).code(), ErrorCode::Truncated));
+                }
+                std::thread::sleep(Duration::from_millis(round));
+                cut_in_half(&model.paths[0]);
+            });
+            std::fs::write(&model.paths[0], &bytes).unwrap();
+            std::thread::scope(|scope| {
+                for thread in 0..4 {
+                    let (model, session) = (&model, &session);
+                    scope.spawn(move || model.random_demands(session, thread, 10).unwrap());
+                }
+            });
         }
     });
 }

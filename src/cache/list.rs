@@ -59,4 +59,11 @@ impl List {
             links.previous[next as usize] = previous;
         }
     }
+
+    /// Front first.
+    #[cfg(test)]
+    pub(super) fn iter<'a>(&self, links: &'a Links) -> impl Iterator<Item = usize> + 'a {
+        let next = |&slot: &usize| Some(links.next[slot]).filter(|&next| next != NONE).map(|next| next as usize);
+        std::iter::successors(self.front(), next)
+    }
 }

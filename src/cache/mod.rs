@@ -6,8 +6,9 @@
 //! fragmentation.
 //!
 //! Invariants, all guarded by the one lock that the owner keeps the pools behind:
-//! 1. A slot is Empty, Loading, Torn or Ready. Only a Ready slot's bytes are ever handed out.
-//! 2. `users` counts the fetches that hold or await a slot. A slot with users, Loading or Torn, is never given away.
+//! 1. A slot is Empty, Loading, Torn, Failed or Ready. Only a Ready slot's bytes are ever handed out.
+//! 2. `users` counts the fetches that hold or await a slot. A slot with users, Loading or Torn, is never given away;
+//!    a Failed one is Empty when its last user leaves.
 //! 3. A Ready slot without users is either in `guessed` (read ahead, not asked for yet) or offered to the pool's
 //!    [`policy`], which says who goes first. All other slots are neither, unless Empty: then in `empty`. A slot that was
 //!    *closed*, because memory ran short, is in none of them and gets no block.

@@ -14,6 +14,8 @@ pub enum SlotState {
     Loading,
     /// A read that was broken off may still be writing to it; then it is Empty.
     Torn,
+    /// The read failed. It is Empty once those that awaited it have left.
+    Failed,
     /// All bytes of its block.
     Ready,
 }
@@ -279,7 +281,11 @@ impl Pool {
             Some(slot) => (slot, None),
             None => {
                 let slot = self.victim(at, purpose)?;
-                let Slot { block, unit, lead, .. } = self.slots[slot];
+                let Slot { block, unit, lead, state, users, .. } = self.slots[slot];
+                assert!(
+                    state == SlotState::Ready && users == 0,
+                    "a slot is given away that is {state:?}, {users} users"
+                );
                 (slot, Some(Before { block, unit, lead }))
             }
         };
@@ -335,13 +341,27 @@ impl Pool {
                 return Members::default();
             }
             state => {
-                debug_assert_eq!(state, SlotState::Loading);
+                assert_eq!(state, SlotState::Loading, "a slot became Ready that nothing was read into");
                 SlotState::Ready
             }
         };
         self.touch(slot);
         self.settle(slot);
         self.slots[slot].members
+    }
+
+    /// The read into a Loading or Torn slot has failed: what is there is of no use. Returns who waits for it; nobody means that the
+    /// slot may be taken.
+    pub fn failed(&mut self, slot: usize) -> Members {
+        let Slot { state, users, members, .. } = self.slots[slot];
+        assert!(matches!(state, SlotState::Loading | SlotState::Torn), "a read failed into a slot that is {state:?}");
+        self.touch(slot);
+        if users == 0 {
+            self.clear(slot);
+            return Members::default();
+        }
+        self.slots[slot].state = SlotState::Failed;
+        members
     }
 
     fn touch(&mut self, slot: usize) {
@@ -356,6 +376,11 @@ impl Pool {
     pub fn join(&mut self, slot: usize, member: u32) -> bool {
         self.unlist(slot);
         let entry = &mut self.slots[slot];
+        assert!(
+            matches!(entry.state, SlotState::Loading | SlotState::Ready),
+            "a slot is used that is {:?}",
+            entry.state
+        );
         entry.users += 1;
         entry.members.insert(member);
         std::mem::replace(&mut entry.guess, false)
@@ -364,12 +389,17 @@ impl Pool {
     /// Takes a user away.
     pub fn leave(&mut self, slot: usize, member: u32) {
         let entry = &mut self.slots[slot];
+        assert!(entry.users > 0, "a slot is given back that nobody uses");
         entry.users -= 1;
         entry.members.remove(member);
-        if entry.users == 0 {
-            entry.members = Members::default();
+        if entry.users > 0 {
+            return;
         }
-        self.settle(slot);
+        entry.members = Members::default();
+        match entry.state {
+            SlotState::Failed => self.clear(slot),
+            _ => self.settle(slot),
+        }
     }
 
     /// Whether a slot's block was read ahead and not asked for since.
@@ -387,7 +417,7 @@ impl Pool {
     /// The read into a Loading slot was taken back before it began: the block that lost the slot to it is still there and gets it
     /// back, unless `is_elsewhere` by now; returns it. Otherwise the slot is Empty.
     pub fn give_back(&mut self, slot: usize, is_elsewhere: impl FnOnce(usize) -> bool) -> Option<usize> {
-        debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
+        self.assert_idle_read(slot);
         let is_open = slot < self.slot_count;
         let entry = &mut self.slots[slot];
         let Some(before) = entry.before.take().filter(|before| is_open && !is_elsewhere(before.block)) else {
@@ -404,12 +434,21 @@ impl Pool {
 
     /// The read into a Loading slot was broken off: the slot is Empty, or will be once [`Self::loaded`], if it `is_in_flight`.
     pub fn tear(&mut self, slot: usize, is_in_flight: bool) {
-        debug_assert!(self.slots[slot].state == SlotState::Loading && self.slots[slot].users == 0);
+        self.assert_idle_read(slot);
         self.touch(slot);
         match is_in_flight {
             true => self.slots[slot].state = SlotState::Torn,
             false => self.clear(slot),
         }
+    }
+
+    /// Only a read that nobody awaits may be taken back.
+    fn assert_idle_read(&self, slot: usize) {
+        let Slot { state, users, .. } = self.slots[slot];
+        assert!(
+            state == SlotState::Loading && users == 0,
+            "a read is taken back into a slot that is {state:?}, {users} users"
+        );
     }
 
     fn clear(&mut self, slot: usize) {
@@ -437,9 +476,14 @@ impl Pool {
         self.memory.address(slot * self.slot_bytes)
     }
 
-    /// The address of the block's first byte.
+    /// The address of the first byte of the block in a slot that is Ready and that someone holds.
     pub fn data(&self, slot: usize) -> *const u8 {
-        self.address(slot).wrapping_add(self.slots[slot].lead)
+        let Slot { state, users, lead, .. } = self.slots[slot];
+        assert!(
+            state == SlotState::Ready && users > 0,
+            "weights are handed out of a slot that is {state:?}, {users} users"
+        );
+        self.address(slot).wrapping_add(lead)
     }
 
     /// The block in a slot.
@@ -451,6 +495,33 @@ impl Pool {
         let is_open = slot < self.slot_count;
         let slot = &self.slots[slot];
         is_open && slot.state == SlotState::Ready && slot.users == 0 && !slot.permanent
+    }
+
+    /// Recounts all that is kept beside the slots' own states; for tests.
+    #[cfg(test)]
+    pub fn check(&self) {
+        let open = |wanted: &dyn Fn(usize) -> bool| (0..self.slot_count).filter(|&slot| wanted(slot)).count();
+        let is_empty = |slot: usize| self.slots[slot].state == SlotState::Empty;
+        let listed_guess = |slot: usize| self.is_listed(slot) && self.slots[slot].guess;
+        let empty: Vec<usize> = self.empty.iter(&self.links).collect();
+        assert_eq!((empty.len(), self.empty_count), (open(&is_empty), open(&is_empty)), "empty slots");
+        assert!(empty.iter().all(|&slot| slot < self.slot_count && is_empty(slot)), "{empty:?}");
+        let guessed: Vec<usize> = self.guessed.iter(&self.links).collect();
+        assert_eq!(guessed.len(), open(&listed_guess), "guesses");
+        assert!(guessed.iter().all(|&slot| listed_guess(slot)), "{guessed:?}");
+        let offered = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess);
+        assert_eq!(self.policy.offered_count(), offered, "what the policy may give up");
+        assert_eq!(self.untouched_count, open(&|slot| !self.slots[slot].touched), "untouched slots");
+        for (index, slot) in self.slots.iter().enumerate() {
+            let has_users = slot.users > 0;
+            assert!(has_users || slot.members == Members::default(), "{index}: members without users");
+            match slot.state {
+                SlotState::Empty | SlotState::Torn => assert!(!has_users, "{index}: {slot:?}"),
+                SlotState::Failed => assert!(has_users, "{index}: {slot:?}"),
+                SlotState::Loading => {}
+                SlotState::Ready => assert_eq!(self.slot_of_unit[slot.unit] as usize, index, "{slot:?}"),
+            }
+        }
     }
 
     fn unlist(&mut self, slot: usize) {

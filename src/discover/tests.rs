@@ -170,5 +170,7 @@ fn a_copy_agrees_when_it_is_equal() {
     let bytes = &mapping[tensor.offset as usize..][..tensor.size_bytes as usize];
     assert_eq!(agree(file, tensor, bytes).unwrap(), Source::Copied);
     model(1).write(&path);
+    assert_eq!(agree(file, tensor, bytes).unwrap(), Source::Copied, "written to, with what it held");
+    model(2).write(&path);
     assert_eq!(agree(file, tensor, bytes).unwrap_err().code(), ErrorCode::Changed);
 }

@@ -6,9 +6,8 @@
 //! Versions 2 and 3 of the format are read, little-endian only.
 //!
 //! The way through: `reader` bounds every access, `metadata` walks the key-value pairs, `hyper` and `split` pick their
-//! keys from them, `tensors` reads and checks the table with the sizes in `types`; `fingerprint` tells models apart.
+//! keys from them, `tensors` reads and checks the table with the sizes in `types`.
 
-mod fingerprint;
 mod hyper;
 mod metadata;
 mod reader;
@@ -27,6 +26,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 pub use hyper::HyperParameters;
@@ -35,8 +35,8 @@ pub use tensors::TensorInfo;
 pub use types::GgmlType;
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::io::FileIdentity;
-use fingerprint::Fingerprint;
+use crate::fnv::Fnv;
+use crate::io::{Content, FileIdentity};
 use metadata::Metadata;
 use reader::{Reader, malformed, quoted, truncated};
 use split::Part;
@@ -67,18 +67,22 @@ pub struct GgufFile {
     pub size_bytes: u64,
     /// What was opened: the header is that file's and no other's.
     pub identity: FileIdentity,
+    /// What it holds.
+    pub content: Content,
 }
 
 impl GgufFile {
     /// Opens the file once more, through the page cache.
     ///
     /// # Errors
-    /// `Open` when that is not possible, `Changed` when it is not the file any more that was opened first.
+    /// `Open` when that is not possible, `Changed` when it does not hold any more what the file held that was opened first.
     pub fn reopen(&self) -> Result<File> {
         let path = self.path.display();
         let failed = |error| Error::new(ErrorCode::Open, format!("cannot open {path}: {error}"));
         let file = File::open(&self.path).map_err(failed)?;
-        if FileIdentity::of(&file).map_err(failed)? != self.identity {
+        let identity = FileIdentity::of(&file).map_err(failed)?;
+        let holds = || self.content.is_still(|offset, buffer| file.read_exact_at(buffer, offset)).unwrap_or(false);
+        if identity != self.identity && !(identity.size_bytes() == self.size_bytes && holds()) {
             return Err(Error::new(ErrorCode::Changed, format!("{path} was written to while it was in use")));
         }
         Ok(file)
@@ -99,7 +103,7 @@ impl Gguf {
         let Some(first) = paths.first() else {
             return Err(Error::new(ErrorCode::InvalidArgument, "no model file was named"));
         };
-        let mut fingerprint = Fingerprint::default();
+        let mut fingerprint = Fnv::default();
         let (file, header) = read_header(first, 0, &mut fingerprint)?;
         let count = if paths.len() == 1 { header.part.count } else { paths.len() as u64 };
         header.part.expect(first, 0, count)?;
@@ -128,7 +132,7 @@ impl Gguf {
         let tensor_by_name = index_by_name(&files, &tensors)?;
         // Extents are apart and within their files, so the sum is at most the sum of the sizes of the files.
         let model_bytes = tensors.iter().map(|tensor| tensor.size_bytes).fold(0, u64::saturating_add);
-        let fingerprint = fingerprint.digits();
+        let fingerprint = format!("{:016x}", fingerprint.value());
         Ok(Gguf { files, tensors, tensor_by_name, hyper_parameters, model_bytes, fingerprint })
     }
 
@@ -152,7 +156,9 @@ impl Gguf {
         &self.hyper_parameters
     }
 
-    /// Sixteen hexadecimal digits that tell this model from others by its content, wherever its files lie.
+    /// Sixteen hexadecimal digits that tell this model from others by its content, wherever its files lie and whenever they were
+    /// touched. Two fine-tunes of a model may share every key and shape, so samples of the weights count too. An equal
+    /// fingerprint of another model makes a run start with that one's habits, which costs time and never changes a result.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
@@ -183,11 +189,18 @@ struct Header {
     size_bytes: usize,
 }
 
-fn read_header(path: &Path, file_index: usize, fingerprint: &mut Fingerprint) -> Result<(GgufFile, Header)> {
+fn read_header(path: &Path, file_index: usize, fingerprint: &mut Fnv) -> Result<(GgufFile, Header)> {
     let (identity, mapping) = map(path)?;
     let header = parse(path, &mapping, file_index)?;
-    fingerprint.add_file(&mapping, header.size_bytes);
-    Ok((GgufFile { path: path.to_owned(), size_bytes: mapping.len() as u64, identity }, header))
+    let size_bytes = mapping.len() as u64;
+    let read = |offset: u64, buffer: &mut [u8]| {
+        buffer.copy_from_slice(&mapping[offset as usize..][..buffer.len()]);
+        Ok(())
+    };
+    let content = Content::sample(size_bytes, header.size_bytes as u64, read)
+        .map_err(|error| Error::new(ErrorCode::Open, format!("cannot read {}: {error}", path.display())))?;
+    fingerprint.add(&content.digest().to_le_bytes());
+    Ok((GgufFile { path: path.to_owned(), size_bytes, identity, content }, header))
 }
 
 /// Maps a file that has any bytes, to be read by this module and forgotten.

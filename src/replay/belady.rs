@@ -53,6 +53,11 @@ impl Policy for Belady {
         self.offered.remove(&(self.next_use(unit), unit));
     }
 
+    #[cfg(test)]
+    fn offered_count(&self) -> usize {
+        self.offered.len()
+    }
+
     fn victim(&self, _at: Position) -> Option<usize> {
         self.offered.last().map(|&(_, unit)| unit)
     }

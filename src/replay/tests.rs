@@ -224,6 +224,9 @@ impl Policy for Liar {
     fn used(&mut self, _unit: usize, _at: Position, _usage: Use) {}
     fn offer(&mut self, _unit: usize) {}
     fn withdraw(&mut self, _unit: usize) {}
+    fn offered_count(&self) -> usize {
+        1
+    }
     fn victim(&self, _at: Position) -> Option<usize> {
         Some(3)
     }

@@ -39,8 +39,9 @@ pub(super) struct State {
     pub(super) pins: Pins,
     pub(super) guesses: Guesses,
     pub(super) pace: Pace,
-    /// The first failure. Nothing is handed out after it.
-    pub(super) error: Option<Error>,
+    /// The latest failure. Nothing is handed out until a later demand has found its cause gone.
+    pub(super) failure: Option<Failure>,
+    failure_count: u64,
     /// The fetches that exist.
     pub(super) fetches: Members,
     /// Those that sleep until a slot can be had.
@@ -53,10 +54,22 @@ pub(super) struct State {
     reading_since: Instant,
 }
 
+/// A failure, told from those before and after it.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    number: u64,
+}
+
 impl State {
     /// Whether nothing more needs to be read.
     pub(super) fn is_over(&self) -> bool {
-        self.stopping || self.error.is_some()
+        self.stopping || self.failure.is_some()
+    }
+
+    /// Fails while the cause of a failure may still be there.
+    pub(super) fn check(&self) -> Result<()> {
+        self.failure.as_ref().map_or(Ok(()), |failure| Err(failure.error.clone()))
     }
 }
 
@@ -107,7 +120,8 @@ impl Core {
             pins: Pins::new(&streamed, &slots_now),
             guesses: Guesses::new(prefetch == PrefetchSetting::On, streamed.expert_layers.len()),
             pace: Pace::default(),
-            error: None,
+            failure: None,
+            failure_count: 0,
             fetches: Members::default(),
             want_room: Members::default(),
             reads_in_flight: 0,
@@ -161,11 +175,11 @@ impl Core {
         priority: Priority,
         requests: &mut Vec<Request>,
     ) -> Option<SlotId> {
-        debug_assert!(state.location[block].is_none());
+        assert!(state.location[block].is_none(), "a block is read that has a slot already");
         let extent = self.streamed.blocks[block];
         let range = files[extent.file].widen(extent.offset, extent.size_bytes);
         let (tensor, number) = self.streamed.tensor_of(block);
-        debug_assert_eq!(tensor.pool, pool, "a block belongs into slots of its own size");
+        assert_eq!(tensor.pool, pool, "a block belongs into slots of its own size");
         let (home, unit) = (tensor.first_in_pool + number, tensor.first_unit + number);
         let new = NewBlock { block, unit, home, lead: range.lead };
         let purpose = if priority == Priority::Demand { TakeFor::Demand } else { TakeFor::Prefetch };
@@ -234,9 +248,10 @@ impl Core {
     /// for statistics in its log callback.
     pub(super) fn fail(&self, mut state: MutexGuard<'_, State>, error: Error) {
         self.counters.errors.add(1);
-        let first = state.error.is_none();
+        let first = state.failure.is_none();
         if first {
-            state.error = Some(error.clone());
+            state.failure_count += 1;
+            state.failure = Some(Failure { error: error.clone(), number: state.failure_count });
         }
         let everybody = state.fetches;
         drop(state);
@@ -245,6 +260,36 @@ impl Core {
         }
         self.wake(everybody);
         self.keeper.notify_all();
+    }
+
+    /// To be called by a new demand, without the lock: after a failure whose cause may pass, it goes on if the files are what
+    /// they were.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn recover(&self, files: &[DirectFile]) -> Result<()> {
+        let Some(failure) = self.state.lock().failure.clone() else { return Ok(()) };
+        if !failure.error.may_pass() {
+            return Err(failure.error);
+        }
+        let now = files.iter().try_for_each(DirectFile::reexamine);
+        let mut state = self.state.lock();
+        if state.failure.as_ref().is_none_or(|latest| latest.number != failure.number) {
+            drop(state);
+            return now; // another demand was faster
+        }
+        match now {
+            Ok(()) => state.failure = None,
+            // The same, in the words of the first time; or what is known better by now.
+            Err(error) if error.code() == failure.error.code() => return Err(failure.error),
+            Err(error) => {
+                state.failure = Some(Failure { error: error.clone(), ..failure });
+                return Err(error);
+            }
+        }
+        drop(state);
+        tracing::warn!("reading goes on after: {}", failure.error);
+        Ok(())
     }
 
     /// Wakes fetches; to be called without the lock.
@@ -292,25 +337,37 @@ impl Sink for Core {
         let mut state = self.state.lock();
         self.count_read_time(&mut state);
         state.reads_in_flight -= 1;
-        match outcome {
+        let warmed = state.warming.iter().position(|&warming| warming == id);
+        warmed.map(|index| state.warming.swap_remove(index));
+        let block = state.pools[id.pool].block(id.slot);
+        // What was broken off has been counted already, as far as it went.
+        let is_torn = state.pools[id.pool].state(id.slot) == SlotState::Torn;
+        self.record(Event::ReadEnd, block);
+        let awaited_by = match outcome {
             Ok(()) => {
-                let block = state.pools[id.pool].block(id.slot);
-                // What was broken off has been counted already, as far as it went.
-                if state.pools[id.pool].state(id.slot) == SlotState::Loading {
+                if !is_torn {
                     self.counters.read_bytes.add(self.streamed.blocks[block].size_bytes as u64);
                 }
-                self.record(Event::ReadEnd, block);
-                let awaited_by = state.pools[id.pool].loaded(id.slot);
-                let wake = if awaited_by == Members::default() { state.want_room } else { awaited_by };
-                let warmed = state.warming.iter().position(|&warming| warming == id);
-                warmed.map(|index| state.warming.swap_remove(index));
-                drop(state);
-                self.wake(wake);
-                if warmed.is_some() {
-                    self.keeper.notify_all();
-                }
+                state.pools[id.pool].loaded(id.slot)
             }
-            Err(error) => self.fail(state, error),
+            Err(_) => {
+                if !is_torn {
+                    state.location[block] = None;
+                }
+                state.pools[id.pool].failed(id.slot)
+            }
+        };
+        match outcome {
+            // What nobody waits for is read again should anybody want it, and then fails for that one.
+            Err(error) if awaited_by != Members::default() => return self.fail(state, error),
+            Err(error) => tracing::debug!("a read ahead of need failed: {error}"),
+            Ok(()) => {}
+        }
+        let wake = if awaited_by == Members::default() { state.want_room } else { awaited_by };
+        drop(state);
+        self.wake(wake);
+        if warmed.is_some() {
+            self.keeper.notify_all();
         }
     }
 

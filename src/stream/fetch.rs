@@ -103,12 +103,13 @@ impl Fetch {
         })?;
         let streamed = &session.streamed.tensors[index];
         self.collect_experts(streamed, routing, tokens)?;
+        running.core.recover(&session.files)?;
         self.first_block = streamed.first_block;
         self.pool = streamed.pool;
 
         let core = &running.core;
         let mut state = core.state.lock();
-        check(&state)?;
+        state.check()?;
         let member = *self.member.get_or_insert_with(|| state.fetches.first_free());
         state.fetches.insert(member);
         let (mut new_ring, mut learn, now) = (None, false, Instant::now());
@@ -196,7 +197,8 @@ impl Fetch {
         let mut freed = self.release_held(core, &mut state, member);
         let mut waiting_since: Option<Instant> = None;
         loop {
-            check(&state)?;
+            state.check()?;
+            freed.extend(self.drop_failed(&mut state, member));
             self.request_missing(core, &mut state, member);
             let Self { awaited, held, .. } = self;
             awaited.retain(|&id| {
@@ -254,7 +256,7 @@ impl Fetch {
         let state = running.core.state.lock();
         let is_over = self.awaited.is_empty() && self.missing.is_empty();
         let is_ready = |id: &SlotId| state.pools[id.pool].state(id.slot) == SlotState::Ready;
-        is_over || state.error.is_some() || self.awaited.iter().any(is_ready)
+        is_over || state.failure.is_some() || self.awaited.iter().any(is_ready)
     }
 
     /// Delivers, of another tensor of the same layer, what is in RAM of the experts that are demanded now: something to compute on
@@ -276,7 +278,7 @@ impl Fetch {
             return Err(Error::new(ErrorCode::InvalidArgument, message));
         };
         let mut state = core.state.lock();
-        check(&state)?;
+        state.check()?;
         let freed = self.release_held(core, &mut state, member);
         // First of all the drive: there may be room now for what is missing.
         self.request_missing(core, &mut state, member);
@@ -308,7 +310,7 @@ impl Fetch {
     /// # Errors
     /// That error.
     pub fn check(&self) -> Result<()> {
-        check(&self.session.running()?.core.state.lock())
+        self.session.running()?.core.state.lock().check()
     }
 
     /// Gives everything back, finished or not.
@@ -425,6 +427,23 @@ impl Fetch {
         }
     }
 
+    /// Misses again what is awaited and whose read has failed: another fetch, which failed with it, may have found the cause gone.
+    /// Returns who may want the slots.
+    fn drop_failed(&mut self, state: &mut State, member: u32) -> Members {
+        let Self { awaited, missing, .. } = self;
+        let before = awaited.len();
+        awaited.retain(|id| {
+            let pool = &mut state.pools[id.pool];
+            let has_failed = pool.state(id.slot) == SlotState::Failed;
+            if has_failed {
+                missing.push(pool.block(id.slot));
+                pool.leave(id.slot, member);
+            }
+            !has_failed
+        });
+        if awaited.len() == before { Members::default() } else { std::mem::take(&mut state.want_room) }
+    }
+
     /// Gives slots back; returns who may want them.
     fn release_held(&mut self, core: &Core, state: &mut State, member: u32) -> Members {
         if self.held.is_empty() {
@@ -490,8 +509,4 @@ impl Drop for Fetch {
             running.core.state.lock().fetches.remove(member);
         }
     }
-}
-
-fn check(state: &State) -> Result<()> {
-    state.error.as_ref().map_or(Ok(()), |error| Err(error.clone()))
 }

@@ -5,11 +5,14 @@
 //! as they become ready.
 //!
 //! The one rule above all: bytes are handed out only from a slot that is Ready, and a slot that someone holds is never
-//! reused. The first failed read latches: from then on every fetch fails, until the model is loaded again.
+//! reused. A failed read fails every fetch that is under way. The next demand goes on if the files are what they were;
+//! otherwise it fails with what is wrong with them, and so do all that follow, until that has passed.
 
 mod core;
 mod dense;
 mod fetch;
+#[cfg(test)]
+mod invariants;
 mod outlook;
 #[cfg(test)]
 mod resize_tests;

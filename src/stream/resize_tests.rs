@@ -39,6 +39,7 @@ fn resize_under_load(model: &Model, seed: u64) {
             let budget = random.next() % (all + all / 4);
             core.resize(budget);
             assert!(core.pool_bytes() <= budget.max(least), "{} of {budget}", core.pool_bytes());
+            session.check();
             std::thread::sleep(std::time::Duration::from_micros(random.next() % 2000));
         }
         stop.store(true, Ordering::Relaxed);

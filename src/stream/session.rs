@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::cache::SlotCount;
 use crate::config::{Config, PrefetchSetting};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::hw;
 use crate::io::{self, DirectFile, Engine, Sink, Tuning};
@@ -69,13 +69,7 @@ impl Session {
         let paths: Vec<PathBuf> = gguf.files().iter().map(|file| file.path.clone()).collect();
         let (tuning, files) = io::tune(&paths, config)?;
         for (opened, parsed) in files.iter().zip(gguf.files()) {
-            if opened.identity() != parsed.identity {
-                let path = opened.path().display();
-                return Err(Error::new(
-                    ErrorCode::Changed,
-                    format!("{path} was replaced or written to while it was being loaded; load the model again"),
-                ));
-            }
+            opened.expect(parsed.identity, parsed.content)?;
         }
         let surroundings = Surroundings::of(gguf, &on_host, &tuning);
         let streamed = Arc::new(StreamedTensors::new(gguf, &plan, &files));

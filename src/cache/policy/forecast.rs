@@ -176,6 +176,11 @@ impl Policy for Forecast {
         }
     }
 
+    #[cfg(test)]
+    fn offered_count(&self) -> usize {
+        self.class.iter().filter(|&&class| class != NOT_OFFERED).count()
+    }
+
     fn victim(&self, at: Position) -> Option<usize> {
         let mut occupied = self.occupied;
         let mut last: Option<(f32, usize)> = None;

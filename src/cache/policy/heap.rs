@@ -20,6 +20,11 @@ impl UnitHeap {
         Self { entries: Vec::with_capacity(unit_count), place: vec![ABSENT; unit_count], insertions: 0 }
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(super) fn first(&self) -> Option<usize> {
         self.entries.first().map(|&(unit, _)| unit as usize)
     }

@@ -35,6 +35,11 @@ impl Policy for Lfu {
         self.offered.remove(unit);
     }
 
+    #[cfg(test)]
+    fn offered_count(&self) -> usize {
+        self.offered.len()
+    }
+
     fn victim(&self, _at: Position) -> Option<usize> {
         self.offered.first()
     }

@@ -42,6 +42,11 @@ impl Policy for Lrfu {
         self.offered.remove(unit);
     }
 
+    #[cfg(test)]
+    fn offered_count(&self) -> usize {
+        self.offered.len()
+    }
+
     fn victim(&self, _at: Position) -> Option<usize> {
         self.offered.first()
     }

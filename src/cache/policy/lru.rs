@@ -50,6 +50,11 @@ impl Policy for Lru {
         }
     }
 
+    #[cfg(test)]
+    fn offered_count(&self) -> usize {
+        self.is_offered.iter().filter(|offered| **offered).count()
+    }
+
     fn victim(&self, _at: Position) -> Option<usize> {
         self.list.front()
     }

@@ -104,6 +104,10 @@ pub trait Policy: Send + std::fmt::Debug {
         f64::INFINITY
     }
 
+    /// How many units are offered; for tests.
+    #[cfg(test)]
+    fn offered_count(&self) -> usize;
+
     /// Tells what earlier runs know: how often a token uses this unit, 0 to 1. To be called before the first use; a
     /// policy that has no use for it ignores it.
     fn remember(&mut self, unit: usize, uses_per_token: f32) {

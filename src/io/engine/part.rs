@@ -1,16 +1,27 @@
 //! What one system call reads, and what its outcome means. Both engines share this, so both fail in the same ways.
 
 use std::io;
+use std::time::Duration;
 
 use super::Destination;
 use crate::error::{Error, ErrorCode};
-use crate::io::DirectFile;
+use crate::io::{DirectFile, Look};
 
 /// How many small adjacent requests one part may serve.
 pub(super) const MERGED_REQUESTS: usize = 8;
 
 /// How often in a row the system may ask to try again before that is an error.
 const ATTEMPTS: u32 = 1000;
+
+/// The pauses before a read is made again that has failed in a way that may pass, 1.4 s together: drives that reset and networks that
+/// switch over take about a second, and a user notices no more.
+const PAUSES: [Duration; 5] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(80),
+    Duration::from_millis(320),
+    Duration::from_millis(1000),
+];
 
 /// The memory of one request in a part.
 #[derive(Clone, Copy)]
@@ -30,6 +41,8 @@ pub(super) struct Part {
     /// Bytes that have arrived.
     done: usize,
     attempts: u32,
+    /// Pauses made since the last progress.
+    pauses: usize,
     segments: [Segment; MERGED_REQUESTS],
     segment_count: usize,
     /// Whether it was taken as a guess.
@@ -48,6 +61,8 @@ pub(super) enum Step {
     Finished,
     /// Read on, from [`Part::position`].
     Again,
+    /// The same after a pause.
+    Later(Duration),
     /// Never mind the rest.
     Failed(Error),
 }
@@ -60,6 +75,7 @@ impl Part {
             required,
             done: 0,
             attempts: 0,
+            pauses: 0,
             segments: [first; MERGED_REQUESTS],
             segment_count: 1,
             is_guess: false,
@@ -126,20 +142,53 @@ impl Part {
     pub(super) fn advance(&mut self, file: &DirectFile, outcome: io::Result<usize>) -> Step {
         match outcome {
             Ok(0) => Step::Failed(file.truncated(self.offset + self.required as u64)),
-            Ok(count) if self.done + count >= self.required => match file.after_read(self.offset, self.length()) {
-                Ok(()) => Step::Finished,
-                Err(error) => Step::Failed(error),
-            },
+            Ok(count) if self.done + count >= self.required => self.complete(file),
             Ok(count) => self.resume(file, count),
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 self.attempts += 1;
                 match self.attempts < ATTEMPTS {
                     true => Step::Again,
                     false => Step::Failed(file.failed(self.position(), &error)),
                 }
             }
-            Err(error) => Step::Failed(file.failed(self.position(), &error)),
+            Err(error) => {
+                let failure = file.failed(self.position(), &error);
+                if !DirectFile::is_transient(&error) {
+                    return Step::Failed(failure);
+                }
+                if self.pauses > 0 {
+                    file.reopen();
+                }
+                self.later(failure)
+            }
         }
+    }
+
+    /// All bytes are there. They are good unless the file is another one by now.
+    fn complete(&mut self, file: &DirectFile) -> Step {
+        match file.after_read(self.offset, self.length()) {
+            Ok(Look::Good) => Step::Finished,
+            Ok(Look::Settled) => {
+                self.done = 0;
+                Step::Again
+            }
+            Ok(Look::Touched) => {
+                self.done = 0;
+                self.later(file.changed("is being written to while it is in use"))
+            }
+            Err(error) if matches!(error.code(), ErrorCode::Io | ErrorCode::Resource) => {
+                self.done = 0;
+                self.later(error)
+            }
+            Err(error) => Step::Failed(error),
+        }
+    }
+
+    /// Tries again after a pause, unless that has been done often enough.
+    fn later(&mut self, failure: Error) -> Step {
+        let pause = PAUSES.get(self.pauses).copied();
+        self.pauses += 1;
+        pause.map_or(Step::Failed(failure), Step::Later)
     }
 
     /// After a short read. A direct read can only go on from an aligned place, so some bytes are read twice; one that ends
@@ -155,7 +204,7 @@ impl Part {
         let resume = (self.done + count) / unit * unit;
         if resume > self.done {
             self.done = resume;
-            self.attempts = 0;
+            (self.attempts, self.pauses) = (0, 0);
         } else {
             self.attempts += 1;
         }

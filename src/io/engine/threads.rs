@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Condvar;
 
@@ -23,6 +24,8 @@ struct Shared {
     sink: Arc<dyn Sink>,
     queue: Queue,
     work: Condvar,
+    /// Signalled when the engine is being dropped.
+    stopped: Condvar,
 }
 
 impl ThreadEngine {
@@ -33,8 +36,8 @@ impl ThreadEngine {
         sink: Arc<dyn Sink>,
     ) -> Result<Self> {
         let queue = Queue::new(token_count, tuning.block_bytes);
-        let mut engine =
-            Self { shared: Arc::new(Shared { files, sink, queue, work: Condvar::new() }), threads: Vec::new() };
+        let shared = Shared { files, sink, queue, work: Condvar::new(), stopped: Condvar::new() };
+        let mut engine = Self { shared: Arc::new(shared), threads: Vec::new() };
         for index in 0..tuning.depth {
             let shared = Arc::clone(&engine.shared);
             let thread = std::thread::Builder::new()
@@ -76,6 +79,7 @@ impl Drop for ThreadEngine {
     fn drop(&mut self) {
         self.shared.queue.stop();
         self.shared.work.notify_all();
+        self.shared.stopped.notify_all();
         for thread in self.threads.drain(..) {
             // A thread that panicked has stopped reading as well, which is all that matters here.
             let _ = thread.join();
@@ -87,9 +91,17 @@ impl Shared {
     /// A thread's life: take the most urgent part, read it, count it off.
     fn work(&self) {
         while let Some(mut part) = self.next_part() {
-            let outcome = self.read(&mut part);
+            let Some(outcome) = self.read(&mut part) else { return };
             self.queue.part_done(&part, outcome, &*self.sink);
         }
+    }
+
+    /// Sleeps. `false` when the engine is being dropped, whose reads are reported no more.
+    fn pause(&self, duration: Duration) -> bool {
+        let until = Instant::now() + duration;
+        let mut pending = self.queue.lock();
+        while !pending.stopping && !self.stopped.wait_until(&mut pending, until).timed_out() {}
+        !pending.stopping
     }
 
     fn next_part(&self) -> Option<Part> {
@@ -105,9 +117,10 @@ impl Shared {
         }
     }
 
-    fn read(&self, part: &mut Part) -> Result<()> {
+    /// Reads a part; `None` when the engine is being dropped meanwhile.
+    fn read(&self, part: &mut Part) -> Option<Result<()>> {
         if part.is_padding() {
-            return Ok(());
+            return Some(Ok(()));
         }
         let file = &self.files[part.file];
         loop {
@@ -124,9 +137,11 @@ impl Shared {
             };
             let outcome = usize::try_from(count).map_err(|_| std::io::Error::last_os_error());
             match part.advance(file, outcome) {
-                Step::Finished => return Ok(()),
+                Step::Finished => return Some(Ok(())),
                 Step::Again => {}
-                Step::Failed(error) => return Err(error),
+                Step::Later(pause) if !self.pause(pause) => return None,
+                Step::Later(_) => {}
+                Step::Failed(error) => return Some(Err(error)),
             }
         }
     }

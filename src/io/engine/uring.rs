@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use io_uring::{IoUring, Probe, opcode, types};
 
@@ -186,6 +187,8 @@ struct Driver {
     /// Places never move: the kernel reads `vectors` where they are.
     table: Box<[Option<InFlight>]>,
     free: Vec<usize>,
+    /// Places whose part is read once more at a time.
+    paused: Vec<(Instant, usize)>,
     /// Parts that are over and not reported yet. Has room for all places, so that it never grows.
     over: Vec<(Part, Result<()>)>,
     refusals: u32,
@@ -195,7 +198,7 @@ impl Driver {
     fn new(shared: Arc<Shared>, ring: IoUring, depth: usize) -> Self {
         let table = (0..depth).map(|_| None).collect();
         let (free, over) = ((0..depth).rev().collect(), Vec::with_capacity(depth));
-        Self { shared, ring, table, free, over, refusals: 0 }
+        Self { shared, ring, table, free, paused: Vec::with_capacity(depth), over, refusals: 0 }
     }
 
     fn in_flight(&self) -> usize {
@@ -214,9 +217,10 @@ impl Driver {
                 continue;
             }
             let stopping = self.shared.queue.lock().stopping;
-            if stopping && self.in_flight() == 0 {
+            if stopping && self.in_flight() == self.paused.len() {
                 return;
             }
+            self.resume_due();
             if !self.free.is_empty() && !stopping {
                 // Announce first, look again after: a submitter that saw no announcement queued before this look.
                 self.shared.wants_work.store(true, Ordering::SeqCst);
@@ -249,9 +253,25 @@ impl Driver {
         }
     }
 
-    /// Until a read is complete or somebody signals; not at all while the kernel has not taken all that was pushed.
+    /// Queues again what has paused for long enough.
+    fn resume_due(&mut self) {
+        let now = Instant::now();
+        while let Some(index) = self.paused.iter().position(|&(due, _)| due <= now) {
+            let (_, place) = self.paused.swap_remove(index);
+            if let Some(InFlight { part, .. }) = self.table[place].take() {
+                self.push(place, part);
+            }
+        }
+    }
+
+    /// Until a read is complete, somebody signals or a pause is over; not at all while the kernel has not taken all that was pushed.
     fn sleep(&mut self) {
-        let timeout = if self.ring.submission().is_empty() { -1 } else { 0 };
+        let timeout = match self.paused.iter().map(|&(due, _)| due).min() {
+            _ if !self.ring.submission().is_empty() => 0,
+            // Rounded up, or the last millisecond would be spent asking.
+            Some(due) => due.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
+            None => -1,
+        };
         let watch =
             |descriptor: &dyn AsRawFd| libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let mut watched = [watch(&self.ring), watch(&self.shared.wake)];
@@ -297,7 +317,7 @@ impl Driver {
         // happens after this entry's completion; the vectors themselves stay in the table until then; the descriptor
         // is open while `files` lives, and the driver holds `files` until the ring is empty.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(place as u64)) };
-        debug_assert!(pushed.is_ok(), "the ring has an entry for every place in the table");
+        assert!(pushed.is_ok(), "the ring has an entry for every place in the table");
     }
 
     fn reap(&mut self) {
@@ -305,12 +325,19 @@ impl Driver {
             let next = self.ring.completion().next();
             let Some(completion) = next else { return };
             let place = completion.user_data() as usize;
-            let Some(InFlight { mut part, .. }) = self.table[place].take() else { continue };
+            let in_flight = self.table.get_mut(place).and_then(Option::take);
+            // Whose bytes have arrived is not known then: the engine ends, and with it what it reads for.
+            let InFlight { mut part, vectors } = in_flight.expect("the kernel completes what it was given, once");
             let result = completion.result();
             let outcome = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
             let outcome: Result<()> = match part.advance(&self.shared.files[part.file], outcome) {
                 Step::Again => {
                     self.push(place, part);
+                    continue;
+                }
+                Step::Later(pause) => {
+                    self.table[place] = Some(InFlight { part, vectors });
+                    self.paused.push((Instant::now() + pause, place));
                     continue;
                 }
                 Step::Finished => Ok(()),
@@ -326,6 +353,9 @@ impl Drop for Driver {
     /// Closing a ring does not wait for its reads. When a panic unwinds the thread, what the kernel still works on must end
     /// before anyone frees the memory that it writes to.
     fn drop(&mut self) {
+        for (_, place) in self.paused.drain(..) {
+            self.table[place] = None;
+        }
         while self.table.iter().any(Option::is_some) {
             if self.ring.submit_and_wait(1).is_err() {
                 std::thread::sleep(PAUSE);

@@ -6,9 +6,14 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use super::FileIdentity;
+use parking_lot::Mutex;
+
+use super::{Content, FileIdentity};
 use super::align::{Alignment, Widened};
 #[cfg(target_os = "linux")]
 use super::align::{direct_alignment, probe};
@@ -21,7 +26,34 @@ pub struct DirectFile {
     path: PathBuf,
     alignment: Alignment,
     direct: bool,
+    /// The size when it was opened. A file of another size is another file.
+    size_bytes: u64,
+    /// What it must hold, once somebody has said so.
+    content: OnceLock<Content>,
+    known: Mutex<Known>,
+}
+
+/// What is known of a file that is open.
+#[derive(Debug)]
+struct Known {
+    /// Of the file whose content was compared last, or of the one that was opened.
     identity: FileIdentity,
+    /// Another time of change that was seen, and when it was seen first.
+    changing: Option<(FileIdentity, Instant)>,
+}
+
+/// How long a file that was written to must be left alone before its content is compared for good.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// What a look at a file says of bytes that were just read of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// They are good.
+    Good,
+    /// The file was touched, but holds what it held and has been left alone since: they are to be read once more, at once.
+    Settled,
+    /// The file was touched just now and holds what it held so far: they are to be read once more, a little later.
+    Touched,
 }
 
 impl DirectFile {
@@ -37,7 +69,15 @@ impl DirectFile {
             None => (File::open(path).map_err(|error| open_error(path, &error))?, Alignment::NONE),
         };
         let identity = FileIdentity::of(&file).map_err(|error| open_error(path, &error))?;
-        Ok(Self { file, path: path.to_owned(), alignment, direct: is_direct, identity })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            alignment,
+            direct: is_direct,
+            size_bytes: identity.size_bytes(),
+            content: OnceLock::new(),
+            known: Mutex::new(Known { identity, changing: None }),
+        })
     }
 
     /// The path that it was opened by.
@@ -50,9 +90,19 @@ impl DirectFile {
         self.direct
     }
 
-    /// What was opened.
-    pub fn identity(&self) -> FileIdentity {
-        self.identity
+    /// Says what the file holds, so that one that was only touched goes on. Without, another time of change is an error.
+    ///
+    /// # Errors
+    /// `Changed` unless it is the file that `identity` names or, of the same size, holds that; `Io` when it cannot be told.
+    pub fn expect(&self, identity: FileIdentity, content: Content) -> Result<()> {
+        let opened = self.known.lock().identity;
+        let same_size = opened.size_bytes() == identity.size_bytes();
+        if opened != identity && !(same_size && self.holds(&content)?) {
+            return Err(self.changed("was replaced or written to while it was being loaded"));
+        }
+        // Said once, by whoever opens a model.
+        let _ = self.content.set(content);
+        Ok(())
     }
 
     /// What reads must be aligned to.
@@ -74,16 +124,24 @@ impl DirectFile {
     ///
     /// # Errors
     /// `Truncated`, `Changed`, `Io`: the bytes must not be used.
-    pub fn after_read(&self, offset: u64, length: usize) -> Result<()> {
+    pub fn after_read(&self, offset: u64, length: usize) -> Result<Look> {
         if !self.direct {
             self.drop_cached(offset, length);
         }
-        self.check_unchanged()
+        self.look()
+    }
+
+    /// Whether reads may go on after a failure.
+    ///
+    /// # Errors
+    /// Why not: `Truncated`, `Changed`, or `Io` when the system does not tell.
+    pub fn reexamine(&self) -> Result<()> {
+        self.look().map(drop)
     }
 
     /// The file's size when it was opened, in bytes.
     pub fn opened_size(&self) -> u64 {
-        self.identity.size_bytes()
+        self.size_bytes
     }
 
     /// The file's size as of now, in bytes.
@@ -96,19 +154,97 @@ impl DirectFile {
         drop_from_page_cache(&self.file, offset, length as u64);
     }
 
-    /// Weights of two versions of a file must never be mixed, so a file that changes under us is an error.
-    fn check_unchanged(&self) -> Result<()> {
-        match FileIdentity::of(&self.file) {
-            Ok(identity) if identity == self.identity => Ok(()),
-            Ok(identity) if identity.size_bytes() < self.identity.size_bytes() => {
-                Err(self.truncated(self.identity.size_bytes()))
-            }
-            Ok(_) => Err(Error::new(
-                ErrorCode::Changed,
-                format!("{} was written to while it was in use; load the model again", self.path.display()),
-            )),
-            Err(error) => Err(self.failed(0, &error)),
+    /// Weights of two versions of a file must never be mixed, so a file that changes under us is an error. One that was touched,
+    /// or written to with what it held, is not, once nobody has written to it for a while.
+    fn look(&self) -> Result<Look> {
+        let now = FileIdentity::of(&self.file).or_else(|_| {
+            self.reopen();
+            FileIdentity::of(&self.file)
+        });
+        let now = now.map_err(|error| self.failed(0, &error))?;
+        if now == self.known.lock().identity {
+            return Ok(Look::Good);
         }
+        if now.size_bytes() < self.size_bytes {
+            return Err(self.truncated(self.size_bytes));
+        }
+        let Some(content) = self.content.get().filter(|_| now.size_bytes() == self.size_bytes) else {
+            return Err(self.changed("was written to while it was in use"));
+        };
+        if !self.holds(content)? {
+            return Err(self.changed("was written to while it was in use, and holds other weights now"));
+        }
+        let mut known = self.known.lock();
+        match known.changing {
+            Some((seen, since)) if seen == now && since.elapsed() >= SETTLED => {
+                *known = Known { identity: now, changing: None };
+                drop(known);
+                tracing::info!("{} was touched; it holds what it held", self.path.display());
+                return Ok(Look::Settled);
+            }
+            Some((seen, _)) if seen == now => {}
+            _ => known.changing = Some((now, Instant::now())),
+        }
+        Ok(Look::Touched)
+    }
+
+    /// Whether the file holds what it should, by samples.
+    fn holds(&self, content: &Content) -> Result<bool> {
+        let read = |offset: u64, buffer: &mut [u8]| self.read_exact(&self.file, offset, buffer);
+        match content.is_still(read) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            outcome => outcome.map_err(|error| self.failed(0, &error)),
+        }
+    }
+
+    /// Fills a buffer that may lie anywhere from any offset of a file that was opened as this one was.
+    fn read_exact(&self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let range = self.widen(offset, buffer.len());
+        let alignment = self.alignment.memory_bytes.max(1);
+        let mut bytes = vec![0_u8; range.length + alignment];
+        let start = bytes.as_mut_ptr().align_offset(alignment);
+        let aligned = &mut bytes[start..start + range.length];
+        let mut done = 0;
+        while done < range.required {
+            match file.read_at(&mut aligned[done..], range.offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                // A direct read goes on from an aligned place.
+                Ok(count) if done + count < range.required && count < self.alignment.offset_bytes => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(count) if done + count >= range.required => done += count,
+                Ok(count) => done += count / self.alignment.offset_bytes * self.alignment.offset_bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        buffer.copy_from_slice(&aligned[range.lead..range.required]);
+        Ok(())
+    }
+
+    /// Opens the file anew by its path, when the open one does not answer any more: a network or a FUSE file system may have gone
+    /// away and come back. Whoever reads goes on with it if it holds what the lost one held.
+    pub(in crate::io) fn reopen(&self) {
+        let opened = if self.direct { open_direct(&self.path) } else { open_buffered(&self.path) };
+        let Some((file, alignment)) = opened else { return };
+        let Ok(identity) = FileIdentity::of(&file) else { return };
+        let is_known = || identity == self.known.lock().identity;
+        let holds = |content: &Content| {
+            let read = |offset: u64, buffer: &mut [u8]| self.read_exact(&file, offset, buffer);
+            identity.size_bytes() == self.size_bytes && content.is_still(read).unwrap_or(false)
+        };
+        if alignment != self.alignment || !(is_known() || self.content.get().is_some_and(holds)) {
+            return;
+        }
+        // Under its own number, which reads in flight use: each of them gets the one or the other.
+        if replace_descriptor(&self.file, &file) {
+            *self.known.lock() = Known { identity, changing: None };
+            tracing::info!("{} was opened anew", self.path.display());
+        }
+    }
+
+    pub(in crate::io) fn changed(&self, what: &str) -> Error {
+        Error::new(ErrorCode::Changed, format!("{} {what}; load the model again", self.path.display()))
     }
 
     pub(in crate::io) fn truncated(&self, needed_bytes: u64) -> Error {
@@ -120,6 +256,36 @@ impl DirectFile {
                 "{} is {now}, but bytes up to {needed_bytes} are needed: it was truncated while it was in use",
                 self.path.display()
             ),
+        )
+    }
+
+    /// Whether a failed system call may succeed when it is made again a little later.
+    pub(in crate::io) fn is_transient(error: &io::Error) -> bool {
+        matches!(
+            error.raw_os_error(),
+            Some(
+                libc::EIO
+                    | libc::EAGAIN
+                    | libc::EBUSY
+                    | libc::ESTALE
+                    | libc::ETIMEDOUT
+                    | libc::ENOMEM
+                    | libc::ENOBUFS
+                    | libc::EMFILE
+                    | libc::ENFILE
+                    | libc::ENODEV
+                    | libc::ENXIO
+                    | libc::ENOTCONN
+                    | libc::ECONNABORTED
+                    | libc::ECONNRESET
+                    | libc::EHOSTDOWN
+                    | libc::EHOSTUNREACH
+                    | libc::ENETDOWN
+                    | libc::ENETRESET
+                    | libc::ENETUNREACH
+                    | libc::ENOLINK
+                    | libc::EREMOTEIO
+            )
         )
     }
 
@@ -154,6 +320,21 @@ impl AsRawFd for DirectFile {
 
 fn open_error(path: &Path, error: &io::Error) -> Error {
     Error::new(ErrorCode::Open, format!("cannot open {}: {error}", path.display()))
+}
+
+/// Makes `old` refer to what `new` refers to, at once for all threads that use it. Says whether the system agreed.
+fn replace_descriptor(old: &File, new: &File) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: both descriptors are open and owned by their `File`s; the second one stays open and owned by `old`.
+    let replaced = unsafe { libc::dup3(new.as_raw_fd(), old.as_raw_fd(), libc::O_CLOEXEC) };
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: as above. That a child process inherits it does no harm.
+    let replaced = unsafe { libc::dup2(new.as_raw_fd(), old.as_raw_fd()) };
+    replaced >= 0
+}
+
+fn open_buffered(path: &Path) -> Option<(File, Alignment)> {
+    File::open(path).ok().map(|file| (file, Alignment::NONE))
 }
 
 #[cfg(target_os = "linux")]

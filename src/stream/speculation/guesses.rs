@@ -94,7 +94,7 @@ impl Core {
         let state = &mut *state;
         // Too late when the layer is being computed already.
         let is_next = state.guesses.current.is_some_and(|current| (current + 1) % layer_count == layer);
-        if state.error.is_some() || !is_next {
+        if state.failure.is_some() || !is_next {
             return;
         }
         let State { guesses, location, .. } = state;
