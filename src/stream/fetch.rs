@@ -93,7 +93,7 @@ impl Fetch {
     ///
     /// # Errors
     /// `InvalidArgument` for a tensor that is not streamed or an expert that does not exist, `Budget` and `Resource` when
-    /// the pools cannot be made, and the first error of an earlier read, which no fetch survives.
+    /// the pools cannot be made; the reason of an earlier failure that has not passed.
     pub fn begin(&mut self, tensor: usize, routing: &[i32], tokens: usize) -> Result<()> {
         self.end();
         let session = Arc::clone(&self.session);
@@ -184,7 +184,7 @@ impl Fetch {
     /// delivered means that the demand is met.
     ///
     /// # Errors
-    /// The first error of any read of this model.
+    /// The error of a demand's read, of this fetch or another, since the latest demand that found all well.
     pub fn next(&mut self, deliver: &mut Vec<Block>) -> Result<()> {
         deliver.clear();
         let session = Arc::clone(&self.session);
@@ -264,7 +264,7 @@ impl Fetch {
     /// all of its experts.
     ///
     /// # Errors
-    /// `InvalidArgument` without a demand, or for a tensor that has no experts; the first error of any read of this model.
+    /// `InvalidArgument` without a demand, or for a tensor that has no experts; the error of a demand's read.
     pub fn early(&mut self, tensor: usize, deliver: &mut Vec<Block>) -> Result<()> {
         deliver.clear();
         let session = Arc::clone(&self.session);
@@ -305,7 +305,7 @@ impl Fetch {
         verified
     }
 
-    /// Fails with the first error of any read of this model, if there was one.
+    /// Fails with the error of a demand's read, of this fetch or another, unless a later demand has found its cause gone.
     ///
     /// # Errors
     /// That error.

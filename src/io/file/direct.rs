@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Content, FileIdentity};
 use super::align::{Alignment, Widened};
 #[cfg(target_os = "linux")]
 use super::align::{direct_alignment, probe};
+use super::{Content, FileIdentity};
 use crate::error::{Error, ErrorCode, Result};
 
 /// A file to stream from.
