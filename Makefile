@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
-	test test-rust test-scripts test-cli test-patch test-e2e test-install test-ollama test-llama versions stress-ollama \
+	test test-rust test-scripts test-cli test-patch test-e2e test-install test-ollama test-hosts test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -130,7 +130,7 @@ demo: llama models ## two real models, resident and streamed through 40% of thei
 
 # In an order that fails early; one at a time also under make -j.
 PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off llama-stock backend models demo test-e2e cli \
-	llama-dist test-install test-ollama
+	llama-dist test-install test-ollama test-hosts
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \
@@ -166,6 +166,15 @@ build/node/.stamp: tests/ollama/node/package.json
 
 test-ollama: llama cli models build/node/.stamp ## the hypura command, and its server driven by the official clients
 	$(USE_TOOLS) python3 -m pytest -ra tests/ollama
+
+build/node-host/.stamp: tests/node/package.json tests/node/package-lock.json
+	@mkdir -p $(@D) && cp tests/node/package*.json $(@D)
+	@if command -v npm >/dev/null; then npm install --prefix $(@D) --no-save --omit=optional --ignore-scripts --no-audit --no-fund --silent; \
+		else echo "npm is missing: node-llama-cpp will not be tested" >&2; fi
+	@touch $@
+
+test-hosts: pristine models build/node-host/.stamp ## the backend in hosts that are not llama.cpp's own: node-llama-cpp
+	$(USE_TOOLS) python3 -m pytest -ra tests/node
 
 stress-ollama: llama cli models ## a minute of 32 clients that hang up at random
 	$(USE_TOOLS) HYPURA_TEST_STRESS_SECONDS=60 python3 -m pytest -ra -s tests/ollama/test_stress.py

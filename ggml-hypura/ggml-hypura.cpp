@@ -195,4 +195,6 @@ ggml_backend_reg_t ggml_backend_hypura_reg(void) {
     return ready ? &reg : nullptr;
 }
 
+#ifndef HYPURA_FINDS_HOST_FUNCTIONS
 GGML_BACKEND_DL_IMPL(ggml_backend_hypura_reg)
+#endif

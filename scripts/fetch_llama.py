@@ -56,16 +56,17 @@ def sha256(path):
 
 
 def cached_package(name, version, wanted):
-    """The cached file with this hash, or None."""
+    """The cached file with this hash (None: any), or None."""
     stem = f"{name.replace('-', '_')}-{version}".lower()
     for path in sorted(CACHE.glob("*")):
-        if path.name.replace("-", "_").lower().startswith(stem.replace("-", "_")) and sha256(path) == wanted:
+        is_named = path.name.replace("-", "_").lower().startswith(stem.replace("-", "_"))
+        if is_named and wanted in (None, sha256(path)):
             return path
     return None
 
 
 def pypi_package(name, version, wanted, source=False):
-    """The path of a package's file, downloaded with pip unless the cache has it."""
+    """The path of a package's file, downloaded with pip unless the cache has it. Without a wanted hash any will do."""
     CACHE.mkdir(parents=True, exist_ok=True)
     if path := cached_package(name, version, wanted):
         return path
@@ -79,7 +80,7 @@ def pypi_package(name, version, wanted, source=False):
             die(f"pip could not download {name} {version} (its message is above)")
         (path,) = Path(folder).iterdir()
         found = sha256(path)
-        if found != wanted:
+        if wanted not in (None, found):
             die(f"{path.name} has sha256 {found}, expected {wanted}")
         return path.rename(CACHE / path.name)
 

@@ -5,8 +5,8 @@
 
 For each version of patches/UPSTREAM and patches/VERSIONS (those whose name contains TEXT): builds libllama as it is and the backend
 beside it, then applies the patches and builds it again. Both ways, the logits of a dense model and of a mixture of experts, streamed
-through a third of their memory, are compared bit for bit with those of resident runs. --newest adds the newest crate that the
-registry has. A step that fails ends that way's row with what it was; its output is in build/versions/NAME.log.
+through a third of their memory, are compared bit for bit with those of resident runs. --newest adds the newest version of each of
+these packages that its registry has. A step that fails fills its cells with what it was; its output is in build/versions/NAME.log.
 """
 
 import argparse
@@ -23,15 +23,17 @@ import fetch_llama
 from fetch_llama import BUILD, REPO
 
 WORK = BUILD / "versions"
-MODELS = [BUILD / "models" / "smollm2.gguf", BUILD / "models" / "smollm2-moe.gguf"]
+MODELS = {"dense": BUILD / "models" / "smollm2.gguf", "mixture": BUILD / "models" / "smollm2-moe.gguf"}
+EQUAL = "streams, equal"
 SHARE = 0.3
 POSITIONS = 64
 CRATE_TREE = "llama.cpp"
-# Loaded at run time, backends work patched and unpatched alike. Of the rest of llama.cpp nothing is needed. Little is optimised, since
-# compiling is what takes long.
+# Loaded at run time, backends work patched and unpatched alike. Of the rest of llama.cpp nothing is needed. Little is optimised, and
+# nothing of libllama, since compiling is what takes long. Built in the same folder, objects that the patches do not touch come from
+# the compiler's cache the second time.
 OPTIONS = ["CMAKE_BUILD_TYPE=Release", "CMAKE_C_FLAGS_RELEASE=-O1", "CMAKE_CXX_FLAGS_RELEASE=-O1"]
 OPTIONS += ["CMAKE_BUILD_RPATH_USE_ORIGIN=ON", "GGML_BACKEND_DL=ON", "GGML_NATIVE=OFF", "GGML_CCACHE=OFF", "GIT_EXE=OFF"]
-OPTIONS += ["LLAMA_BUILD_NUMBER=1", "LLAMA_BUILD_COMMIT=unknown", f"HYPURA_CARGO_TARGET_DIR={BUILD / 'cargo'}"]
+OPTIONS += [f"CMAKE_PROJECT_llama.cpp_INCLUDE={REPO / 'cmake' / 'unoptimised.cmake'}", "LLAMA_BUILD_NUMBER=1", "LLAMA_BUILD_COMMIT=unknown", f"HYPURA_CARGO_TARGET_DIR={BUILD / 'cargo'}"]
 OPTIONS += [f"LLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TOOLS", "EXAMPLES", "SERVER", "TESTS", "APP")]
 
 
@@ -63,9 +65,19 @@ class Version:
             raise Failed(f"no: {what} fails")
 
 
-def package_source(name: str, version: str, digest: str, folder: str, tree: Path) -> None:
+def package_source(name: str, version: str, digest: str | None, folder: str, tree: Path) -> None:
     archive = fetch_llama.pypi_package(name, version, digest, source=True)
     fetch_llama.extract(archive, folder, tree)
+
+
+def package_version(name: str, version: str, digest: str | None, folder: str) -> Version:
+    return Version(f"{name} {version}", lambda tree: package_source(name, version, digest, folder, tree))
+
+
+def newest_of_package(name: str) -> str:
+    command = [sys.executable, "-m", "pip", "index", "versions", "--disable-pip-version-check", name]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    return re.match(rf"{re.escape(name)} \(([^)]+)\)", printed).group(1)
 
 
 def crate_folder(name: str, requirement: str) -> Path:
@@ -87,22 +99,33 @@ def crate_version(kind_name: str, requirement: str) -> Version:
     return Version(folder.name.replace(f"{kind_name}-", f"{kind_name} "), lambda tree: fetch_llama.copy_tree(folder / CRATE_TREE, tree))
 
 
+def listed(text: str) -> list[list[str]]:
+    """The lines of patches/VERSIONS, in words."""
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        if (line[0], len(line)) not in (("pypi", 5), ("crate", 3)):
+            sys.exit(f"versions.py: patches/VERSIONS: '{' '.join(line)}' is not understood")
+    return lines
+
+
+def newest(lines: list[list[str]], pinned: dict[str, str]) -> list[Version]:
+    """The newest version of each package that is listed or pinned."""
+    folders = {name: folder for kind, name, *_, folder in lines if kind == "pypi"}
+    folders[pinned["pypi_package"]] = pinned["pypi_folder"]
+    packages = [package_version(name, newest_of_package(name), None, folder) for name, folder in folders.items()]
+    return packages + [crate_version(name, "*") for name in dict.fromkeys(line[1] for line in lines if line[0] == "crate")]
+
+
 def all_versions(with_newest: bool) -> list[Version]:
-    versions, newer = [], []
-    for line in (REPO / "patches" / "VERSIONS").read_text().splitlines():
-        match line.split():
-            case ["pypi", name, version, *rest] if len(rest) == 2:
-                versions.append(Version(f"{name} {version}", lambda tree, of=(name, version, *rest): package_source(*of, tree)))
-            case ["crate", name, version]:
-                newer.append(crate_version(name, f"={version}"))
-                if with_newest:
-                    newer.append(crate_version(name, "*"))
-            case [word, *_] if not word.startswith("#"):
-                sys.exit(f"versions.py: patches/VERSIONS: '{line}' is not understood")
     pinned = fetch_llama.read_upstream()
-    name = f"{pinned['pypi_package']} {pinned['pypi_version']}"
-    versions.append(Version(name, lambda tree: fetch_llama.copy_tree(fetch_llama.PRISTINE, tree)))
-    return list({version.name: version for version in versions + newer}.values())
+    pinned_name = f"{pinned['pypi_package']} {pinned['pypi_version']}"
+    lines = listed((REPO / "patches" / "VERSIONS").read_text())
+    versions = [package_version(*line[1:]) if line[0] == "pypi" else crate_version(line[1], f"={line[2]}") for line in lines]
+    versions.append(Version(pinned_name, lambda tree: fetch_llama.copy_tree(fetch_llama.PRISTINE, tree)))
+    known = {version.name: version for version in versions}
+    for version in newest(lines, pinned) if with_newest else []:
+        known.setdefault(version.name, version)
+    return list(known.values())
 
 
 def ggml_version(tree: Path) -> str:
@@ -135,35 +158,56 @@ def streamable_bytes(model: Path) -> int:
     return sum(int(tensor.n_bytes) for tensor in GGUFReader(model).tensors if pattern.fullmatch(tensor.name))
 
 
-def check_identity(version: Version, program: Path, resident: dict[str, str], loaded: dict[str, str]) -> None:
+def check_identity(version: Version, program: Path, model: Path, resident: dict[str, str], loaded: dict[str, str]) -> None:
     outputs = [WORK / "resident.logits", WORK / "streamed.logits"]
     stats = WORK / "stats.json"
-    for model in MODELS:
-        stats.unlink(missing_ok=True)
-        streamed = {"HYPURA": "stream", "HYPURA_RAM": str(int(SHARE * streamable_bytes(model))), "HYPURA_STATS": str(stats)}
-        for settings, output in zip((resident, loaded | streamed), outputs):
-            arguments = [model, "single", str(POSITIONS), WORK / "text.txt", output]
-            version.call(f"running {model.stem}", program, *arguments, settings=settings)
-        if not stats.exists() or json.loads(stats.read_text())["read_bytes"] == 0:
-            raise Failed(f"no: {model.stem} is not streamed")
-        if outputs[0].read_bytes() != outputs[1].read_bytes():
-            raise Failed(f"no: the logits of {model.stem} differ")
+    stats.unlink(missing_ok=True)
+    streamed = {"HYPURA": "stream", "HYPURA_RAM": str(int(SHARE * streamable_bytes(model))), "HYPURA_STATS": str(stats)}
+    for settings, output in zip((resident, loaded | streamed), outputs):
+        arguments = [model, "single", str(POSITIONS), WORK / "text.txt", output]
+        version.call("running", program, *arguments, settings=settings)
+    if not stats.exists() or json.loads(stats.read_text())["read_bytes"] == 0:
+        raise Failed("no: it is not streamed")
+    if outputs[0].read_bytes() != outputs[1].read_bytes():
+        raise Failed("no: the logits differ")
 
 
-def try_stock(version: Version, tree: Path) -> None:
+def build_stock(version: Version, tree: Path) -> tuple[Path, dict, dict]:
+    """The program, and the settings with which its weights are resident and could be streamed."""
     program = build(version, tree, "LLAMA_HYPURA=OFF") / "logits"
     backend = WORK / "backend"
     shutil.rmtree(backend, ignore_errors=True)
     options = ["-DCMAKE_BUILD_TYPE=Release", f"-DLLAMA_CPP_DIR={tree}", f"-DHYPURA_CARGO_TARGET_DIR={BUILD / 'cargo'}"]
     version.call("configuring the backend", "cmake", "-S", REPO / "cmake" / "backend", "-B", backend, "-G", "Ninja", *options)
     version.call("building the backend", "cmake", "--build", backend, "-j", jobs())
-    check_identity(version, program, {}, {"GGML_BACKEND_PATH": str(backend / "libggml-hypura.so")})
+    return program, {}, {"GGML_BACKEND_PATH": str(backend / "libggml-hypura.so")}
 
 
-def try_patched(version: Version, tree: Path) -> None:
+def build_patched(version: Version, tree: Path) -> tuple[Path, dict, dict]:
     version.call("applying the patches", "sh", REPO / "scripts" / "apply_patches.sh", tree)
-    program = build(version, tree, "LLAMA_HYPURA=ON") / "logits"
-    check_identity(version, program, {"HYPURA": "off"}, {})
+    return build(version, tree, "LLAMA_HYPURA=ON") / "logits", {"HYPURA": "off"}, {}
+
+
+WAYS = {"unpatched": build_stock, "patched": build_patched}
+
+
+def cell(way: str, kind: str) -> str:
+    return f"{way}, {kind}"
+
+
+def attempt_way(version: Version, tree: Path, way: str) -> None:
+    """Fill a way's cells."""
+    try:
+        program, resident, loaded = WAYS[way](version, tree)
+    except Failed as reason:
+        version.answers |= {cell(way, kind): str(reason) for kind in MODELS}
+        return
+    for kind, model in MODELS.items():
+        try:
+            check_identity(version, program, model, resident, loaded)
+            version.answers[cell(way, kind)] = EQUAL
+        except Failed as reason:
+            version.answers[cell(way, kind)] = str(reason)
 
 
 def attempt(version: Version) -> None:
@@ -173,20 +217,16 @@ def attempt(version: Version) -> None:
     version.log.unlink(missing_ok=True)
     version.fetch(tree)
     version.ggml = ggml_version(tree)
-    for way, run in (("unpatched, the backend loaded", try_stock), ("patched", try_patched)):
-        print(f"{version.name} (ggml {version.ggml}), {way}: ", end="", flush=True)
-        try:
-            run(version, tree)
-            version.answers[way] = "streams, equal"
-        except Failed as reason:
-            version.answers[way] = str(reason)
-        print(version.answers[way], flush=True)
+    for way in WAYS:
+        attempt_way(version, tree, way)
+        for kind in MODELS:
+            print(f"{version.name} (ggml {version.ggml}), {cell(way, kind)}: {version.answers[cell(way, kind)]}", flush=True)
 
 
 def table(versions: list[Version]) -> str:
-    ways = list(versions[0].answers)
-    lines = ["| llama.cpp as in | ggml | " + " | ".join(ways) + " |", "|---|---|" + "---|" * len(ways)]
-    lines += [f"| {v.name} | {v.ggml} | " + " | ".join(v.answers[way] for way in ways) + " |" for v in versions]
+    cells = [cell(way, kind) for way in WAYS for kind in MODELS]
+    lines = ["| llama.cpp as in | ggml | " + " | ".join(cells) + " |", "|---|---|" + "---|" * len(cells)]
+    lines += [f"| {v.name} | {v.ggml} | " + " | ".join(v.answers[name] for name in cells) + " |" for v in versions]
     return "\n".join(lines)
 
 
@@ -205,7 +245,7 @@ def main() -> None:
         attempt(version)
     print()
     print(table(versions))
-    if any(answer != "streams, equal" for version in versions for answer in version.answers.values()):
+    if any(answer != EQUAL for version in versions for answer in version.answers.values()):
         sys.exit(1)
 
 
