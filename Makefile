@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
-	test test-rust test-scripts test-cli test-patch test-e2e test-install test-ollama test-hosts test-llama versions stress-ollama \
+	test test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -129,8 +129,8 @@ demo: llama models ## two real models, resident and streamed through 40% of thei
 	$(USE_TOOLS) python3 scripts/demo.py
 
 # In an order that fails early; one at a time also under make -j.
-PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off llama-stock backend models demo test-e2e cli \
-	llama-dist test-install test-ollama test-hosts
+PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off llama-stock backend models arch-models demo \
+	test-e2e cli llama-dist test-install test-ollama test-hosts
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \
@@ -152,8 +152,12 @@ test-cli: $(TOOLS) ## format, lints and unit tests of the hypura command
 test-patch: pristine ## the patch series goes in and comes out cleanly
 	$(USE_TOOLS) sh tests/patch/test_patch.sh build/llama-pristine
 
-test-e2e: llama llama-off llama-stock backend models ## whole programs on real models
+test-e2e: llama llama-off llama-stock backend models arch-models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
+
+# The whole table, which takes some minutes; test-e2e has the most unlike of it.
+test-archs: llama arch-models ## a tiny model of every mixture architecture: streaming changes no bit
+	$(USE_TOOLS) HYPURA_TEST_ARCHS=all python3 -m pytest -ra tests/e2e/test_archs.py
 
 test-install: llama-dist cli models ## what is installed and packed, hosts in C and C++, the reference
 	$(USE_TOOLS) python3 -m pytest -ra tests/install

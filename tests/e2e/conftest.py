@@ -42,6 +42,11 @@ def require(model: Model) -> None:
         pytest.skip("the trained MoE is absent: ../shared/models/minimoe-64x8-q3_k_s.gguf")
 
 
+def require_built(model: Model) -> None:
+    """Fail when a model that `make arch-models` makes is not there."""
+    assert model.path.exists(), f"{model.path} is missing; run make arch-models"
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """English text on unlike subjects, longer than any test reads."""

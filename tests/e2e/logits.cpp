@@ -6,12 +6,16 @@
 // flash attention, no weight repacking); the environment decides where the weights are. MODE is how the positions are
 // grouped into batches:
 //
-//   single    one token at a time
-//   ubatch    prompt micro-batches of 512
-//   parallel  four sequences, one token of each at a time
+//   single      one token at a time
+//   ubatch      prompt micro-batches of 512
+//   parallel    four sequences, one token of each at a time
+//   embeddings  one micro-batch, of a model that computes an embedding of every token instead of logits
+//
+// A model with an encoder and a decoder reads the text with the one before it computes the logits of the same text with the other.
 
 #include "llama.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,6 +28,7 @@
 constexpr int N_THREADS   = 2;
 constexpr int N_UBATCH    = 512;
 constexpr int N_SEQUENCES = 4;
+constexpr int N_ENCODED   = 32;
 
 static std::vector<llama_token> tokenize(const llama_vocab * vocab, const char * path, size_t n_tokens) {
     std::ifstream file(path, std::ios::binary);
@@ -50,14 +55,17 @@ static void add(llama_batch & batch, llama_token token, llama_pos pos, llama_seq
     batch.n_tokens++;
 }
 
-static int decode_and_write(llama_context * ctx, const llama_batch & batch, int32_t n_vocab, FILE * output) {
+static int decode_and_write(llama_context * ctx, const llama_batch & batch, bool embeddings, FILE * output) {
+    const llama_model * model = llama_get_model(ctx);
+    const size_t n_values = embeddings ? llama_model_n_embd(model) : llama_vocab_n_tokens(llama_model_get_vocab(model));
     const int32_t status = llama_decode(ctx, batch);
     if (status != 0) {
         fprintf(stderr, "logits: llama_decode failed with status %d\n", status);
         return 3;
     }
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        if (fwrite(llama_get_logits_ith(ctx, i), sizeof(float), n_vocab, output) != (size_t) n_vocab) {
+        const float * values = embeddings ? llama_get_embeddings_ith(ctx, i) : llama_get_logits_ith(ctx, i);
+        if (!values || fwrite(values, sizeof(float), n_values, output) != n_values) {
             perror("logits: cannot write");
             return 4;
         }
@@ -67,14 +75,15 @@ static int decode_and_write(llama_context * ctx, const llama_batch & batch, int3
 
 int main(int argc, char ** argv) {
     if (argc != 6) {
-        fprintf(stderr, "usage: logits MODEL single|ubatch|parallel POSITIONS TEXT OUTPUT\n");
+        fprintf(stderr, "usage: logits MODEL single|ubatch|parallel|embeddings POSITIONS TEXT OUTPUT\n");
         return 2;
     }
     const std::string mode = argv[2];
     const int n_positions  = atoi(argv[3]);
     const int n_sequences  = mode == "parallel" ? N_SEQUENCES : 1;
-    const int n_step       = mode == "ubatch" ? n_positions : n_sequences;
-    if ((mode != "single" && mode != "ubatch" && mode != "parallel") || n_positions <= 0 || n_positions % n_step != 0) {
+    const bool embeddings  = mode == "embeddings";
+    const int n_step       = mode == "ubatch" || embeddings ? n_positions : n_sequences;
+    if ((mode != "single" && mode != "ubatch" && mode != "parallel" && !embeddings) || n_positions <= 0 || n_positions % n_step != 0) {
         fprintf(stderr, "logits: bad mode or number of positions\n");
         return 2;
     }
@@ -91,12 +100,14 @@ int main(int argc, char ** argv) {
 
     llama_context_params params = llama_context_default_params();
     params.n_ctx           = n_positions + 64*n_sequences;
-    params.n_batch         = n_step;
+    params.n_batch         = llama_model_has_encoder(model.get()) ? std::max(n_step, N_ENCODED) : n_step;
     params.n_ubatch        = N_UBATCH;
     params.n_seq_max       = n_sequences;
     params.n_threads       = N_THREADS;
     params.n_threads_batch = N_THREADS;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.embeddings      = embeddings;
+    params.pooling_type    = embeddings ? LLAMA_POOLING_TYPE_NONE : LLAMA_POOLING_TYPE_UNSPECIFIED;
     std::unique_ptr<llama_context, decltype(&llama_free)> ctx(llama_init_from_model(model.get(), params), llama_free);
     if (!ctx) {
         fprintf(stderr, "logits: cannot make a context\n");
@@ -104,7 +115,7 @@ int main(int argc, char ** argv) {
     }
 
     const llama_vocab * vocab = llama_model_get_vocab(model.get());
-    const std::vector<llama_token> tokens = tokenize(vocab, argv[4], n_positions);
+    std::vector<llama_token> tokens = tokenize(vocab, argv[4], n_positions);
     if (tokens.empty()) {
         fprintf(stderr, "logits: %s has no text\n", argv[4]);
         return 2;
@@ -119,6 +130,10 @@ int main(int argc, char ** argv) {
     const int n_positions_per_sequence = n_positions/n_sequences;
     const int n_tokens_per_sequence = n_step/n_sequences;
     int result = 0;
+    if (llama_model_has_encoder(model.get()) && llama_encode(ctx.get(), llama_batch_get_one(tokens.data(), N_ENCODED)) != 0) {
+        fprintf(stderr, "logits: llama_encode failed\n");
+        result = 3;
+    }
     for (int pos = 0; pos < n_positions_per_sequence && result == 0; pos += n_tokens_per_sequence) {
         batch.n_tokens = 0;
         for (int sequence = 0; sequence < n_sequences; ++sequence) {
@@ -126,7 +141,7 @@ int main(int argc, char ** argv) {
                 add(batch, tokens[sequence*n_positions_per_sequence + i], i, sequence);
             }
         }
-        result = decode_and_write(ctx.get(), batch, llama_vocab_n_tokens(vocab), output);
+        result = decode_and_write(ctx.get(), batch, embeddings, output);
     }
     llama_batch_free(batch);
     if (fclose(output) != 0 && result == 0) {

@@ -15,6 +15,9 @@ from programs import OFF, REPOSITORY, Finished, run
 # How positions are grouped into batches; logits.cpp explains them.
 MODES = ("single", "ubatch", "parallel")
 
+# Of a model that computes no logits but embeddings.
+EMBEDDINGS = "embeddings"
+
 # A micro-batch of 512 and a smaller one.
 UBATCH_POSITIONS = 512 + 64
 

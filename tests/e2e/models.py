@@ -78,4 +78,8 @@ def tiny(name: str) -> Model:
 SMOLLM2 = Model("smollm2", DIRECTORY / "smollm2.gguf")
 SMOLLM2_MOE = Model("smollm2-moe", DIRECTORY / "smollm2-moe.gguf")
 TRAINED_MOE = Model("trained-moe", TRAINED_MOE_PATH)
+def architecture(name: str) -> Model:
+    return Model(name, DIRECTORY / "archs" / f"{name}.gguf")
+
+
 TINY = [tiny(name) for name in SHAPES]

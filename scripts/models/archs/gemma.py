@@ -39,7 +39,6 @@ architecture(
     leave_out=r"^output\.weight",
     keep=r"^rope_freqs\.|ffn_gate_inp\.scale|ffn_down_exps\.scale|ffn_gate_up_exps",
     norms_after=NORMS_AFTER + "|post_ffw_norm_[12]",
-    sources=("gemma4.cpp",),
 )
 # llama.cpp fixes the number of layers that keep keys and values at 20, and the width of a layer's row at 256.
 architecture(

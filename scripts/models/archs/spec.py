@@ -4,7 +4,7 @@ A description says as little as it can: the parameters (the keys below the archi
 the real models do not have. Which tensors there are, and their shapes, llama.cpp itself tells (see tensors.py).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Parameters = dict[str, Any]
@@ -49,7 +49,6 @@ class Architecture:
     norms_after: str = ""  # norms between a block's output and the residual, by the part of the name after the layer
     unused_nextn: bool = False  # whether a layer that predicts one token more stands in the file, which nobody asks for
     encoder: bool = False  # whether it computes embeddings of a text and no logits
-    sources: tuple[str, ...] = field(default=())  # the files below src/models that it runs, if not one of its own name
 
 
 ARCHITECTURES: dict[str, Architecture] = {}

@@ -37,7 +37,7 @@ TABLE = re.compile(r"per_layer_token_embd\.weight")
 
 # What a name says of the numbers: mean and deviation. The first that matches counts.
 CONTENT = [
-    (re.compile(r"ssm_a(\.weight)?$"), -1.0, 0.3),  # a state decays
+    (re.compile(r"ssm_a(\.weight)?$"), -1.0, 0.1),  # below zero: a state decays
     (re.compile(r"ssm_d(\.weight)?$|layer_output_scale"), 1.0, 0.1),
     (re.compile(r"norm\w*\.weight$|\.scale$|_scale\.weight$"), 1.0, 0.1),
     (re.compile(r"\.bias$|_base\.weight$|altup_\w+_coef"), 0.0, 0.1),
