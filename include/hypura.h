@@ -12,19 +12,22 @@
 /// - Errors: Functions that can fail return an int32_t: HYPURA_STATUS_OK (0) or another hypura_status. The reason, a
 ///   sentence for the user, is written to `error`, cut to `error_size` bytes and NUL-terminated; `error` may be NULL. Codes
 ///   are only ever added. No error is kept in global state.
-/// - Outputs: What a pointer "receives" is written only on success.
+/// - Outputs: What a pointer "receives" is written only on success. It need not be initialised before, but for a `size`.
 /// - NULL: Checked wherever a pointer is taken: an error, or where the function says so, allowed.
-/// - Ownership: What a function named `_open` or `_new` gives out belongs to the host, which frees it with the `_free` of the
-///   same noun. Everything else that is pointed to stays with whoever had it.
+/// - Ownership: An object that a function gives out through `out` belongs to the host, which frees it with the `_free` of the same
+///   noun. Everything else that is pointed to stays with whoever had it.
 /// - const: A pointer to const is not written through.
 /// - Strings: NUL-terminated UTF-8; paths are whatever bytes the file system allows.
-/// - Structs: Those that may grow begin with `size`: set it to sizeof before the call; a mismatch is refused with both numbers.
+/// - Structs: Those that may grow begin with `size`: set it to sizeof before the call. The library fills as many bytes as host and
+///   library both know, and zeroes what only the host knows. New fields come at the end only.
 /// - Threads: Functions that take a const hypura_model_t may be called from any threads at once. hypura_model_plan() and
 ///   hypura_model_free() need the model to themselves. A hypura_fetch_t belongs to one thread at a time, and one thread holds
 ///   at most one demand that is not finished. Different fetches work at the same time.
 /// - Failure: After the first failed read of a model, every demand on it fails with that error until it is opened again: wrong
 ///   weights are never delivered. A panic inside the library becomes HYPURA_STATUS_PANIC.
-/// - Memory: Streamed weights never occupy more than HYPURA_RAM, or what the library finds available at the first demand.
+/// - Memory: Streamed weights never occupy more than HYPURA_RAM, where that is set. Otherwise they get what is available at the first
+///   demand, less a margin and shared by the models of the process; while they run they give way when memory runs short, and
+///   grow again when there is more.
 
 
 #ifndef HYPURA_H
@@ -36,6 +39,15 @@
 
 /// The version of this ABI. It changes when a function or struct changes its meaning; additions keep it.
 #define HYPURA_ABI_VERSION 1
+
+/// The version of this header, as hypura_version() tells that of the library.
+#define HYPURA_VERSION_MAJOR 0
+
+/// See HYPURA_VERSION_MAJOR.
+#define HYPURA_VERSION_MINOR 1
+
+/// See HYPURA_VERSION_MAJOR.
+#define HYPURA_VERSION_PATCH 0
 
 /// What functions return: `HYPURA_STATUS_OK` or the kind of failure. Append-only.
 enum hypura_status
@@ -103,7 +115,7 @@ enum hypura_mode
   HYPURA_MODE_FULL_RESIDENT = 0,
   /// Experts are streamed.
   HYPURA_MODE_EXPERT_STREAMING = 1,
-  /// Feed-forward weights are streamed.
+  /// Weights that every token uses are streamed: those of feed-forward layers, shared experts and attention.
   HYPURA_MODE_DENSE_STREAMING = 2,
 };
 #ifndef __cplusplus
@@ -137,7 +149,8 @@ typedef struct hypura_fetch_t hypura_fetch_t;
 /// An opened model. Opaque.
 typedef struct hypura_model_t hypura_model_t;
 
-/// Receives log messages. Called from any thread, also from several at once; it must not call the library.
+/// Receives log messages. Called from any thread, also from several at once, and during calls of the host. Of the library it may call
+/// hypura_model_stats_json() and hypura_model_plan_json(), of a model that is not being planned or freed, and nothing else.
 ///
 /// @param level a value of hypura_log_level
 /// @param message a line without newline, valid during the call
@@ -176,6 +189,8 @@ typedef struct hypura_plan {
   uint64_t streamed_bytes;
   /// The smallest budget for them that works, in bytes.
   uint64_t minimum_bytes;
+  /// The largest budget that they have use for, in bytes. A host with a smaller `size` does not get it.
+  uint64_t maximum_bytes;
 } hypura_plan;
 
 /// Weights in RAM, as the file has them: a tensor without experts (`size_bytes` bytes), or one expert of a tensor
@@ -200,6 +215,13 @@ uint32_t hypura_abi_version(void);
 ///
 /// @return a string such as "0.1.0"; static, never freed
 const char *hypura_version(void);
+
+/// The name of a status, for logs.
+///
+/// @param status what a function of the library returned
+/// @return such as "HYPURA_STATUS_BUDGET"; "HYPURA_STATUS_UNKNOWN" for a number that this library never returns; static, never
+///     freed
+const char *hypura_status_name(int32_t status);
 
 /// Checks the environment and tells its HYPURA setting.
 ///
@@ -255,7 +277,7 @@ size_t hypura_model_tensor_count(const struct hypura_model_t *model);
 /// @param tensor its index, below hypura_model_tensor_count()
 /// @param info receives the description; its `size` is set before the call
 /// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` is another
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` was not set
 int32_t hypura_model_tensor_info(const struct hypura_model_t *model,
                                  size_t tensor,
                                  struct hypura_tensor_info *info,
@@ -283,7 +305,7 @@ int32_t hypura_model_find_tensor(const struct hypura_model_t *model,
 /// @param tensor_count how many bytes `on_host` has: hypura_model_tensor_count()
 /// @param plan receives the decision, its `size` is set before the call; NULL is allowed
 /// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` is another;
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` was not set;
 ///     HYPURA_STATUS_BUDGET when HYPURA_RAM is below the working minimum; HYPURA_STATUS_CHANGED when a file is not what it was
 ///     when the model was opened; HYPURA_STATUS_OPEN, HYPURA_STATUS_IO, HYPURA_STATUS_RESOURCE
 int32_t hypura_model_plan(struct hypura_model_t *model,
@@ -362,7 +384,7 @@ int32_t hypura_model_bind(const struct hypura_model_t *model,
 /// @param tensor its index, below hypura_model_tensor_count()
 /// @param offset first byte of the part, from the tensor's start
 /// @param size_bytes its bytes
-/// @param destination receives them
+/// @param destination receives them; need not be initialised
 /// @param error,error_size where the reason goes
 /// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the part is not inside the tensor; HYPURA_STATUS_OPEN,
 ///     HYPURA_STATUS_IO, HYPURA_STATUS_CHANGED

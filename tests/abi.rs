@@ -70,7 +70,7 @@ fn layout_in_rust() -> Layout {
         size, name, shape, ggml_type, file, offset, size_bytes, expert_count,
     });
     layout_of!(layout, HypuraPlan as "hypura_plan" {
-        size, mode, streamed_tensor_count, streamed_bytes, minimum_bytes,
+        size, mode, streamed_tensor_count, streamed_bytes, minimum_bytes, maximum_bytes,
     });
     layout_of!(layout, HypuraBlock as "hypura_block" { expert, data });
     layout
@@ -101,7 +101,12 @@ macro_rules! values_of {
 }
 
 fn values_in_rust() -> BTreeMap<String, i64> {
-    let mut values = BTreeMap::from([("HYPURA_ABI_VERSION".to_owned(), i64::from(HYPURA_ABI_VERSION))]);
+    let mut values = BTreeMap::from([
+        ("HYPURA_ABI_VERSION".to_owned(), i64::from(HYPURA_ABI_VERSION)),
+        ("HYPURA_VERSION_MAJOR".to_owned(), i64::from(HYPURA_VERSION_MAJOR)),
+        ("HYPURA_VERSION_MINOR".to_owned(), i64::from(HYPURA_VERSION_MINOR)),
+        ("HYPURA_VERSION_PATCH".to_owned(), i64::from(HYPURA_VERSION_PATCH)),
+    ]);
     values_of!(values, "HYPURA_STATUS", HypuraStatus {
         Ok = "OK", InvalidArgument = "INVALID_ARGUMENT", Config = "CONFIG", Open = "OPEN", Format = "FORMAT",
         Truncated = "TRUNCATED", Io = "IO", Changed = "CHANGED", Budget = "BUDGET", Verify = "VERIFY", Panic = "PANIC",
@@ -180,6 +185,7 @@ macro_rules! signatures {
 signatures! {
     hypura_abi_version: fn() -> u32;
     hypura_version: fn() -> *const c_char;
+    hypura_status_name: fn(i32) -> *const c_char;
     hypura_setting_from_environment: fn(*mut i32, *mut c_char, usize) -> i32;
     hypura_log_set: fn(HypuraLogCallback, *mut c_void);
     hypura_model_open: fn(

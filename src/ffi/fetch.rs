@@ -45,10 +45,9 @@ pub unsafe extern "C" fn hypura_fetch_new(
         // SAFETY: the contract of this function.
         let model = unsafe { pointers::shared(model, "model") }?;
         let fetch = model.session()?.new_fetch();
+        let fetch = HypuraFetch { fetch, delivered: Vec::new(), position: 0, early: Vec::new() };
         // SAFETY: the contract of this function.
-        let out = unsafe { pointers::exclusive(out, "out") }?;
-        *out = Box::into_raw(Box::new(HypuraFetch { fetch, delivered: Vec::new(), position: 0, early: Vec::new() }));
-        Ok(())
+        unsafe { pointers::give(out, Box::new(fetch), "out") }
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }

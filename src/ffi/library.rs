@@ -10,6 +10,13 @@ use crate::memory::make_room;
 /// The version of this ABI. It changes when a function or struct changes its meaning; additions keep it.
 pub const HYPURA_ABI_VERSION: u32 = 1;
 
+/// The version of this header, as hypura_version() tells that of the library.
+pub const HYPURA_VERSION_MAJOR: u32 = 0;
+/// See HYPURA_VERSION_MAJOR.
+pub const HYPURA_VERSION_MINOR: u32 = 1;
+/// See HYPURA_VERSION_MAJOR.
+pub const HYPURA_VERSION_PATCH: u32 = 0;
+
 /// What functions return: `HYPURA_STATUS_OK` or the kind of failure. Append-only.
 #[repr(i32)]
 pub enum HypuraStatus {
@@ -68,6 +75,33 @@ pub extern "C" fn hypura_abi_version() -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn hypura_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+/// The name of a status, for logs.
+///
+/// @param status what a function of the library returned
+/// @return such as "HYPURA_STATUS_BUDGET"; "HYPURA_STATUS_UNKNOWN" for a number that this library never returns; static, never
+///     freed
+#[unsafe(no_mangle)]
+pub extern "C" fn hypura_status_name(status: i32) -> *const c_char {
+    let name = match status {
+        0 => c"HYPURA_STATUS_OK",
+        1 => c"HYPURA_STATUS_INVALID_ARGUMENT",
+        2 => c"HYPURA_STATUS_CONFIG",
+        3 => c"HYPURA_STATUS_OPEN",
+        4 => c"HYPURA_STATUS_FORMAT",
+        5 => c"HYPURA_STATUS_TRUNCATED",
+        6 => c"HYPURA_STATUS_IO",
+        7 => c"HYPURA_STATUS_CHANGED",
+        8 => c"HYPURA_STATUS_BUDGET",
+        9 => c"HYPURA_STATUS_VERIFY",
+        10 => c"HYPURA_STATUS_PANIC",
+        11 => c"HYPURA_STATUS_VERSION",
+        12 => c"HYPURA_STATUS_RESOURCE",
+        13 => c"HYPURA_STATUS_UNCERTAIN",
+        _ => c"HYPURA_STATUS_UNKNOWN",
+    };
+    name.as_ptr()
 }
 
 /// Checks the environment and tells its HYPURA setting.
@@ -130,5 +164,25 @@ mod tests {
         ] {
             assert_eq!(header, library as i32);
         }
+    }
+
+    #[test]
+    fn every_status_of_the_header_has_its_name_and_the_version_is_that_of_the_package() {
+        let header = include_str!("../../include/hypura.h");
+        let enumerators = header.lines().filter_map(|line| line.trim().strip_suffix(',')?.split_once(" = "));
+        let statuses: Vec<_> = enumerators.filter(|(name, _)| name.starts_with("HYPURA_STATUS_")).collect();
+        assert!(statuses.len() >= 14, "{statuses:?}");
+        for (name, number) in &statuses {
+            // SAFETY: the names are static and terminated.
+            let found = unsafe { std::ffi::CStr::from_ptr(hypura_status_name(number.parse().unwrap())) };
+            assert_eq!(found.to_str().unwrap(), *name);
+        }
+        for unknown in [-1, statuses.len() as i32, i32::MAX] {
+            // SAFETY: as above.
+            let found = unsafe { std::ffi::CStr::from_ptr(hypura_status_name(unknown)) };
+            assert_eq!(found.to_str().unwrap(), "HYPURA_STATUS_UNKNOWN");
+        }
+        let version = format!("{HYPURA_VERSION_MAJOR}.{HYPURA_VERSION_MINOR}.{HYPURA_VERSION_PATCH}");
+        assert_eq!(version, env!("CARGO_PKG_VERSION"));
     }
 }

@@ -26,7 +26,8 @@ pub enum HypuraLogLevel {
     Trace = 4,
 }
 
-/// Receives log messages. Called from any thread, also from several at once; it must not call the library.
+/// Receives log messages. Called from any thread, also from several at once, and during calls of the host. Of the library it may call
+/// hypura_model_stats_json() and hypura_model_plan_json(), of a model that is not being planned or freed, and nothing else.
 ///
 /// @param level a value of hypura_log_level
 /// @param message a line without newline, valid during the call

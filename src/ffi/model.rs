@@ -1,16 +1,16 @@
 //! A model: its tensors, its plan, its statistics.
 
 use std::ffi::{CString, c_char};
-use std::os::unix::fs::FileExt;
+use std::mem::offset_of;
 use std::sync::Arc;
 
 use super::boundary::{guard, guard_infallible};
-use super::pointers::{self, invalid};
+use super::pointers::{self, Growing, invalid};
 use crate::config::Config;
 use crate::discover::OpenFile;
 use crate::error::{Error, ErrorCode, Result};
-use crate::gguf::Gguf;
-use crate::gguf::{Role, role_of};
+use crate::gguf::{Gguf, Role, role_of};
+use crate::io::read_exact_to;
 use crate::persist;
 use crate::plan::Mode;
 use crate::stream::Session;
@@ -53,7 +53,7 @@ pub enum HypuraMode {
     FullResident = 0,
     /// Experts are streamed.
     ExpertStreaming = 1,
-    /// Feed-forward weights are streamed.
+    /// Weights that every token uses are streamed: those of feed-forward layers, shared experts and attention.
     DenseStreaming = 2,
 }
 
@@ -70,6 +70,8 @@ pub struct HypuraPlan {
     pub streamed_bytes: u64,
     /// The smallest budget for them that works, in bytes.
     pub minimum_bytes: u64,
+    /// The largest budget that they have use for, in bytes. A host with a smaller `size` does not get it.
+    pub maximum_bytes: u64,
 }
 
 impl HypuraModel {
@@ -104,13 +106,16 @@ impl HypuraModel {
     }
 }
 
-/// A struct whose `size` differs from ours comes from another header.
-fn check_size(given: usize, ours: usize, name: &str) -> Result<()> {
-    if given == ours {
-        return Ok(());
-    }
-    let message = format!("{name} has {given} bytes in the host and {ours} in libhypura: build both from one version");
-    Err(Error::new(ErrorCode::Version, message))
+// SAFETY: it is `repr(C)` and begins with its size.
+unsafe impl Growing for HypuraTensorInfo {
+    const NAME: &'static str = "hypura_tensor_info";
+    const SIZE_MIN: usize = size_of::<Self>();
+}
+
+// SAFETY: as above.
+unsafe impl Growing for HypuraPlan {
+    const NAME: &'static str = "hypura_plan";
+    const SIZE_MIN: usize = offset_of!(Self, maximum_bytes);
 }
 
 /// Opens a GGUF. Reads the headers only.
@@ -148,9 +153,7 @@ pub unsafe extern "C" fn hypura_model_open(
         let config = unsafe { config_from(settings) }?;
         let model = HypuraModel::new(Gguf::open(&paths)?, config, Vec::new());
         // SAFETY: the contract of this function.
-        let out = unsafe { pointers::exclusive(out, "out") }?;
-        *out = Box::into_raw(model);
-        Ok(())
+        unsafe { pointers::give(out, model, "out") }
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
@@ -210,7 +213,7 @@ pub unsafe extern "C" fn hypura_model_tensor_count(model: *const HypuraModel) ->
 /// @param tensor its index, below hypura_model_tensor_count()
 /// @param info receives the description; its `size` is set before the call
 /// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` is another
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` was not set
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_tensor_info(
     model: *const HypuraModel,
@@ -223,11 +226,10 @@ pub unsafe extern "C" fn hypura_model_tensor_info(
         // SAFETY: the contract of this function.
         let model = unsafe { pointers::shared(model, "model") }?;
         // SAFETY: the contract of this function.
-        let out = unsafe { pointers::exclusive(info, "info") }?;
-        check_size(out.size, size_of::<HypuraTensorInfo>(), "hypura_tensor_info")?;
+        let size = unsafe { pointers::size_in_host(info, "info") }?;
         let found = model.tensor(tensor)?;
-        *out = HypuraTensorInfo {
-            size: out.size,
+        let described = HypuraTensorInfo {
+            size,
             name: model.names[tensor].as_ptr(),
             shape: found.shape,
             ggml_type: found.ggml_type.id(),
@@ -236,6 +238,8 @@ pub unsafe extern "C" fn hypura_model_tensor_info(
             size_bytes: found.size_bytes,
             expert_count: if role_of(found) == Role::Expert { found.shape[2] } else { 0 },
         };
+        // SAFETY: the contract of this function.
+        unsafe { pointers::fill(info, size, &described) };
         Ok(())
     };
     // SAFETY: the contract of this function.
@@ -280,7 +284,7 @@ pub unsafe extern "C" fn hypura_model_find_tensor(
 /// @param tensor_count how many bytes `on_host` has: hypura_model_tensor_count()
 /// @param plan receives the decision, its `size` is set before the call; NULL is allowed
 /// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` is another;
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` was not set;
 ///     HYPURA_STATUS_BUDGET when HYPURA_RAM is below the working minimum; HYPURA_STATUS_CHANGED when a file is not what it was
 ///     when the model was opened; HYPURA_STATUS_OPEN, HYPURA_STATUS_IO, HYPURA_STATUS_RESOURCE
 #[unsafe(no_mangle)]
@@ -308,15 +312,13 @@ pub unsafe extern "C" fn hypura_model_plan(
         if on_host.is_some_and(|on_host| on_host.len() != count) {
             return Err(invalid(&format!("tensor_count is {tensor_count}, but the model has {count} tensors")));
         }
-        if !plan.is_null() {
-            // SAFETY: the contract of this function.
-            check_size(unsafe { pointers::shared(plan, "plan") }?.size, size_of::<HypuraPlan>(), "hypura_plan")?;
-        }
+        // SAFETY: the contract of this function.
+        let size = if plan.is_null() { 0 } else { unsafe { pointers::size_in_host(plan, "plan") }? };
         let session =
             Session::plan(&model.gguf, &model.config, |tensor| on_host.is_none_or(|on_host| on_host[tensor] != 0))?;
         if !plan.is_null() {
             // SAFETY: the contract of this function.
-            unsafe { pointers::write(plan, summary(session.as_deref()), "plan") }?;
+            unsafe { pointers::fill(plan, size, &summary(session.as_deref())) };
         }
         model.session = session;
         Ok(())
@@ -332,6 +334,7 @@ fn summary(session: Option<&Session>) -> HypuraPlan {
         streamed_tensor_count: 0,
         streamed_bytes: 0,
         minimum_bytes: 0,
+        maximum_bytes: 0,
     };
     if let Some(session) = session {
         let plan = session.plan_summary();
@@ -343,6 +346,7 @@ fn summary(session: Option<&Session>) -> HypuraPlan {
         summary.streamed_tensor_count = plan.streamed.len() as u64;
         summary.streamed_bytes = plan.streamed_bytes;
         summary.minimum_bytes = session.minimum_bytes();
+        summary.maximum_bytes = session.maximum_bytes();
     }
     summary
 }
@@ -485,7 +489,7 @@ pub unsafe extern "C" fn hypura_model_bind(
 /// @param tensor its index, below hypura_model_tensor_count()
 /// @param offset first byte of the part, from the tensor's start
 /// @param size_bytes its bytes
-/// @param destination receives them
+/// @param destination receives them; need not be initialised
 /// @param error,error_size where the reason goes
 /// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the part is not inside the tensor; HYPURA_STATUS_OPEN,
 ///     HYPURA_STATUS_IO, HYPURA_STATUS_CHANGED
@@ -507,11 +511,10 @@ pub unsafe extern "C" fn hypura_model_read(
         if !inside || destination.is_null() {
             return Err(invalid(&format!("{} has no bytes {offset}+{size_bytes}, or destination is NULL", found.name)));
         }
-        // SAFETY: the contract of this function.
-        let destination = unsafe { std::slice::from_raw_parts_mut(destination, size_bytes) };
         let file = &model.gguf.files()[found.file];
-        file.reopen()?
-            .read_exact_at(destination, found.offset + offset)
+        let opened = file.reopen()?;
+        // SAFETY: the host vouches for that much room, initialised or not.
+        unsafe { read_exact_to(&opened, destination, size_bytes, found.offset + offset) }
             .map_err(|error| Error::new(ErrorCode::Io, format!("cannot read {}: {error}", file.path.display())))
     };
     // SAFETY: the contract of this function.

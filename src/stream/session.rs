@@ -126,6 +126,11 @@ impl Session {
         minimum_bytes(&self.streamed.classes)
     }
 
+    /// The largest budget that it has use for, in bytes.
+    pub fn maximum_bytes(&self) -> u64 {
+        Claim::of(&self.streamed.classes).most
+    }
+
     /// A new, idle fetch, to be reused for as long as its owner likes.
     pub fn new_fetch(self: &Arc<Self>) -> Fetch {
         Fetch::new(Arc::clone(self))

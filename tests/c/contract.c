@@ -103,6 +103,57 @@ static void check_null_arguments(char **paths, size_t path_count) {
     EXPECT(fetch == NULL && number == 77 && byte == 77);
 }
 
+/* hypura_plan as the first hosts of this ABI know it. */
+typedef struct plan_v1 {
+    size_t size;
+    int32_t mode;
+    uint64_t streamed_tensor_count;
+    uint64_t streamed_bytes;
+    uint64_t minimum_bytes;
+} plan_v1;
+
+/* A host gets the fields that it was compiled with, be it older or newer than the library, and nothing beside them changes. */
+static void check_growing_structs(char **paths, size_t path_count) {
+    struct { hypura_plan plan; uint64_t unknown; uint64_t beyond; } newer;
+    struct { plan_v1 plan; uint64_t beyond; } older;
+    struct { hypura_tensor_info info; uint64_t unknown; uint64_t beyond; } described;
+    hypura_tensor_info info;
+    hypura_plan plan;
+    hypura_model_t *model = open_model(paths, path_count, NULL);
+
+    plan.size = sizeof plan;
+    EXPECT(hypura_model_plan(model, NULL, 0, &plan, error, sizeof error) == HYPURA_STATUS_OK);
+    EXPECT(plan.size == sizeof plan && plan.minimum_bytes > 0 && plan.maximum_bytes >= plan.streamed_bytes);
+    hypura_model_free(model);
+
+    model = open_model(paths, path_count, NULL);
+    memset(&older, 0x55, sizeof older);
+    older.plan.size = sizeof older.plan;
+    EXPECT(hypura_model_plan(model, NULL, 0, (hypura_plan *)(void *)&older, error, sizeof error) == HYPURA_STATUS_OK);
+    EXPECT(older.plan.size == sizeof older.plan && older.plan.mode == plan.mode);
+    EXPECT(older.plan.streamed_bytes == plan.streamed_bytes && older.plan.minimum_bytes == plan.minimum_bytes);
+    EXPECT(older.beyond == UINT64_C(0x5555555555555555));
+    hypura_model_free(model);
+
+    model = open_model(paths, path_count, NULL);
+    memset(&newer, 0x55, sizeof newer);
+    newer.plan.size = sizeof newer.plan + sizeof newer.unknown;
+    EXPECT(hypura_model_plan(model, NULL, 0, &newer.plan, error, sizeof error) == HYPURA_STATUS_OK);
+    EXPECT(newer.plan.size == sizeof newer.plan + sizeof newer.unknown);
+    EXPECT(newer.plan.maximum_bytes == plan.maximum_bytes && newer.unknown == 0);
+    EXPECT(newer.beyond == UINT64_C(0x5555555555555555));
+
+    info.size = sizeof info;
+    EXPECT(hypura_model_tensor_info(model, 0, &info, error, sizeof error) == HYPURA_STATUS_OK);
+    memset(&described, 0x55, sizeof described);
+    described.info.size = sizeof described.info + sizeof described.unknown;
+    EXPECT(hypura_model_tensor_info(model, 0, &described.info, error, sizeof error) == HYPURA_STATUS_OK);
+    EXPECT(described.info.name == info.name && described.info.size_bytes == info.size_bytes);
+    EXPECT(described.info.expert_count == info.expert_count && described.unknown == 0);
+    EXPECT(described.beyond == UINT64_C(0x5555555555555555));
+    hypura_model_free(model);
+}
+
 /* What needs a model, planned or not. */
 static void check_order_and_sizes(char **paths, size_t path_count) {
     hypura_model_t *model = open_model(paths, path_count, NULL);
@@ -122,12 +173,14 @@ static void check_order_and_sizes(char **paths, size_t path_count) {
     EXPECT_ERROR(hypura_model_plan_json(model, NULL, 0, &number, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
                  "not streamed");
 
-    info.size = sizeof info + 8;
-    snprintf(text, sizeof text, "%zu bytes in the host and %zu", sizeof info + 8, sizeof info);
+    info.size = sizeof info - 8;
+    snprintf(text, sizeof text, "%zu bytes in the host and at least %zu", sizeof info - 8, sizeof info);
     EXPECT_ERROR(hypura_model_tensor_info(model, 0, &info, error, sizeof error), HYPURA_STATUS_VERSION, text);
-    plan.size = sizeof plan - 8;
-    snprintf(text, sizeof text, "%zu bytes in the host and %zu", sizeof plan - 8, sizeof plan);
+    plan.size = sizeof(plan_v1) - 8;
+    snprintf(text, sizeof text, "%zu bytes in the host and at least %zu", sizeof(plan_v1) - 8, sizeof(plan_v1));
     EXPECT_ERROR(hypura_model_plan(model, NULL, 0, &plan, error, sizeof error), HYPURA_STATUS_VERSION, text);
+    plan.size = (size_t)-1;
+    EXPECT_ERROR(hypura_model_plan(model, NULL, 0, &plan, error, sizeof error), HYPURA_STATUS_VERSION, "sizeof");
 
     info.size = sizeof info;
     EXPECT_ERROR(hypura_model_tensor_info(model, count, &info, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT,
@@ -318,13 +371,17 @@ int main(int argc, char **argv) {
         return 2;
     }
     EXPECT(hypura_abi_version() == HYPURA_ABI_VERSION);
-    EXPECT(hypura_version()[0] != '\0');
+    snprintf(ram, sizeof ram, "%d.%d.%d", HYPURA_VERSION_MAJOR, HYPURA_VERSION_MINOR, HYPURA_VERSION_PATCH);
+    EXPECT(strcmp(hypura_version(), ram) == 0);
+    EXPECT(strcmp(hypura_status_name(HYPURA_STATUS_BUDGET), "HYPURA_STATUS_BUDGET") == 0);
+    EXPECT(strcmp(hypura_status_name(-1), "HYPURA_STATUS_UNKNOWN") == 0);
     EXPECT(hypura_setting_from_environment(&setting, error, sizeof error) == HYPURA_STATUS_OK);
     EXPECT(setting == HYPURA_SETTING_AUTO);
     hypura_log_set(count_lines, &log_lines);
 
     check_null_arguments(paths, path_count);
     check_order_and_sizes(paths, path_count);
+    check_growing_structs(paths, path_count);
     working_budget(paths, path_count, ram, sizeof ram);
 
     model = open_model(paths, path_count, ram);

@@ -312,6 +312,33 @@ pub fn drop_from_page_cache(file: &File, offset: u64, length: u64) {
     let _ = (file, offset, length);
 }
 
+/// Reads exactly `length` bytes of a file, which end up in memory that need not be initialised.
+///
+/// # Errors
+/// What the system says; `UnexpectedEof` for a file that ends before.
+///
+/// # Safety
+/// `destination` is valid for writing `length` bytes.
+pub unsafe fn read_exact_to(file: &File, destination: *mut u8, length: usize, offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < length {
+        let to = destination.wrapping_add(done).cast();
+        // SAFETY: what is left of the destination, for which the caller vouches, is valid for `length - done` bytes.
+        let read = unsafe { libc::pread(file.as_raw_fd(), to, length - done, (offset + done as u64) as libc::off_t) };
+        match read {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            1.. => done += read as usize,
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 impl AsRawFd for DirectFile {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()

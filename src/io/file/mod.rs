@@ -7,5 +7,5 @@ mod identity;
 
 pub use align::{Alignment, Widened};
 pub use content::Content;
-pub use direct::{DirectFile, Look, drop_from_page_cache};
+pub use direct::{DirectFile, Look, drop_from_page_cache, read_exact_to};
 pub use identity::FileIdentity;
