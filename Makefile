@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
+.PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
 	test test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
@@ -138,6 +138,14 @@ test: ## all tests, with the time of each phase
 		times="$$times$$(printf '  %-12s %5d s' $$phase $$(($$(date +%s) - start)))\n"; \
 		if [ $$status -ne 0 ]; then printf "== failed in $$phase\n$$times"; exit $$status; fi; \
 	done; printf "== all phases passed\n$$times"
+
+check: $(TOOLS) ## formatting, lints, documentation and the library's tests: before every commit
+	$(USE_TOOLS) sh scripts/check.sh $(CHECK_ARGS)
+
+check-msrv: $(TOOLS) ## the library builds with the oldest compiler that Cargo.toml promises; needs rustup
+	$(USE_TOOLS) msrv=$$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' Cargo.toml) && \
+		rustup toolchain install --profile minimal --no-self-update "$$msrv" && \
+		CARGO_TARGET_DIR=build/msrv cargo "+$$msrv" check --locked
 
 test-rust: $(TOOLS) ## format, lints, unit and ABI tests
 	$(USE_TOOLS) cargo fmt --check && cargo clippy --locked --all-targets -- -D warnings && cargo test --locked

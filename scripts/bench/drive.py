@@ -2,7 +2,9 @@
 
 The roofline takes ours; fio's is printed beside it. fio reads into a few buffers of small pages, over and over: a drive that likes long
 segments reads faster into huge pages, and any drive reads faster into buffers that stay in the processor's cache than into memory, by a quarter on
-one machine. Weights go to memory, in huge pages where there are any, and so does our measurement. A virtual drive's speed changes from minute to minute, so it is measured directly before and after each run that is compared with it. It may also be faster for a
+one machine. Weights go to memory, in huge pages where there are any, and so does our measurement. A virtual drive's
+speed changes from minute to minute, so it is measured directly before and after each run that is compared with it. It
+may also be faster for a
 second than for longer, by a budget of bursts or a cache of its host: what counts is what it sustains.
 """
 
@@ -90,6 +92,7 @@ def read_until(end: float, descriptor: int, buffer: memoryview, block_bytes: int
 
 def fio_speed(file: Path, block_bytes: int, depth: int, seconds: float) -> float:
     command = ["fio", f"--filename={file}", "--name=read", "--rw=randread", "--readonly", "--time_based", "--direct=1"]
-    command += ["--norandommap", "--randrepeat=0", "--ioengine=io_uring", f"--bs={block_bytes}", f"--iodepth={depth}", f"--runtime={seconds * 1000:.0f}ms", "--output-format=json"]
+    command += ["--norandommap", "--randrepeat=0", "--ioengine=io_uring", f"--bs={block_bytes}", f"--iodepth={depth}"]
+    command += [f"--runtime={seconds * 1000:.0f}ms", "--output-format=json"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(report[report.index("{") :])["jobs"][0]["read"]["bw_bytes"]

@@ -51,7 +51,7 @@ def main() -> None:
     for number_of_round in range(arguments.rounds):
         # Who comes first changes: a machine that warms up or slows down favours neither.
         for name in list(BUILDS)[:: 1 if number_of_round % 2 else -1]:
-            runs[name].append(undisturbed(lambda: speeds(BUILDS[name], arguments.model)))
+            runs[name].append(undisturbed(lambda name=name: speeds(BUILDS[name], arguments.model)))
             print(f"{name}: {runs[name][-1]}", file=sys.stderr, flush=True)
     rows = []
     for test in ("prompt", "decode"):

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -235,8 +236,8 @@ def test_other_tools_in_a_memory_cgroup(wide_moe: Model, cgroup_smaller_than_the
 
     stats_path.unlink()
     texts = []
-    for settings, through in (({}, ()), (settings, through)):
-        with Server(wide_moe.path, settings, tmp_path, "-c", "2048", programs=STOCK_BIN, through=through) as server:
+    for used, behind in (({}, ()), (settings, through)):
+        with Server(wide_moe.path, used, tmp_path, "-c", "2048", programs=STOCK_BIN, through=behind) as server:
             texts.append(server.text("/completion", {"prompt": PROMPTS[0], "n_predict": TOKENS}))
     assert texts[0] == texts[1]
     assert_streamed(wide_moe, stats_path)

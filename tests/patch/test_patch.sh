@@ -9,7 +9,7 @@ pristine=$(cd "$1" && pwd -P)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 tree=$scratch/tree
-apply="sh $repo/scripts/apply_patches.sh"
+apply() { sh "$repo/scripts/apply_patches.sh" "$@"; }
 added_limit=200
 passed=0
 failed=0
@@ -32,7 +32,7 @@ same_tree() { diff -r "$1" "$2"; }
 no_op() {
     touch "$scratch/mark"
     sleep 1
-    $apply "$tree" || return 1
+    apply "$tree" || return 1
     written=$(find "$tree" -newer "$scratch/mark")
     echo "$written"
     [ -z "$written" ]
@@ -56,18 +56,18 @@ refused() {
     sed 's/^/x/' "$pristine/$file" >"$tree/$file"
     rm -rf "$scratch/before"
     cp -R "$tree" "$scratch/before"
-    if $apply "$tree"; then echo 'applied to a tree that it does not fit'; return 1; fi
+    if apply "$tree"; then echo 'applied to a tree that it does not fit'; return 1; fi
     same_tree "$scratch/before" "$tree"
 }
 
 cp -R "$pristine" "$tree"
-check 'applies' $apply "$tree"
+check 'applies' apply "$tree"
 check 'links ggml-hypura' linked
 check 'applies again as a no-op' no_op
-check 'check passes' $apply --check "$tree"
-check 'comes out' $apply --reverse "$tree"
+check 'check passes' apply --check "$tree"
+check 'comes out' apply --reverse "$tree"
 check 'leaves no trace' same_tree "$pristine" "$tree"
-check 'comes out again as a no-op' $apply --reverse "$tree"
+check 'comes out again as a no-op' apply --reverse "$tree"
 check 'adds few lines' small
 if ls "$repo"/patches/*.patch >/dev/null 2>&1; then
     check 'is described' described
