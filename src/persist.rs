@@ -3,6 +3,10 @@
 //! They only make a later start better informed, so nothing here fails: what cannot be read is unknown, what cannot be
 //! written is lost.
 
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,21 +38,114 @@ pub fn write(directory: &Path, name: &str, value: &Value) {
 /// # Errors
 /// What the system says; the file is then as it was.
 pub fn replace(path: &Path, contents: impl AsRef<[u8]>) -> std::io::Result<()> {
-    // Two models of a process may write to the same file at once.
-    static DRAFTS: AtomicU64 = AtomicU64::new(0);
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".{}.{}.tmp", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed)));
-    let replaced = std::fs::write(&draft, contents).and_then(|()| std::fs::rename(&draft, path));
+    let (draft, mut file) = draft_of(path)?;
+    let replaced = file.write_all(contents.as_ref()).and_then(|()| std::fs::rename(&draft, path));
     if replaced.is_err() {
         let _ = std::fs::remove_file(&draft);
     }
     replaced
 }
 
+/// Whether [`replace`] could write this file.
+///
+/// # Errors
+/// Why not.
+pub fn check_replaceable(path: &Path) -> std::io::Result<()> {
+    draft_of(path).map(|(draft, _)| drop(std::fs::remove_file(draft)))
+}
+
+/// A new file beside another one, which nobody else may read: what is in it tells what its user does.
+fn draft_of(path: &Path) -> std::io::Result<(PathBuf, File)> {
+    // Two models of a process may write to the same file at once.
+    static DRAFTS: AtomicU64 = AtomicU64::new(0);
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}.{}.tmp", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed)));
+    let draft = PathBuf::from(draft);
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    Ok((draft, file))
+}
+
+/// A directory where the running processes of this user meet, which nobody else may enter; `None` where there is no safe place.
+pub fn runtime_directory() -> Option<PathBuf> {
+    let user = user_id();
+    let (runtime, shared) = (PathBuf::from(format!("/run/user/{user}")), Path::new("/dev/shm"));
+    private_directory(match (runtime.is_dir(), shared.is_dir()) {
+        (true, _) => runtime.join("hypura"),
+        (_, true) => shared.join(format!("hypura-{user}")),
+        _ => std::env::temp_dir().join(format!("hypura-{user}")),
+    })
+}
+
+/// Makes a directory that only this user may enter; `None` when what is there is not that.
+pub fn private_directory(directory: PathBuf) -> Option<PathBuf> {
+    // It may be there already; what it is is looked at below.
+    let _ = DirBuilder::new().mode(0o700).create(&directory);
+    let status = std::fs::symlink_metadata(&directory).ok()?;
+    (status.is_dir() && status.uid() == user_id() && status.mode() & 0o077 == 0).then_some(directory)
+}
+
+fn user_id() -> u32 {
+    // SAFETY: the call has no arguments and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// A name that one process has at a time, until this is dropped.
+#[derive(Debug)]
+pub struct NameLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl NameLock {
+    /// Takes a name in a directory of [`private_directory`]; `None` while another has it.
+    pub fn take(directory: &Path, name: &str) -> Option<Self> {
+        let path = directory.join(name);
+        loop {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).ok()?;
+            if !lock(&file, libc::LOCK_EX | libc::LOCK_NB) {
+                return None;
+            }
+            // Between the two calls its holder may have removed it, and another one made it anew.
+            if file.metadata().is_ok_and(|status| status.nlink() > 0) {
+                return Some(Self { path, _file: file });
+            }
+        }
+    }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// `flock` on an open file; says whether it succeeded. The lock goes with the file, also when its process is killed.
+pub fn lock(file: &File, operation: libc::c_int) -> bool {
+    // SAFETY: the call takes an open descriptor and a number, and touches no memory of ours.
+    unsafe { libc::flock(file.as_raw_fd(), operation) == 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_name_belongs_to_one_at_a_time_and_files_to_their_user() {
+        let directory = std::env::temp_dir().join(format!("hypura-names-{}", std::process::id()));
+        let directory = private_directory(directory).unwrap();
+        let held = NameLock::take(&directory, "name").unwrap();
+        assert!(NameLock::take(&directory, "name").is_none());
+        assert!(NameLock::take(&directory, "other").is_some());
+        drop(held);
+        assert!(NameLock::take(&directory, "name").is_some());
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "nothing is left behind");
+        write(&directory, "facts.json", &json!({}));
+        assert_eq!(std::fs::metadata(directory.join("facts.json")).unwrap().mode() & 0o777, 0o600);
+        check_replaceable(&directory.join("facts.json")).unwrap();
+        assert!(check_replaceable(&directory.join("nowhere").join("facts.json")).is_err());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 
     #[test]
     fn what_was_written_is_read_and_rubbish_is_unknown() {

@@ -175,7 +175,7 @@ impl Fetch {
     /// layer can be foreseen. Optional; makes no difference but in time.
     pub fn look_ahead(&self, row_length: usize, inputs: &[f32]) {
         let Some(layer) = self.entered.filter(|_| self.begun) else { return };
-        if let Ok(Running { foresight: Some(foresight), .. }) = self.session.running() {
+        if let Some(Running { foresight: Some(foresight), .. }) = self.session.started() {
             foresight.look_ahead(layer, row_length, inputs, &self.recent);
         }
     }
@@ -252,7 +252,7 @@ impl Fetch {
 
     /// Whether [`Self::next`] would return at once.
     pub fn is_ready(&self) -> bool {
-        let Ok(running) = self.session.running() else { return true };
+        let Some(running) = self.session.started() else { return true };
         let state = running.core.state.lock();
         let is_over = self.awaited.is_empty() && self.missing.is_empty();
         let is_ready = |id: &SlotId| state.pools[id.pool].state(id.slot) == SlotState::Ready;
@@ -310,7 +310,7 @@ impl Fetch {
     /// # Errors
     /// That error.
     pub fn check(&self) -> Result<()> {
-        self.session.running()?.core.state.lock().check()
+        self.session.started().map_or(Ok(()), |running| running.core.state.lock().check())
     }
 
     /// Gives everything back, finished or not.
@@ -320,7 +320,7 @@ impl Fetch {
             return;
         }
         let session = Arc::clone(&self.session);
-        if let (Ok(running), Some(member)) = (session.running(), self.member) {
+        if let (Some(running), Some(member)) = (session.started(), self.member) {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
             let freed = self.release_held(&running.core, &mut state, member);
@@ -505,7 +505,7 @@ impl Fetch {
 impl Drop for Fetch {
     fn drop(&mut self) {
         self.end();
-        if let (Ok(running), Some(member)) = (self.session.running(), self.member) {
+        if let (Some(running), Some(member)) = (self.session.started(), self.member) {
             running.core.state.lock().fetches.remove(member);
         }
     }

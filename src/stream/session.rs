@@ -1,15 +1,19 @@
 //! A loaded model: what is planned for it, and the machinery that starts with its first use.
 
+use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use crate::cache::SlotCount;
-use crate::config::{Config, PrefetchSetting};
-use crate::error::{Error, Result};
+use crate::config::{Config, ModeSetting, PrefetchSetting};
+use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
 use crate::hw;
 use crate::io::{self, DirectFile, Engine, Sink, Tuning};
-use crate::memory::{self, Claim, MappedWeights, Membership, Tenant};
+use crate::memory::{self, Admission, Claim, MappedWeights, Membership, Tenant};
+use crate::persist;
 use crate::plan::{self, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
 use crate::predict::{Store, read_routers};
 use crate::stats::{Counters, Facts, StatsWriter};
@@ -34,7 +38,9 @@ pub struct Session {
     pub(super) files: Arc<[DirectFile]>,
     pub(super) streamed: Arc<StreamedTensors>,
     mapped_weights: OnceLock<MappedWeights>,
-    running: OnceLock<Result<Running>>,
+    running: OnceLock<Running>,
+    /// Held by whoever starts it.
+    starting: Mutex<()>,
 }
 
 /// What exists from the first fetch on: by then the host has allocated everything else, and what is left is known.
@@ -62,7 +68,8 @@ impl Session {
         let plan = plan::decide(gguf, &on_host, config, &memory);
         tracing::info!("{}: {}", plan.mode.name(), plan.reason);
         // What stays with the host, and its context, come next.
-        memory::make_room(plan.host_bytes - plan.streamed_bytes + plan::WORKING_BYTES);
+        let resident_bytes = plan.host_bytes - plan.streamed_bytes;
+        memory::make_room_to_load(resident_bytes + plan::WORKING_BYTES);
         if plan.streamed.is_empty() {
             return Ok(None);
         }
@@ -71,11 +78,14 @@ impl Session {
         for (opened, parsed) in files.iter().zip(gguf.files()) {
             opened.expect(parsed.identity, parsed.content)?;
         }
-        let surroundings = Surroundings::of(gguf, &on_host, &tuning);
         let streamed = Arc::new(StreamedTensors::new(gguf, &plan, &files));
-        if let Some(ram_bytes) = config.ram_bytes {
-            distribute(ram_bytes, &streamed.classes)?;
+        match config.ram_bytes {
+            Some(ram_bytes) => drop(distribute(ram_bytes, &streamed.classes)?),
+            None if !can_run(config, resident_bytes, &streamed)? => return Ok(None),
+            None => {}
         }
+        check_outputs(config)?;
+        let surroundings = Surroundings::of(gguf, &on_host, &tuning);
         Ok(Some(Arc::new(Self {
             gguf: Arc::clone(gguf),
             config: config.clone(),
@@ -86,6 +96,7 @@ impl Session {
             streamed,
             mapped_weights: OnceLock::new(),
             running: OnceLock::new(),
+            starting: Mutex::new(()),
         })))
     }
 
@@ -140,7 +151,7 @@ impl Session {
     /// memory has not been divided yet.
     pub fn plan_json(&self) -> String {
         match self.running.get() {
-            Some(Ok(running)) => running.outlook.to_json().to_string(),
+            Some(running) => running.outlook.to_json().to_string(),
             _ => serde_json::Value::Null.to_string(),
         }
     }
@@ -148,14 +159,31 @@ impl Session {
     /// The statistics as JSON, with the keys of `HYPURA_STATS`.
     pub fn stats_json(&self) -> String {
         match self.running.get() {
-            Some(Ok(running)) => snapshot(&running.core, &running.outlook, &running.facts(self)),
+            Some(running) => snapshot(&running.core, &running.outlook, &running.facts(self)),
             _ => Counters::default().to_json(&self.idle_facts()).to_string(),
         }
     }
 
-    /// The machinery, started by the first call.
+    /// The machinery, started by the first call. What was refused may be granted another time: only success is remembered.
     pub(super) fn running(&self) -> Result<&Running> {
-        self.running.get_or_init(|| self.start()).as_ref().map_err(Error::clone)
+        self.start_once(|| self.start())
+    }
+
+    /// The machinery, if it was started.
+    pub(super) fn started(&self) -> Option<&Running> {
+        self.running.get()
+    }
+
+    fn start_once(&self, start: impl FnOnce() -> Result<Running>) -> Result<&Running> {
+        if let Some(running) = self.running.get() {
+            return Ok(running);
+        }
+        let _starting = self.starting.lock();
+        let running = match self.running.get() {
+            Some(running) => return Ok(running), // another thread was faster
+            None => start()?,
+        };
+        Ok(self.running.get_or_init(|| running))
     }
 
     /// Starts the machinery on an engine of a test's own.
@@ -163,7 +191,7 @@ impl Session {
     pub(crate) fn start_on(&self, make: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn Sink>) -> Box<dyn Engine>) {
         let start = || self.start_with(|files, token_count, sink| Ok(make(files, token_count, sink)));
         assert!(self.running.get().is_none(), "the session runs already");
-        self.running.get_or_init(start).as_ref().expect("the budget suffices");
+        self.start_once(start).expect("the budget suffices");
     }
 
     fn start(&self) -> Result<Running> {
@@ -175,10 +203,13 @@ impl Session {
         make_engine: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn Sink>) -> Result<Box<dyn Engine>>,
     ) -> Result<Running> {
         let is_flexible = self.config.ram_bytes.is_none();
-        let budget_bytes = match self.config.ram_bytes {
-            Some(ram_bytes) => ram_bytes,
-            None => memory::admit(Claim::of(&self.streamed.classes))?,
+        // Counts until the model is known to the governor itself.
+        let admission = match self.config.ram_bytes {
+            Some(_) => None,
+            None => Some(memory::admit(Claim::of(&self.streamed.classes))?),
         };
+        let fixed_bytes = self.config.ram_bytes.unwrap_or(0);
+        let budget_bytes = admission.as_ref().map_or(fixed_bytes, Admission::budget_bytes);
         let slots = distribute(budget_bytes, &self.streamed.classes)?;
         let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
         // A flexible model reserves addresses for all that it could ever hold.
@@ -196,6 +227,7 @@ impl Session {
         };
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
         let membership = memory::join(&(core.clone() as Arc<dyn Tenant>), is_flexible)?;
+        drop(admission);
         let outlook = Arc::new(Outlook::new(&self.gguf, self.plan.mode, &self.surroundings, &core, &slots, None));
         let mut running = Running {
             _membership: membership,
@@ -296,6 +328,37 @@ impl Session {
             measured_tokens_per_second: None,
         }
     }
+}
+
+/// Whether what stays in memory and the least that streaming needs can be had. Where they cannot, a host that may do without us maps the
+/// file and reads it page by page, slowly; so we stand aside, unless streaming was demanded, or it is other streaming processes that
+/// hold the memory: beside them a mapping would get everybody killed.
+fn can_run(config: &Config, resident_bytes: u64, streamed: &StreamedTensors) -> Result<bool> {
+    let Err(refusal) = memory::check_load(resident_bytes, Claim::of(&streamed.classes)) else { return Ok(true) };
+    if config.mode == ModeSetting::Stream || refusal.is_by_others {
+        let message = format!("{}; free memory, or take the risk with HYPURA_RAM", refusal.reason);
+        return Err(Error::new(ErrorCode::Budget, message));
+    }
+    tracing::warn!("not streaming: {}; the host loads the model as it would without libhypura", refusal.reason);
+    Ok(false)
+}
+
+/// Fails now for what would otherwise fail every demand.
+fn check_outputs(config: &Config) -> Result<()> {
+    for (name, path) in [("HYPURA_TRACE", &config.trace), ("HYPURA_TIMELINE", &config.timeline)] {
+        let Some(path) = path else { continue };
+        OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
+            let message = format!("{name}={} cannot be written: {error}", path.display());
+            Error::new(ErrorCode::Config, message)
+        })?;
+    }
+    if let Some(path) = &config.stats {
+        persist::check_replaceable(path).map_err(|error| {
+            let message = format!("HYPURA_STATS={} cannot be written: {error}", path.display());
+            Error::new(ErrorCode::Config, message)
+        })?;
+    }
+    Ok(())
 }
 
 impl Running {
