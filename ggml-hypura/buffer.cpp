@@ -45,16 +45,24 @@ void * buffer_get_base(ggml_backend_buffer_t buffer) {
     return context(buffer)->base;
 }
 
+// gives a tensor memory of its own
+bool make_accessible(const ggml_tensor * tensor) {
+    if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_READ | PROT_WRITE) == 0) {
+        return true;
+    }
+    GGML_LOG_ERROR("hypura: the system refuses memory for %s\n", tensor->name);
+    return false;
+}
+
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
     buffer_context * ctx = context(buffer);
     const hypura_loading & loading = hypura_current_loading();
     size_t index;
-    if (!ctx->model || tensor->view_src || !loading.takes(tensor->name, &index)) {
+    if (!ctx->model || tensor->view_src) {
         return GGML_STATUS_SUCCESS;
     }
-    if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_NONE) != 0) {
-        GGML_LOG_ERROR("%s: cannot protect the address range of %s\n", __func__, tensor->name);
-        return GGML_STATUS_FAILED;
+    if (!loading.takes(tensor->name, &index)) {
+        return make_accessible(tensor) ? GGML_STATUS_SUCCESS : GGML_STATUS_ALLOC_FAILED;
     }
     const bool is_awaited = ctx->model == loading.found;
     ctx->tensors.push_back({ ctx->model, index, is_awaited });
@@ -84,7 +92,7 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const
         }
         // what is not certain to be in the file stays in memory
         tensor->extra = nullptr;
-        if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_READ | PROT_WRITE) != 0) {
+        if (!make_accessible(tensor)) {
             GGML_ABORT("cannot make room for %s", tensor->name);
         }
     }
@@ -136,7 +144,9 @@ ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t 
         hypura_current_loading() = {};
         return nullptr;
     }
-    void * base = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    // Inaccessible addresses cost nothing, also where the system counts what might be written to (overcommit 2).
+    const int protection = hypura_current_loading().model ? PROT_NONE : PROT_READ | PROT_WRITE;
+    void * base = mmap(nullptr, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         GGML_LOG_ERROR("%s: cannot reserve %zu bytes of address space\n", __func__, size);
         return nullptr;

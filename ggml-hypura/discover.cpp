@@ -54,7 +54,8 @@ void hypura_discover(const ggml_tensor * weight) {
     // Which layers go to a GPU is not known: what is never offered is never streamed.
     hypura_plan plan = {};
     plan.size = sizeof(plan);
-    if (hypura_model_plan(model->handle, nullptr, 0, &plan, error, sizeof(error)) != HYPURA_STATUS_OK) {
+    const int32_t status = hypura_model_plan(model->handle, nullptr, 0, &plan, error, sizeof(error));
+    if (status != HYPURA_STATUS_OK && !hypura_stands_aside(status, setting, error)) {
         loading.refusal = error;
         return;
     }

@@ -22,6 +22,14 @@ const hypura_tensor * hypura_find_tensor(const ggml_tensor * t) {
     return hypura_is_buffer(t->buffer) ? (const hypura_tensor *) t->extra : nullptr;
 }
 
+bool hypura_stands_aside(int32_t status, int32_t setting, const char * reason) {
+    if (setting == HYPURA_SETTING_STREAM || status == HYPURA_STATUS_CONFIG || status == HYPURA_STATUS_BUDGET) {
+        return false;
+    }
+    GGML_LOG_WARN("hypura: nothing is streamed: %s\n", reason);
+    return true;
+}
+
 static void loader_begin(const char * const * paths, size_t n_paths) {
     hypura_current_loading().paths.assign(paths, paths + n_paths);
 }
@@ -43,8 +51,9 @@ static bool loader_plan(bool (*on_host)(const char *, void *), void * user_data,
         paths.push_back(path.c_str());
     }
     auto model = std::make_shared<hypura_model>();
-    if (hypura_model_open(paths.data(), paths.size(), nullptr, &model->handle, error, error_size) != HYPURA_STATUS_OK) {
-        return false;
+    int32_t status = hypura_model_open(paths.data(), paths.size(), nullptr, &model->handle, error, error_size);
+    if (status != HYPURA_STATUS_OK) {
+        return hypura_stands_aside(status, setting, error);
     }
 
     std::vector<uint8_t> host(hypura_model_tensor_count(model->handle));
@@ -59,8 +68,9 @@ static bool loader_plan(bool (*on_host)(const char *, void *), void * user_data,
 
     hypura_plan plan = {};
     plan.size = sizeof(plan);
-    if (hypura_model_plan(model->handle, host.data(), host.size(), &plan, error, error_size) != HYPURA_STATUS_OK) {
-        return false;
+    status = hypura_model_plan(model->handle, host.data(), host.size(), &plan, error, error_size);
+    if (status != HYPURA_STATUS_OK) {
+        return hypura_stands_aside(status, setting, error);
     }
     *streamed = plan.streamed_tensor_count > 0;
     if (*streamed) {

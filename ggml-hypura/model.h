@@ -43,6 +43,10 @@ struct hypura_loading {
 
 hypura_loading & hypura_current_loading();
 
+// Whether a load goes on without us after a failure of ours: what works without us must work with us. It does not when the user has to
+// know (a malformed setting, too little memory for what was asked for) or has demanded that the model be streamed.
+bool hypura_stands_aside(int32_t status, int32_t setting, const char * reason);
+
 // the streamed tensor that t is, or is a view of; nullptr if none
 const hypura_tensor * hypura_find_tensor(const ggml_tensor * t);
 

@@ -102,6 +102,8 @@ struct Slot {
     permanent: bool,
     /// Where the block's first byte is within the slot.
     lead: usize,
+    /// How often it was taken: tells a read into it from those before.
+    generation: u64,
     /// Whether a read has written here, so that the system has given the memory.
     touched: bool,
     /// What a read ahead of need took the slot from. Its bytes stay until that read begins.
@@ -169,6 +171,7 @@ impl Pool {
             guess: false,
             permanent: false,
             lead: 0,
+            generation: 0,
             touched: false,
             before: None,
         };
@@ -298,6 +301,7 @@ impl Pool {
             guess: purpose != TakeFor::Demand,
             permanent: false,
             lead: new.lead,
+            generation: self.slots[slot].generation + 1,
             touched: self.slots[slot].touched,
             before,
         };
@@ -484,6 +488,11 @@ impl Pool {
             "weights are handed out of a slot that is {state:?}, {users} users"
         );
         self.address(slot).wrapping_add(lead)
+    }
+
+    /// Which of the slot's reads is the latest, counted from 1.
+    pub fn generation(&self, slot: usize) -> u64 {
+        self.slots[slot].generation
     }
 
     /// The block in a slot.

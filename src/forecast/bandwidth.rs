@@ -2,8 +2,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
@@ -13,6 +12,9 @@ use crate::persist;
 
 /// How long memory is read.
 const SWEEP_TIME: Duration = Duration::from_millis(30);
+
+/// How often it is looked whether all threads have begun.
+const START_TIME: Duration = Duration::from_millis(1);
 
 /// Bytes that all threads read over and over: more than caches hold, little enough to be had anywhere.
 const SWEEP_BYTES: usize = 256 << 20;
@@ -40,12 +42,13 @@ pub fn measure_memory(profile: &mut Profile) -> Option<f64> {
 pub fn memory_bandwidth(machine: &str, threads: usize, available_bytes: u64) -> Option<f64> {
     let affordable = SWEEP_BYTES as u64 * SHARE <= available_bytes;
     remembered(persist::cache_directory().as_deref(), machine, threads, || {
-        affordable.then(|| measure_memory_bandwidth(threads))
+        if affordable { measure_memory_bandwidth(threads) } else { None }
     })
 }
 
-/// What a measurement finds now, which takes about 50 ms, in bytes per second. Nothing is remembered.
-pub fn measure_memory_bandwidth(threads: usize) -> f64 {
+/// What a measurement finds now, which takes about 50 ms, in bytes per second; `None` where the system refuses the memory or the
+/// threads for it. Nothing is remembered.
+pub fn measure_memory_bandwidth(threads: usize) -> Option<f64> {
     sweep(threads, SWEEP_BYTES)
 }
 
@@ -73,18 +76,22 @@ fn remembered(
     Some(bytes_per_second)
 }
 
-/// Reads memory with some threads at once; bytes per second of all together.
-fn sweep(threads: usize, bytes: usize) -> f64 {
+/// Reads memory with some threads at once; bytes per second of all together. `None` where the system refuses memory or threads: a limit
+/// of this process (`ulimit -v`) may be reached by what a measurement takes, and that must harm nobody.
+fn sweep(threads: usize, bytes: usize) -> Option<f64> {
     let threads = threads.max(1);
     let stretch_words = STRETCH_BYTES / size_of::<u64>();
     let words = (bytes / threads / STRETCH_BYTES).max(1) * stretch_words;
-    let (ready, finished, read_bytes) = (Barrier::new(threads + 1), AtomicBool::new(false), AtomicU64::new(0));
-    let elapsed = std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                // Not zeros: those would be one page, mapped again and again.
-                let memory = vec![1u64; words];
-                ready.wait();
+    let memories: Vec<Vec<u64>> = (0..threads).map(|_| reserve(words)).collect::<Option<_>>()?;
+    let (ready, finished, read_bytes) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicU64::new(0));
+    let (all_started, elapsed) = std::thread::scope(|scope| {
+        let mut started = 0;
+        for mut memory in memories {
+            let (ready, finished, read_bytes) = (&ready, &finished, &read_bytes);
+            let body = move || {
+                // Not zeros: those would be one page, mapped again and again. Written here, so that it lies near this thread's core.
+                memory.resize(words, 1);
+                ready.fetch_add(1, Ordering::Release);
                 let mut stretches = memory.chunks_exact(stretch_words).cycle();
                 let mut read = 0;
                 while !finished.load(Ordering::Relaxed) {
@@ -93,15 +100,25 @@ fn sweep(threads: usize, bytes: usize) -> f64 {
                     read += STRETCH_BYTES as u64;
                 }
                 read_bytes.fetch_add(read, Ordering::Relaxed);
-            });
+            };
+            started += usize::from(std::thread::Builder::new().spawn_scoped(scope, body).is_ok());
         }
-        ready.wait();
+        while ready.load(Ordering::Acquire) < started {
+            std::thread::sleep(START_TIME);
+        }
         let start = Instant::now();
         std::thread::sleep(SWEEP_TIME);
         finished.store(true, Ordering::Relaxed);
-        start.elapsed()
+        (started == threads, start.elapsed())
     });
-    read_bytes.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64()
+    all_started.then(|| read_bytes.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64())
+}
+
+/// Memory for so many words, if it can be had.
+fn reserve(words: usize) -> Option<Vec<u64>> {
+    let mut memory = Vec::new();
+    memory.try_reserve_exact(words).ok()?;
+    Some(memory)
 }
 
 #[cfg(test)]
@@ -133,8 +150,9 @@ mod tests {
     fn memory_is_read_by_every_thread() {
         // What it says depends on the machine; that it is the speed of memory and not of an empty loop does not.
         for threads in [0, 1, 3] {
-            let bytes_per_second = sweep(threads, 4 << 20);
+            let bytes_per_second = sweep(threads, 4 << 20).unwrap();
             assert!((1e7..1e13).contains(&bytes_per_second), "{bytes_per_second}");
         }
+        assert_eq!(sweep(1, usize::MAX / 4), None, "memory that cannot be had");
     }
 }

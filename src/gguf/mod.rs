@@ -176,8 +176,8 @@ impl Gguf {
 ///
 /// As [`Gguf::open`].
 pub fn key_values(path: &Path, array_elements_max: u64) -> Result<serde_json::Map<String, serde_json::Value>> {
-    let (_identity, mapping) = map(path)?;
-    values::read(path, &mapping, array_elements_max)
+    let opened = Opened::open(path)?;
+    opened.with_bytes(path, Access::ALL, |bytes| values::read(path, bytes, opened.size_bytes(), array_elements_max))
 }
 
 /// What one file's header says.
@@ -190,47 +190,120 @@ struct Header {
 }
 
 fn read_header(path: &Path, file_index: usize, fingerprint: &mut Fnv) -> Result<(GgufFile, Header)> {
-    let (identity, mapping) = map(path)?;
-    let header = parse(path, &mapping, file_index)?;
-    let size_bytes = mapping.len() as u64;
-    let read = |offset: u64, buffer: &mut [u8]| {
-        buffer.copy_from_slice(&mapping[offset as usize..][..buffer.len()]);
-        Ok(())
-    };
+    let opened = Opened::open(path)?;
+    let size_bytes = opened.size_bytes();
+    let header = opened.with_bytes(path, Access::ALL, |bytes| parse(path, bytes, size_bytes, file_index))?;
+    let read = |offset: u64, buffer: &mut [u8]| opened.file.read_exact_at(buffer, offset);
     let content = Content::sample(size_bytes, header.size_bytes as u64, read)
         .map_err(|error| Error::new(ErrorCode::Open, format!("cannot read {}: {error}", path.display())))?;
     fingerprint.add(&content.digest().to_le_bytes());
-    Ok((GgufFile { path: path.to_owned(), size_bytes, identity, content }, header))
+    Ok((GgufFile { path: path.to_owned(), size_bytes, identity: opened.identity, content }, header))
 }
 
-/// Maps a file that has any bytes, to be read by this module and forgotten.
-fn map(path: &Path) -> Result<(FileIdentity, memmap2::Mmap)> {
-    let cannot_open = |reason: &dyn std::fmt::Display| {
-        Error::new(ErrorCode::Open, format!("cannot open {}: {reason}", path.display()))
-    };
-    // Asked before opening, because opening a named pipe would wait for a writer.
-    let status = std::fs::metadata(path).map_err(|error| cannot_open(&error))?;
-    if !status.is_file() {
-        return Err(cannot_open(&"it is not a regular file"));
-    }
-    let file = File::open(path).map_err(|error| cannot_open(&error))?;
-    let identity = FileIdentity::of(&file).map_err(|error| cannot_open(&error))?;
-    if identity.size_bytes() == 0 {
-        // Nothing can be mapped.
-        return Err(truncated(path, 0, "the magic", 0, 4));
-    }
-    // Nobody but another process could write to the file meanwhile. Numbers and names are copied before they are checked, so
-    // what was checked is what is used even then; only cutting the file short in this moment would raise SIGBUS, as it
-    // would under llama.cpp's own mapping of the same file.
-    // SAFETY: `file` is open for reading. Its bytes are borrowed only within the callers, which return copies, and nothing in
-    // this process writes to a model's file.
-    let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| cannot_open(&error))?;
-    Ok((identity, mapping))
+/// A file that has any bytes, open to be read by this module.
+struct Opened {
+    file: File,
+    identity: FileIdentity,
 }
 
-/// Parses the header at the start of a file's bytes.
-fn parse(path: &Path, bytes: &[u8], file_index: usize) -> Result<Header> {
-    let mut reader = Reader::new(path, bytes);
+/// How a header may be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// A shared mapping, as llama.cpp's own. File systems of the network and in user space may refuse it.
+    Shared,
+    /// A private mapping, which some of those allow.
+    Private,
+    /// Plain reads, from the start on until the header ends.
+    Reads,
+}
+
+impl Access {
+    /// The cheapest first; reads always work.
+    const ALL: [Self; 3] = [Self::Shared, Self::Private, Self::Reads];
+}
+
+/// As much is read at first where files cannot be mapped; a header with a vocabulary has some MiB.
+const FIRST_READ_BYTES: u64 = 4 << 20;
+
+impl Opened {
+    fn open(path: &Path) -> Result<Self> {
+        let cannot_open = |reason: &dyn std::fmt::Display| cannot_open(path, reason);
+        // Asked before opening, because opening a named pipe would wait for a writer.
+        let status = std::fs::metadata(path).map_err(|error| cannot_open(&error))?;
+        if !status.is_file() {
+            return Err(cannot_open(&"it is not a regular file"));
+        }
+        let file = File::open(path).map_err(|error| cannot_open(&error))?;
+        let identity = FileIdentity::of(&file).map_err(|error| cannot_open(&error))?;
+        if identity.size_bytes() == 0 {
+            // Nothing can be mapped.
+            return Err(truncated(path, 0, "the magic", 0, 4));
+        }
+        Ok(Self { file, identity })
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.identity.size_bytes()
+    }
+
+    /// Calls `parse` with the file's bytes, or, where they cannot be mapped, with as many from the start on as it takes.
+    fn with_bytes<T>(
+        &self,
+        path: &Path,
+        ways: impl IntoIterator<Item = Access>,
+        mut parse: impl FnMut(&[u8]) -> Result<T>,
+    ) -> Result<T> {
+        let mut refused = None;
+        for way in ways {
+            if way == Access::Reads {
+                return self.with_reads(path, parse);
+            }
+            // Nobody but another process could write to the file meanwhile. Numbers and names are copied before they are checked, so
+            // what was checked is what is used even then; only cutting the file short in this moment would raise SIGBUS, as it
+            // would under llama.cpp's own mapping of the same file.
+            let options = memmap2::MmapOptions::new();
+            let mapping = match way {
+                // SAFETY: `file` is open for reading. Its bytes are borrowed only within `parse`, which returns copies, and nothing
+                // in this process writes to a model's file.
+                Access::Shared => unsafe { options.map(&self.file) },
+                // SAFETY: as above.
+                _ => unsafe { options.map_copy_read_only(&self.file) },
+            };
+            match mapping {
+                Ok(mapping) => return parse(&mapping),
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.map_or_else(|| cannot_open(path, &"there is no way to read it"), |error| cannot_open(path, &error)))
+    }
+
+    fn with_reads<T>(&self, path: &Path, mut parse: impl FnMut(&[u8]) -> Result<T>) -> Result<T> {
+        let size_bytes = self.size_bytes();
+        let mut length = FIRST_READ_BYTES.min(size_bytes);
+        loop {
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(length as usize).map_err(|_| {
+                Error::new(ErrorCode::Resource, format!("no {length} bytes to read {}", path.display()))
+            })?;
+            bytes.resize(length as usize, 0);
+            self.file.read_exact_at(&mut bytes, 0).map_err(|error| cannot_open(path, &error))?;
+            match parse(&bytes) {
+                Err(error) if error.code() == ErrorCode::Truncated && length < size_bytes => {
+                    length = length.saturating_mul(4).min(size_bytes);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+fn cannot_open(path: &Path, reason: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorCode::Open, format!("cannot open {}: {reason}", path.display()))
+}
+
+/// Parses the header at the start of a file of `size_bytes`, of which `bytes` are the first. `Truncated` when they are too few.
+fn parse(path: &Path, bytes: &[u8], size_bytes: u64, file_index: usize) -> Result<Header> {
+    let mut reader = Reader::new(path, bytes, size_bytes);
     check_magic_and_version(&mut reader)?;
     let tensor_count = reader.take_u64("the number of tensors")?;
     let pair_count = reader.take_u64("the number of key-value pairs")?;

@@ -13,14 +13,16 @@ pub(super) const STRING_BYTES_MIN: u64 = 8;
 /// A position in the bytes of one file.
 pub(super) struct Reader<'a> {
     path: &'a Path,
+    /// The first bytes of the file, or all.
     bytes: &'a [u8],
+    size_bytes: u64,
     position: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// Starts at the first byte of a file; `path` is only for messages.
-    pub(super) fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
-        Self { path, bytes, position: 0 }
+    /// Starts at the first byte of a file of `size_bytes`, of which `bytes` are there; `path` is only for messages.
+    pub(super) fn new(path: &'a Path, bytes: &'a [u8], size_bytes: u64) -> Self {
+        Self { path, bytes, size_bytes, position: 0 }
     }
 
     /// The file, for messages.
@@ -30,7 +32,7 @@ impl<'a> Reader<'a> {
 
     /// The file's size in bytes.
     pub(super) fn size_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.size_bytes
     }
 
     /// The offset of the next byte.
@@ -68,7 +70,7 @@ impl<'a> Reader<'a> {
     /// Fails when `count` items of at least `item_bytes_min` bytes each cannot fit in what is left, so that a count
     /// is known to be honest in order of magnitude before a loop starts on it.
     pub(super) fn expect_room(&self, count: u64, item_bytes_min: u64, what: &str) -> Result<()> {
-        let left_bytes = (self.bytes.len() - self.position) as u64;
+        let left_bytes = self.size_bytes.saturating_sub(self.position());
         match count.checked_mul(item_bytes_min) {
             Some(needed_bytes) if needed_bytes <= left_bytes => Ok(()),
             needed_bytes => Err(self.ends_before(needed_bytes.unwrap_or(u64::MAX), what)),
@@ -127,7 +129,7 @@ mod tests {
     use super::*;
 
     fn reader(bytes: &[u8]) -> Reader<'_> {
-        Reader::new(Path::new("x.gguf"), bytes)
+        Reader::new(Path::new("x.gguf"), bytes, bytes.len() as u64)
     }
 
     #[test]

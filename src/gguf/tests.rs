@@ -31,7 +31,7 @@ fn model() -> GgufWriter {
 }
 
 fn parse_bytes(bytes: &[u8]) -> Result<Header> {
-    parse(Path::new("model.gguf"), bytes, 0)
+    parse(Path::new("model.gguf"), bytes, bytes.len() as u64, 0)
 }
 
 /// The error for a file, which must be of a kind and mention some words.
@@ -210,6 +210,34 @@ fn an_incomplete_download_names_the_bytes_that_are_missing() {
             &format!("..{size_bytes}; the download may be incomplete"),
         ],
     );
+}
+
+/// Mappings are refused by some file systems of the network and in user space; what is there is the same.
+#[test]
+fn a_header_is_the_same_however_it_is_read() {
+    let directory = TestDirectory::new();
+    let path = directory.path().join("model.gguf");
+    // Longer than what is read at first.
+    let long = "x".repeat(2 * FIRST_READ_BYTES as usize);
+    model().text("tokenizer.long", &long).write(&path);
+    let opened = Opened::open(&path).unwrap();
+    let headers = Access::ALL.map(|way| {
+        let parse = |bytes: &[u8]| parse(&path, bytes, opened.size_bytes(), 0);
+        let header = opened.with_bytes(&path, [way], parse).unwrap();
+        assert!(header.size_bytes as u64 > FIRST_READ_BYTES);
+        (header.tensors, header.size_bytes)
+    });
+    assert_eq!(headers[0], headers[1]);
+    assert_eq!(headers[0], headers[2]);
+    // What is truly too short is so in every way.
+    let bytes = std::fs::read(&path).unwrap();
+    directory.write("model.gguf", &bytes[..bytes.len() - 1]);
+    let opened = Opened::open(&path).unwrap();
+    for way in Access::ALL {
+        let parse = |bytes: &[u8]| parse(&path, bytes, opened.size_bytes(), 0);
+        let error = opened.with_bytes(&path, [way], parse).err().unwrap();
+        assert_eq!(error.code(), ErrorCode::Truncated, "{way:?}: {error}");
+    }
 }
 
 #[test]

@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 use super::reader::{Reader, STRING_BYTES_MIN, quoted};
 use crate::error::Result;
 
-/// As [`super::key_values`], of a file's bytes.
-pub(super) fn read(path: &Path, bytes: &[u8], array_elements_max: u64) -> Result<Map<String, Value>> {
-    let mut reader = Reader::new(path, bytes);
+/// As [`super::key_values`], of the first bytes of a file.
+pub(super) fn read(path: &Path, bytes: &[u8], size_bytes: u64, array_elements_max: u64) -> Result<Map<String, Value>> {
+    let mut reader = Reader::new(path, bytes, size_bytes);
     super::check_magic_and_version(&mut reader)?;
     reader.take_u64("the number of tensors")?;
     let pair_count = reader.take_u64("the number of key-value pairs")?;
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn values(writer: &GgufWriter) -> Result<Map<String, Value>> {
-        read(Path::new("x.gguf"), &writer.bytes(), 3)
+        read(Path::new("x.gguf"), &writer.bytes(), writer.bytes().len() as u64, 3)
     }
 
     #[test]

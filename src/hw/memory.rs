@@ -22,7 +22,36 @@ pub struct MemoryReport {
 /// The memory of this machine as it is now.
 #[cfg(target_os = "linux")]
 pub fn memory() -> MemoryReport {
-    memory_under(Path::new("/"))
+    let report = memory_under(Path::new("/"));
+    match address_space_limit() {
+        Some(limit_bytes) => within_address_space(report, limit_bytes, address_space_bytes()),
+        None => report,
+    }
+}
+
+/// A process with a limit of its addresses (`ulimit -v`) can take no more memory than it has addresses left for.
+fn within_address_space(mut report: MemoryReport, limit_bytes: u64, used_bytes: u64) -> MemoryReport {
+    let left_bytes = limit_bytes.saturating_sub(used_bytes);
+    report.limit_bytes = report.limit_bytes.min(limit_bytes);
+    if left_bytes < report.available_bytes {
+        report.available_bytes = left_bytes;
+        report.limited_by = "RLIMIT_AS of this process".to_owned();
+    }
+    report
+}
+
+/// The limit of this process's addresses (RLIMIT_AS), in bytes; `None` when there is none.
+pub fn address_space_limit() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call writes to `limit`, which outlives it.
+    let status = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
+    (status == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Bytes of addresses that this process uses.
+#[cfg(target_os = "linux")]
+fn address_space_bytes() -> u64 {
+    meminfo_bytes(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmSize").unwrap_or(0)
 }
 
 /// The memory of this machine; half of it counts as available. Written from the documentation, untested on macOS.
@@ -127,4 +156,19 @@ fn physical_bytes() -> u64 {
 fn system_value(name: libc::c_int) -> libc::c_long {
     // SAFETY: `sysconf` takes any number and touches no memory of ours; an unknown one returns -1.
     unsafe { libc::sysconf(name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_memory_when_they_are_limited() {
+        let machine = MemoryReport { available_bytes: 500, limit_bytes: 1000, limited_by: "machine".to_owned() };
+        assert_eq!(within_address_space(machine.clone(), 5000, 100), machine);
+        let limited = within_address_space(machine.clone(), 400, 100);
+        assert_eq!((limited.available_bytes, limited.limit_bytes), (300, 400));
+        assert!(limited.limited_by.contains("RLIMIT_AS"), "{limited:?}");
+        assert_eq!(within_address_space(machine, 400, 700).available_bytes, 0);
+    }
 }

@@ -19,7 +19,7 @@ mod tests;
 
 pub use cores::{Cores, cores, cores_under};
 pub use drive::{Disk, Drive, DriveKind, drive, drive_under};
-pub use memory::{MemoryReport, held_bytes, memory, memory_under, page_size};
+pub use memory::{MemoryReport, address_space_limit, held_bytes, memory, memory_under, page_size};
 pub use paging::{HugePageMode, HugePages, Swap};
 pub use pressure::{
     MemoryEvents, MemoryPressure, memory_events, memory_events_under, memory_pressure, memory_pressure_under,

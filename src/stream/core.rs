@@ -198,7 +198,14 @@ impl Core {
         // SAFETY: the slot is as large as any widened block of its class and page-aligned; it is Loading, so by the
         // pool's invariants nobody reads it or gives it away until `finished` has marked it Ready.
         let destination = unsafe { Destination::new(state.pools[pool].address(slot)) };
-        requests.push(Request { token: self.token(id), file: extent.file, range, destination, priority });
+        requests.push(Request {
+            token: self.token(id),
+            generation: state.pools[pool].generation(slot),
+            file: extent.file,
+            range,
+            destination,
+            priority,
+        });
         Some(id)
     }
 

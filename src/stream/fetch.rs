@@ -57,9 +57,9 @@ pub struct Fetch {
     begun: bool,
     /// Our number among the session's fetches, from the first demand on.
     member: Option<u32>,
-    /// Reads to submit, and tokens to promote, once the lock is released.
+    /// Reads to submit, and tokens to promote with their generations, once the lock is released.
     requests: Vec<Request>,
-    promotions: Vec<usize>,
+    promotions: Vec<(usize, u64)>,
 }
 
 // SAFETY: slots are plain numbers, and the memory behind delivered pointers belongs to the session, which `self` keeps
@@ -337,8 +337,8 @@ impl Fetch {
 
     /// Gives the engine what was collected under the lock.
     fn submit(&mut self, running: &Running) {
-        for token in self.promotions.drain(..) {
-            running.engine.promote(token);
+        for (token, generation) in self.promotions.drain(..) {
+            running.engine.promote(token, generation);
         }
         if !self.requests.is_empty() {
             running.engine.submit(&mut self.requests);
@@ -403,7 +403,7 @@ impl Fetch {
             core.counters.prefetch_used.add(1);
         }
         if loading && (was_guess || state.warming.contains(&id)) {
-            self.promotions.push(core.token(id));
+            self.promotions.push((core.token(id), state.pools[id.pool].generation(id.slot)));
         }
         !was_guess && !loading
     }

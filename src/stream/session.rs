@@ -212,10 +212,11 @@ impl Session {
         let budget_bytes = admission.as_ref().map_or(fixed_bytes, Admission::budget_bytes);
         let slots = distribute(budget_bytes, &self.streamed.classes)?;
         let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
-        // A flexible model reserves addresses for all that it could ever hold.
+        // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few.
+        let may_reserve = is_flexible && hw::address_space_limit().is_none();
         let slot_counts = slots.iter().zip(&self.streamed.classes);
         let slot_counts =
-            slot_counts.map(|(&now, class)| SlotCount { now, most: if is_flexible { class.block_count } else { now } });
+            slot_counts.map(|(&now, class)| SlotCount { now, most: if may_reserve { class.block_count } else { now } });
         let slot_counts: Vec<SlotCount> = slot_counts.collect();
         let core = Core::new(Arc::clone(&self.streamed), &slot_counts, timeline, self.config.prefetch)?;
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();

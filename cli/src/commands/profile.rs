@@ -61,7 +61,7 @@ pub fn run(arguments: &Profile) -> Result<ExitCode, String> {
         bar.inc(1);
         speed
     };
-    machine.memory_bytes_per_second = (0..SWEEPS).map(sweep).reduce(f64::max);
+    machine.memory_bytes_per_second = (0..SWEEPS).filter_map(sweep).reduce(f64::max);
     let mut speed = None;
     if let Some((path, model)) = &model {
         bar.set_message(format!("reading {}", path.display()));

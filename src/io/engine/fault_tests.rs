@@ -292,6 +292,7 @@ struct Case {
     reports: Reports,
     fates: Vec<Fate>,
     start: *mut u8,
+    generation: u64,
 }
 
 impl Case {
@@ -316,6 +317,7 @@ impl Case {
         let file = self.random.below(self.drive.files.len());
         let adjacent = self.random.below(3) == 0;
         let mut requests = Vec::new();
+        self.generation += 1;
         let (mut offset, mut length) = self.random_range(file);
         for token in 0..SLOTS {
             if matches!(self.fates[token], Fate::Reading(_) | Fate::Ending) || self.random.below(3) == 0 {
@@ -328,7 +330,7 @@ impl Case {
             // request is reported or cancelled.
             let destination = unsafe { Destination::new(self.slot(token).as_mut_ptr()) };
             let priority = [Priority::Demand, Priority::Ahead, Priority::Guess][self.random.below(3)];
-            let request = Request { token, file, range, destination, priority };
+            let request = Request { token, generation: self.generation, file, range, destination, priority };
             self.fates[token] = Fate::Reading(request);
             requests.push(request);
             if self.random.below(4) == 0 {
@@ -387,7 +389,7 @@ impl Case {
             match self.random.below(12) {
                 0 | 1 => self.submit(),
                 2 => self.cancel(),
-                3 => self.queue.promote(self.random.below(SLOTS)),
+                3 => self.queue.promote(self.random.below(SLOTS), self.generation - self.random.next() % 2),
                 _ => drop(self.drive.step(&self.queue, &self.reports)),
             }
             self.check_reports();
@@ -447,7 +449,8 @@ fn a_bad_drive_never_yields_wrong_bytes_or_silence() {
             // Small blocks make many parts of little data; every file's alignment is at most a page.
             let queue = Queue::new(SLOTS, 4096 << random.below(4));
             let fates = (0..SLOTS).map(|_| Fate::Free).collect();
-            Case { random, queue, drive, reports: Reports::default(), fates, start: arena.as_mut_ptr() }.run();
+            Case { random, queue, drive, reports: Reports::default(), fates, start: arena.as_mut_ptr(), generation: 1 }
+                .run();
         });
     });
 }
@@ -511,8 +514,8 @@ impl Engine for FaultyEngine {
         self.shared.work.notify_one();
     }
 
-    fn promote(&self, token: usize) {
-        self.shared.queue.promote(token);
+    fn promote(&self, token: usize, generation: u64) {
+        self.shared.queue.promote(token, generation);
     }
 
     fn cancel(&self, token: usize) -> Option<Cancelled> {

@@ -49,6 +49,8 @@ pub enum Priority {
 pub struct Request {
     /// The caller's name for this read; at most one read with a given token may be in flight.
     pub token: usize,
+    /// Tells this read from others that had the token before: never twice the same for a token.
+    pub generation: u64,
     /// Index of the file among those that the engine was made with.
     pub file: usize,
     /// The range as it will be read: already widened to the file's alignment.
@@ -119,7 +121,7 @@ pub trait Engine: Send + Sync {
     fn submit(&self, requests: &mut Vec<Request>);
 
     /// Makes a queued read a demand read.
-    fn promote(&self, token: usize);
+    fn promote(&self, token: usize, generation: u64);
 
     /// Takes back what has not been given to the drive yet of a read that is no demand; `None` when there is no such thing.
     fn cancel(&self, token: usize) -> Option<Cancelled>;

@@ -9,7 +9,7 @@
 //! 4. The lock is never held during a system call or while the sink runs.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -54,8 +54,9 @@ impl Waiting {
 #[derive(Default)]
 struct Progress {
     remaining: AtomicU32,
-    /// Promoted before it was queued: whoever found the read planned was faster than whoever planned it.
-    promoted: AtomicBool,
+    /// The generation that was promoted last. It may not be queued yet: whoever found the read planned was faster than whoever planned
+    /// it. Or it may be over: then the next one is not meant.
+    promoted: AtomicU64,
     error: Mutex<Option<Error>>,
 }
 
@@ -75,7 +76,7 @@ impl Queue {
         let mut pending = self.pending.lock();
         for request in requests.drain(..) {
             let promoted = self.progress[request.token].promoted.load(Ordering::Relaxed);
-            let priority = if promoted { Priority::Demand } else { request.priority };
+            let priority = if promoted == request.generation { Priority::Demand } else { request.priority };
             let waiting = self.uncut(request, priority);
             parts += waiting.parts_left();
             pending.waiting[priority as usize].push_back(waiting);
@@ -92,11 +93,14 @@ impl Queue {
         waiting
     }
 
-    pub(super) fn promote(&self, token: usize) {
+    pub(super) fn promote(&self, token: usize, generation: u64) {
         let mut pending = self.pending.lock();
-        self.progress[token].promoted.store(true, Ordering::Relaxed);
+        self.progress[token].promoted.store(generation, Ordering::Relaxed);
         let [demand, later @ ..] = &mut pending.waiting;
         for queue in later {
+            if queue.iter().any(|waiting| waiting.request.token == token && waiting.request.generation != generation) {
+                return; // that one is over
+            }
             let found = remove(queue, token);
             demand.extend(found.map(|waiting| match waiting.cut {
                 0 => self.uncut(waiting.request, Priority::Demand),
@@ -177,7 +181,6 @@ impl Queue {
             // Acquire and release: the last thread must see every other thread's bytes before it reports them.
             if progress.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
                 let error = progress.error.lock().take();
-                progress.promoted.store(false, Ordering::Relaxed);
                 sink.finished(segment.token, error.map_or(Ok(()), Err));
             }
         }
@@ -213,7 +216,7 @@ mod tests {
         // SAFETY: nothing in these tests reads.
         let destination = unsafe { Destination::new(std::ptr::null_mut()) };
         let range = Widened { offset, length, lead: 0, required: length };
-        Request { token, file: 0, range, destination, priority }
+        Request { token, generation: 1, file: 0, range, destination, priority }
     }
 
     /// Counts reports.
@@ -260,9 +263,25 @@ mod tests {
     #[test]
     fn a_promotion_may_come_before_its_request() {
         let queue = Queue::new(4, 100);
-        queue.promote(1);
+        queue.promote(1, 1);
         queue.push(&mut vec![request(0, 0, 10, Priority::Ahead), request(1, 500, 10, Priority::Ahead)]);
         assert_eq!(taken(&queue), [(500, 10, vec![1]), (0, 10, vec![0])]);
+    }
+
+    /// Its read ended between the decision to promote it and the call.
+    #[test]
+    fn a_promotion_that_comes_too_late_promotes_no_other_read() {
+        let queue = Queue::new(4, 100);
+        queue.push(&mut vec![request(1, 500, 10, Priority::Ahead)]);
+        let part = queue.take(&mut queue.lock()).unwrap();
+        queue.part_done(&part, Ok(()), &Counted::default());
+        queue.promote(1, 1);
+        let next = Request { generation: 2, ..request(1, 900, 10, Priority::Guess) };
+        queue.push(&mut vec![next, request(2, 100, 10, Priority::Ahead)]);
+        queue.promote(1, 1);
+        assert_eq!(taken(&queue), [(100, 10, vec![2]), (900, 10, vec![1])]);
+        queue.push(&mut vec![Request { generation: 3, ..next }]);
+        assert!(queue.cancel(1).is_some(), "it can be taken back like any guess");
     }
 
     #[test]
@@ -315,7 +334,7 @@ mod tests {
         let queue = Queue::new(4, 4 * GUESS_BYTES);
         let guess = |token| request(token, 0, 3 * GUESS_BYTES, Priority::Guess);
         queue.push(&mut vec![guess(0), guess(1)]);
-        queue.promote(1);
+        queue.promote(1, 1);
         let lengths: Vec<usize> = taken(&queue).iter().map(|&(_, length, _)| length / GUESS_BYTES).collect();
         assert_eq!(lengths, [3, 1, 1, 1]);
     }

@@ -107,7 +107,7 @@ impl Wanted {
         // reported, cancelled or the engine dropped, and unmapped only after that.
         let destination = unsafe { Destination::new(memory.as_mut_ptr()) };
         Self {
-            request: Request { token, file, range, destination, priority },
+            request: Request { token, generation: 1, file, range, destination, priority },
             offset,
             length,
             memory,
@@ -219,7 +219,7 @@ fn check_random_reads(sample: &Sample, kind: EngineKind, direct: bool, request_c
         }
         if random.below(3) == 0 {
             // Of reads that are queued, in flight, over or never were: nothing of it may matter.
-            engine.promote(random.below(request_count));
+            engine.promote(random.below(request_count), 1);
         }
         if random.below(3) == 0 && !outstanding.is_empty() {
             let index = random.below(outstanding.len());

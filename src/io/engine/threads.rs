@@ -60,8 +60,8 @@ impl Engine for ThreadEngine {
         }
     }
 
-    fn promote(&self, token: usize) {
-        self.shared.queue.promote(token);
+    fn promote(&self, token: usize, generation: u64) {
+        self.shared.queue.promote(token, generation);
         // It may have been held back with other guesses while this thread slept.
         self.shared.work.notify_one();
     }
@@ -188,7 +188,14 @@ mod tests {
             // SAFETY: the memory has room for the range and outlives the engine.
             let destination = unsafe { Destination::new(memory.as_mut_ptr()) };
             let range = files[0].widen(0, 64);
-            engine.submit(&mut vec![Request { token: 0, file: 0, range, destination, priority: Priority::Demand }]);
+            engine.submit(&mut vec![Request {
+                token: 0,
+                generation: 1,
+                file: 0,
+                range,
+                destination,
+                priority: Priority::Demand,
+            }]);
             let mut code = sink.0.lock();
             while code.is_none() {
                 sink.1.wait(&mut code);

@@ -126,8 +126,8 @@ impl Engine for UringEngine {
         self.shared.announce();
     }
 
-    fn promote(&self, token: usize) {
-        self.shared.queue.promote(token);
+    fn promote(&self, token: usize, generation: u64) {
+        self.shared.queue.promote(token, generation);
         // It may have been held back with other guesses while the thread slept.
         self.shared.announce();
     }

@@ -77,7 +77,14 @@ pub fn measure(
         // SAFETY: every token has its own stretch of the arena, is used again only after its completion, and the engine
         // is dropped before the arena's borrow ends.
         let destination = unsafe { Destination::new(start_of(token)) };
-        Request { token, file, range: files[file].widen(offset, length), destination, priority: Priority::Demand }
+        Request {
+            token,
+            generation: 1,
+            file,
+            range: files[file].widen(offset, length),
+            destination,
+            priority: Priority::Demand,
+        }
     };
     requests.extend((0..slots).map(&mut request));
     engine.submit(&mut requests);
