@@ -11,6 +11,7 @@
 
 #include <cstring>
 #include <deque>
+#include <vector>
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@ struct buffer_context {
     size_t size;
     std::shared_ptr<hypura_model> model; // null unless allocated while a streamed model was being loaded
     std::deque<hypura_tensor> tensors;   // a deque, since tensor->extra points into it
+    std::vector<ggml_backend_buffer_t> kept; // of tensors that stay in memory after all
 };
 
 size_t page_size() {
@@ -36,6 +38,9 @@ buffer_context * context(ggml_backend_buffer_t buffer) {
 void buffer_free(ggml_backend_buffer_t buffer) {
     for (const hypura_tensor & tensor : context(buffer)->tensors) {
         tensor.model->n_awaited -= tensor.is_awaited;
+    }
+    for (ggml_backend_buffer_t kept : context(buffer)->kept) {
+        ggml_backend_buffer_free(kept);
     }
     munmap(context(buffer)->base, context(buffer)->size);
     delete context(buffer);
@@ -71,6 +76,18 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
     return GGML_STATUS_SUCCESS;
 }
 
+// What is not certain to be in the file stays in memory: from now on in an ordinary buffer, which may be read through tensor->data.
+void keep_in_memory(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
+    ggml_backend_buffer_t kept = ggml_backend_cpu_buffer_from_ptr(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()));
+    if (!kept || !make_accessible(tensor)) {
+        GGML_ABORT("cannot make room for %s", tensor->name);
+    }
+    ggml_backend_buffer_set_usage(kept, ggml_backend_buffer_get_usage(buffer));
+    context(buffer)->kept.push_back(kept);
+    tensor->buffer = kept;
+    tensor->extra  = nullptr;
+}
+
 void refuse_write(const ggml_tensor * tensor) {
     if (hypura_find_tensor(tensor)) {
         GGML_ABORT("%s is streamed from its file and cannot be written; run with HYPURA=off", tensor->name);
@@ -90,11 +107,7 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const
         if (hypura_receive(*streamed, tensor, data, size)) {
             return;
         }
-        // what is not certain to be in the file stays in memory
-        tensor->extra = nullptr;
-        if (!make_accessible(tensor)) {
-            GGML_ABORT("cannot make room for %s", tensor->name);
-        }
+        keep_in_memory(buffer, tensor);
     }
     refuse_write(tensor);
     memcpy((char *) tensor->data + offset, data, size);
@@ -138,6 +151,7 @@ const char * type_get_name(ggml_backend_buffer_type_t buft) {
 }
 
 ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    GGML_UNUSED(buft);
     hypura_forget_if_loaded();
     if (!hypura_current_loading().refusal.empty()) {
         GGML_LOG_ERROR("hypura: %s\n", hypura_current_loading().refusal.c_str());
@@ -151,8 +165,10 @@ ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t 
         GGML_LOG_ERROR("%s: cannot reserve %zu bytes of address space\n", __func__, size);
         return nullptr;
     }
-    auto * ctx = new buffer_context { base, size, hypura_current_loading().model, {} };
-    return ggml_backend_buffer_init(buft, make_buffer_interface(), ctx, size);
+    const hypura_loading & loading = hypura_current_loading();
+    auto * ctx = new buffer_context { base, size, loading.model, {}, {} };
+    ggml_backend_buffer_type_t type = loading.model && loading.found ? hypura_protected_type() : hypura_buffer_type();
+    return ggml_backend_buffer_init(type, make_buffer_interface(), ctx, size);
 }
 
 size_t type_get_alignment(ggml_backend_buffer_type_t buft) {
@@ -167,11 +183,7 @@ size_t type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * 
 }
 
 bool type_is_host(ggml_backend_buffer_type_t buft) {
-    GGML_UNUSED(buft);
-    // a loader would read straight into host memory instead of handing over the bytes
-    hypura_forget_if_loaded();
-    const auto & model = hypura_current_loading().model;
-    return !model || model->n_awaited == 0;
+    return buft == hypura_buffer_type();
 }
 
 ggml_backend_buffer_type make_type() {
@@ -187,6 +199,14 @@ ggml_backend_buffer_type make_type() {
 } // namespace
 
 ggml_backend_buffer_type_t hypura_buffer_type() {
+    static ggml_backend_buffer_type type = make_type();
+    return &type;
+}
+
+// The same for what must not be read through tensor->data: weights in a host that does not know of this backend. Such a host hands
+// their bytes over while it loads, has the scheduler ask for a copy where another backend computes with them, and does not take
+// them for memory that it could upload from (llama.cpp's cache of experts), prefetch or lock.
+ggml_backend_buffer_type_t hypura_protected_type() {
     static ggml_backend_buffer_type type = make_type();
     return &type;
 }

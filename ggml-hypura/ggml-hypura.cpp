@@ -81,6 +81,7 @@ ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char * params) 
 ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t dev) {
     ggml_backend_buffer_type_t buft = hypura_buffer_type();
     buft->device = dev;
+    hypura_protected_type()->device = dev;
     return buft;
 }
 
@@ -98,7 +99,7 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
 
 bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(dev);
-    return buft == hypura_buffer_type() || ggml_backend_buft_is_host(buft);
+    return buft == hypura_protected_type() || ggml_backend_buft_is_host(buft);
 }
 
 ggml_backend_device_i make_device_interface() {

@@ -103,6 +103,12 @@ bool llama_hypura_streams(const llama_model & model) {
     return find_streamed(model) != nullptr;
 }
 
+void llama_hypura_refuse_training(const llama_model & model) {
+    if (const ggml_tensor * tensor = find_streamed(model)) {
+        throw std::runtime_error(std::string("hypura: ") + tensor->name + " is streamed from its file and cannot be trained; run with HYPURA=off");
+    }
+}
+
 // KV cache and intermediate results in RAM, roughly: logits and some rows of the residual stream for each token of a micro-batch.
 static size_t context_bytes(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_ubatch) {
     const auto & hparams = model.hparams;

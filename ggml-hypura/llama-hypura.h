@@ -32,6 +32,9 @@ bool llama_hypura_bind(const ggml_tensor * tensor, uint16_t file, size_t offset)
 // Whether any weight of the model is streamed.
 bool llama_hypura_streams(const llama_model & model);
 
+// Throws std::runtime_error if any is: they cannot be written.
+void llama_hypura_refuse_training(const llama_model & model);
+
 // A context is about to be made: lets models that are streamed already make room for it. Returns the micro-batch to use: larger
 // than llama.cpp's default while weights are streamed, since each is read once for all of it.
 uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch);

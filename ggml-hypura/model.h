@@ -62,6 +62,7 @@ bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const v
 std::string hypura_host_mismatch();
 
 ggml_backend_buffer_type_t hypura_buffer_type();
+ggml_backend_buffer_type_t hypura_protected_type();
 bool                       hypura_is_buffer(ggml_backend_buffer_t buffer);
 ggml_backend_t             hypura_backend_init(ggml_backend_dev_t dev);
 void                       hypura_measure_speeds(ggml_backend_t cpu, int n_threads, const hypura_model & model);

@@ -90,11 +90,26 @@ publish() {
     done <"$scratch/files"
 }
 
-# How many patches of the series are in TREE? That many come out cleanly, and then all go in.
+# Whether the tree may go without a patch: its description says what is missed then.
+is_optional() { grep -q '^Optional: ' "$1"; }
+
+# How many patches of the series are in TREE? That many come out cleanly, and then all go in. An optional patch that does not is left out.
 applied=$count
 while :; do
     stage
-    if reverse_first "$applied" "$@" && apply_all "$@"; then break; fi
+    if reverse_first "$applied" "$@"; then
+        if apply_all "$@"; then break; fi
+        if is_optional "$failed"; then
+            echo "apply_patches.sh: left out, it does not fit this tree: $(basename "$failed") ($(sed -n 's/^Optional: //p' "$failed"))" >&2
+            for patch; do
+                shift
+                [ "$patch" = "$failed" ] || set -- "$@" "$patch"
+            done
+            count=$#
+            applied=$count
+            continue
+        fi
+    fi
     if [ "$applied" -eq 0 ]; then
         {
             echo "apply_patches.sh: $(basename "$failed") does not apply to $tree:"

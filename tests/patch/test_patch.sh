@@ -60,8 +60,31 @@ refused() {
     same_tree "$scratch/before" "$tree"
 }
 
+# On the pinned version none is left out, optional or not.
+whole() { [ "$(apply --check "$tree" 2>&1)" = "$count of $count patches are applied; the series fits" ]; }
+# An optional patch that does not fit is left out of whatever is done, and told.
+leaves_out() {
+    other=$scratch/other
+    mkdir -p "$other/patches"
+    cp -R "$repo/scripts" "$other/scripts"
+    cp "$repo"/patches/*.patch "$other/patches"
+    printf 'Optional: nothing is missed\n\n--- a/CMakeLists.txt\n+++ b/CMakeLists.txt\n@@ -1 +1 @@\n-no such line\n+another\n' \
+        >"$other/patches/0009-does-not-fit.patch"
+    for verb in '' --check '' --reverse; do
+        # shellcheck disable=SC2086
+        sh "$other/scripts/apply_patches.sh" $verb "$tree" >"$scratch/said" 2>&1 || { cat "$scratch/said"; return 1; }
+        cat "$scratch/said"
+        grep -q '0009-does-not-fit.patch (nothing is missed)' "$scratch/said" || return 1
+        grep -q " $count patches" "$scratch/said" || return 1
+    done
+    same_tree "$pristine" "$tree"
+}
+
+count=$(cat /dev/null "$repo"/patches/*.patch | grep -c '^Description:' || true)
 cp -R "$pristine" "$tree"
+check 'leaves out an optional patch that does not fit' leaves_out
 check 'applies' apply "$tree"
+check 'applies whole' whole
 check 'links ggml-hypura' linked
 check 'applies again as a no-op' no_op
 check 'check passes' apply --check "$tree"
