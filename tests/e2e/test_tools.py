@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from logits import build_host
 from models import SMOLLM2, SMOLLM2_MOE, Model
-from programs import COMPARABLE, GREEDY, OFF, complete, run, run_whole
+from programs import BIN, COMPARABLE, GREEDY, OFF, complete, run, run_whole
 
 MODELS = pytest.mark.parametrize("model", [SMOLLM2, SMOLLM2_MOE], ids=lambda model: model.name)
 
@@ -75,7 +76,9 @@ def test_bench(model: Model, tmp_path, stats_path) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [["--cpu-moe"], ["--n-cpu-moe", "8"], ["-ot", "exps=CPU"], ["--load-mode", "mlock"], ["--load-mode", "dio"]],
+    [["--cpu-moe"], ["--n-cpu-moe", "8"], ["-ot", "exps=CPU"]]
+    + [["--load-mode", mode] for mode in ("none", "mmap", "mlock", "mmap+mlock", "dio")]
+    + [["--lazy-mode", "on"]],
     ids=lambda flags: " ".join(flags) or "default flags",
 )
 def test_flags_about_weights_still_stream(flags: list[str], tmp_path, stats_path) -> None:
@@ -84,3 +87,17 @@ def test_flags_about_weights_still_stream(flags: list[str], tmp_path, stats_path
     streamed = complete(SMOLLM2_MOE.path, streaming(SMOLLM2_MOE, stats_path), tmp_path, *flags).succeeded()
     assert streamed.output == resident.output
     assert_streamed(SMOLLM2_MOE, stats_path)
+
+
+def test_streamed_weights_are_not_trained(tmp_path, stats_path) -> None:
+    """They cannot be written; without a word the optimizer would hit their inaccessible pages."""
+    program = build_host("trains", BIN, tmp_path)
+    assert run(program, [SMOLLM2.path], OFF, tmp_path).succeeded().output == "ready\n"
+    finished = run(program, [SMOLLM2.path], streaming(SMOLLM2, stats_path), tmp_path)
+    finished.refused(r"blk\.\d+\.\S+ is streamed from its file and cannot be trained")
+
+
+def test_the_cache_of_experts_is_refused_where_there_is_no_gpu(tmp_path, stats_path) -> None:
+    arguments = ["-m", SMOLLM2_MOE.path, "--moe-cache-mib", "64", "-p", "x", "-n", "1"]
+    finished = run("llama-completion", arguments, streaming(SMOLLM2_MOE, stats_path), tmp_path)
+    finished.refused("MoE cache requires a GPU backend")
