@@ -2,6 +2,8 @@
 
 #include "ggml-hypura.h"
 
+#include "ggml-impl.h"
+
 #include <cstdio>
 
 hypura_loading & hypura_current_loading() {
