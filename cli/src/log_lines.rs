@@ -15,9 +15,14 @@ pub fn is_alarming(line: &str) -> bool {
     matches!(level_of(line), "W" | "E")
 }
 
+/// Whether a line tells of an error.
+pub fn is_error(line: &str) -> bool {
+    level_of(line) == "E"
+}
+
 /// Errors, and what libhypura has decided; llama.cpp's own warnings are about choices that were made for it here.
 pub fn is_worth_showing(line: &str) -> bool {
-    level_of(line) == "E" || message_of(line).starts_with("hypura: ")
+    is_error(line) || message_of(line).starts_with("hypura: ")
 }
 
 /// A line without its time and level.

@@ -11,6 +11,8 @@ mod kv_cache;
 mod llama;
 mod log_lines;
 mod model_file;
+mod model_kind;
+mod model_paths;
 mod output;
 mod picture;
 mod placement;

@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::format::bytes;
+use crate::model_kind::not_a_model;
+use crate::model_paths::{first_part, models_by_size, name_of};
 
 /// A model's header, in full.
 pub struct ModelFile {
@@ -40,14 +42,33 @@ impl ModelFile {
     /// A sentence that says what to do next.
     pub fn open_named(path: &Path) -> Result<Self, String> {
         if path.is_dir() {
-            let models = models_in(path, 0);
+            let models = models_by_size(path);
             let some: Vec<String> = models.iter().take(5).map(|model| model.display().to_string()).collect();
             return Err(match some.is_empty() {
                 true => format!("{} is a directory without models; name a .gguf file", path.display()),
                 false => format!("{} is a directory; name a model in it: {}", path.display(), some.join(", ")),
             });
         }
-        Self::open(path).map_err(|error| explained(path, &error))
+        Self::open_model(path)
+    }
+
+    /// Reads the header of a file that must be a model, and not what goes with one.
+    ///
+    /// # Errors
+    /// A sentence that says what to do next.
+    pub fn open_model(path: &Path) -> Result<Self, String> {
+        if let Some(first) = first_part(path) {
+            return Err(format!(
+                "{} is a later part of a split model; name its first: {}",
+                path.display(),
+                first.display()
+            ));
+        }
+        let file = Self::open(path).map_err(|error| explained(path, &error))?;
+        match not_a_model(&file.pairs) {
+            Some(what) => Err(format!("{} is {what}", path.display())),
+            None => Ok(file),
+        }
     }
 
     /// The paths of all files.
@@ -170,52 +191,6 @@ pub fn explained(path: &Path, error: &Error) -> String {
     format!("{error}{hint}")
 }
 
-/// Directories within directories that are looked into for models.
-const DEPTH_MAX: usize = 3;
-
-/// The models in a directory and those below it, the largest first; later parts of split models are left out. What cannot be
-/// read is passed over.
-pub fn models_in(directory: &Path, depth: usize) -> Vec<PathBuf> {
-    let mut found: Vec<(u64, PathBuf)> = Vec::new();
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        match std::fs::metadata(&path) {
-            Ok(status)
-                if status.is_dir() && depth < DEPTH_MAX && !entry.file_name().as_encoded_bytes().starts_with(b".") =>
-            {
-                let size = |path: &Path| std::fs::metadata(path).map_or(0, |status| status.len());
-                found.extend(models_in(&path, depth + 1).into_iter().map(|path| (size(&path), path)));
-            }
-            Ok(status) if status.is_file() && name_of(&path).is_some() => found.push((status.len(), path)),
-            _ => {}
-        }
-    }
-    found.sort_by(|one, other| other.0.cmp(&one.0).then_with(|| one.1.cmp(&other.1)));
-    found.into_iter().map(|(_, path)| path).collect()
-}
-
-/// The name of a model by its file: without `.gguf` and without the number of a split's part. `None` for the later parts
-/// of a split, for what goes with a model (`mmproj-*`), and for other files.
-pub fn name_of(path: &Path) -> Option<String> {
-    let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
-    if stem.starts_with("mmproj") {
-        return None;
-    }
-    match split_part(stem) {
-        Some((name, 1)) => Some(name.to_owned()),
-        Some(_) => None,
-        None => Some(stem.to_owned()),
-    }
-}
-
-/// The name and number of a part in `NAME-00002-of-00003`.
-fn split_part(stem: &str) -> Option<(&str, u32)> {
-    let (rest, count) = stem.rsplit_once("-of-")?;
-    let (name, number) = rest.rsplit_once('-')?;
-    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    (is_number(count) && is_number(number)).then(|| number.parse().ok()).flatten().map(|number| (name, number))
-}
-
 /// Billions or millions of parameters, as models are called: `7.6B`, `134.52M`.
 pub fn parameter_size(count: u64) -> String {
     match count {
@@ -268,17 +243,6 @@ const FILE_TYPES: [(u64, &str); 36] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names() {
-        let name = |path: &str| name_of(Path::new(path));
-        assert_eq!(name("/models/smollm2.gguf").as_deref(), Some("smollm2"));
-        assert_eq!(name("Qwen3-30B-00001-of-00003.gguf").as_deref(), Some("Qwen3-30B"));
-        assert_eq!(name("a-1-of-3.gguf").as_deref(), Some("a-1-of-3"));
-        for other in ["Qwen3-30B-00002-of-00003.gguf", "mmproj-F16.gguf", "notes.txt", "gguf"] {
-            assert_eq!(name(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn sizes() {

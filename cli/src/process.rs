@@ -35,7 +35,9 @@ pub fn crash_hint(status: &str) -> &'static str {
         _ if status.contains("SIGILL") || status.contains("SIGSEGV") => {
             "; if this machine promises instructions that it does not have, '-- --no-repack' avoids them"
         }
-        _ if status.contains("SIGKILL") => "; the kernel does that when memory runs out: another --ram may help",
+        _ if status.contains("SIGKILL") => {
+            "; the kernel does that when memory runs out: a smaller context (--ctx, num_ctx) or a smaller --ram takes less"
+        }
         _ => "",
     }
 }

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::drive::{self, DriveSpeed};
 use crate::format::{Table, bytes, rate};
-use crate::model_file::{ModelFile, models_in};
+use crate::model_file::ModelFile;
+use crate::model_paths::models_by_size;
 use crate::{output, progress};
 
 const EXAMPLES: &str = "\
@@ -90,7 +91,7 @@ fn model_at(path: &Path) -> Result<Option<(PathBuf, ModelFile)>, String> {
         return Ok(Some((path.to_owned(), ModelFile::open_named(path)?)));
     }
     let readable = |path: PathBuf| Some((path.clone(), ModelFile::open(&path).ok()?));
-    Ok(models_in(path, 0).into_iter().find_map(readable))
+    Ok(models_by_size(path).into_iter().find_map(readable))
 }
 
 fn text(machine: &Machine, model: Option<&Path>, speed: Option<&DriveSpeed>) -> String {

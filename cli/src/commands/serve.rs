@@ -38,9 +38,9 @@ pub struct Serve {
     #[arg(long, default_value_t = 11434)]
     pub port: u16,
 
-    /// Context of a request in tokens, unless it asks for another with num_ctx
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
-    pub ctx: u32,
+    /// Context of a request in tokens, unless it asks for more with num_ctx [default: by memory, 4096 or more]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ctx: Option<u32>,
 
     /// Requests that are computed at once; each has a context of its own
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -87,6 +87,7 @@ pub struct Serve {
 /// # Errors
 /// A sentence when serving cannot begin.
 pub fn run(arguments: Serve) -> Result<ExitCode, String> {
+    refuse_own_options(&arguments.more)?;
     let mut keys = arguments.api_keys;
     if let Some(file) = &arguments.api_key_file {
         let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
@@ -109,8 +110,53 @@ pub fn run(arguments: Serve) -> Result<ExitCode, String> {
         shutdown_patience: Duration::from_secs(arguments.shutdown_seconds),
         program: llama::find("llama-server", arguments.streaming.llama.as_deref())?,
         environment: arguments.streaming.environment(),
+        ram_bytes: arguments.streaming.ram,
         arguments: arguments.more,
         verbose: arguments.verbose,
     };
     serve::run(settings).map(|()| ExitCode::SUCCESS)
+}
+
+/// llama-server's options that this server must choose itself, and what to write instead.
+const OWN_OPTIONS: [(&[&str], &str); 9] = [
+    (&["-c", "--ctx-size"], "--ctx, before --, is the context of a request"),
+    (&["-np", "--parallel"], "--parallel goes before --"),
+    (
+        &["--host", "--port", "--reuse-port"],
+        "--host and --port go before --; llama-server itself listens on a private port",
+    ),
+    (
+        &["-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"],
+        "the model is the first argument",
+    ),
+    (&["--models-dir", "--models-preset"], "a directory as the first argument is served, one model at a time"),
+    (&["-a", "--alias"], "a model is called after its file"),
+    (&["--api-key", "--api-key-file"], "the same options go before --; llama-server itself has a random key"),
+    (&["--api-prefix"], "a reverse proxy in front can add a prefix"),
+    (&["--ssl-key-file", "--ssl-cert-file"], "a reverse proxy in front encrypts"),
+];
+
+/// Refuses what would change behind this server's back what it counts on.
+fn refuse_own_options(more: &[String]) -> Result<(), String> {
+    for word in more {
+        if let Some((_, instead)) = OWN_OPTIONS.iter().find(|(options, _)| options.contains(&word.as_str())) {
+            return Err(format!("{word} cannot be given to llama-server here: {instead}"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_the_server_chooses_are_refused() {
+        let refused =
+            |words: &[&str]| refuse_own_options(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
+        assert!(refused(&["-np", "4"]).unwrap_err().contains("--parallel goes before --"));
+        assert!(refused(&["-t", "8", "-c", "1024"]).unwrap_err().contains("--ctx"));
+        assert!(refused(&["--api-prefix", "/x"]).unwrap_err().starts_with("--api-prefix cannot"));
+        assert_eq!(refused(&["-t", "8", "-ngl", "20", "--chat-template-file", "x"]), Ok(()));
+    }
 }

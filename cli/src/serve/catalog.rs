@@ -9,11 +9,13 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::errors::{ApiError, ApiResult};
-use crate::model_file::{ModelFile, explained, name_of, parameter_size};
+use super::model_names::{self, name_alone, name_in};
+use crate::model_file::{ModelFile, parameter_size};
+use crate::model_paths::find_models;
 
 /// A model that can be loaded.
 pub struct Model {
-    /// Ollama's form of a name: `NAME:latest`.
+    /// Ollama's form of a name: `NAME:TAG`.
     pub name: String,
     /// The first file.
     pub path: PathBuf,
@@ -36,15 +38,23 @@ pub struct Details {
     families: Vec<String>,
     parameter_size: String,
     quantization_level: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    context_length: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    embedding_length: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Model {
-    fn read(path: &Path, name: &str) -> Result<Self, String> {
-        let file = ModelFile::open(path).map_err(|error| explained(path, &error))?;
+    fn read(path: &Path, name: String) -> Result<Self, String> {
+        let file = ModelFile::open_model(path)?;
         let status = std::fs::metadata(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
         let digest = file.fingerprint().map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         Ok(Self {
-            name: format!("{name}:latest"),
+            name,
             path: path.to_owned(),
             modified: status.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             first_file_bytes: status.len(),
@@ -55,7 +65,8 @@ impl Model {
 
     /// Family, size and quantisation.
     pub fn details(&self) -> Details {
-        let family = self.file.gguf.hyper_parameters().architecture.clone();
+        let hyper = self.file.gguf.hyper_parameters();
+        let family = hyper.architecture.clone();
         Details {
             parent_model: String::new(),
             format: "gguf",
@@ -63,6 +74,8 @@ impl Model {
             family,
             parameter_size: parameter_size(self.file.parameter_count()),
             quantization_level: self.file.quantization(),
+            context_length: hyper.context_length,
+            embedding_length: hyper.embedding_length,
         }
     }
 
@@ -80,12 +93,6 @@ impl Model {
         std::fs::metadata(&self.path).is_ok_and(|status| {
             status.len() == self.first_file_bytes && status.modified().is_ok_and(|modified| modified == self.modified)
         })
-    }
-
-    fn is_called(&self, name: &str) -> bool {
-        let own = self.name.trim_end_matches(":latest");
-        let asked = name.strip_suffix(":latest").unwrap_or(name);
-        own.eq_ignore_ascii_case(asked.strip_suffix(".gguf").unwrap_or(asked))
     }
 }
 
@@ -106,14 +113,16 @@ impl Catalog {
     /// # Errors
     /// A sentence when the file is no model, or when there is nothing.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let path = path.canonicalize().map_err(|error| {
+        let failed = |error: std::io::Error| {
             format!("cannot open {}: {error}; name a .gguf file, or a directory of them", path.display())
-        })?;
+        };
+        std::fs::metadata(path).map_err(failed)?;
+        // Links are not followed: in a Hugging Face cache they lead to files that are named by a hash.
+        let path = std::path::absolute(path).map_err(failed)?;
         let place = if path.is_dir() {
             Place::Directory(path)
         } else {
-            let name = name_of(&path).or_else(|| Some(path.file_stem()?.to_string_lossy().into_owned()));
-            Place::File(Arc::new(Model::read(&path, &name.unwrap_or_else(|| "model".to_owned()))?))
+            Place::File(Arc::new(Model::read(&path, name_alone(&path))?))
         };
         let catalog = Self { place, known: Mutex::default() };
         if catalog.list().is_empty() {
@@ -144,15 +153,14 @@ impl Catalog {
             Place::File(model) => return vec![Arc::clone(model)],
             Place::Directory(directory) => directory,
         };
-        let mut paths = Vec::new();
-        find_models(directory, 0, &mut paths);
+        let mut paths = find_models(directory);
         paths.sort();
         let mut models: Vec<Arc<Model>> = paths.iter().filter_map(|path| self.model_at(directory, path)).collect();
         models.sort_by(|one, other| one.name.cmp(&other.name));
         models
     }
 
-    /// The model of a name: `NAME`, `NAME:latest` or `NAME.gguf`, in any case.
+    /// The model of a name, in any of the forms that [`model_names::find`] knows.
     ///
     /// # Errors
     /// 404 when there is none, 400 when none is named.
@@ -160,7 +168,9 @@ impl Catalog {
         if name.is_empty() {
             return Err(ApiError::bad_request("model is required"));
         }
-        self.list().into_iter().find(|model| model.is_called(name)).ok_or_else(|| ApiError::no_such_model(name))
+        let models = self.list();
+        let place = model_names::find(name, models.iter().map(|model| (model.name.as_str(), model.path.as_path())));
+        place.map(|place| Arc::clone(&models[place])).ok_or_else(|| ApiError::no_such_model(name))
     }
 
     fn model_at(&self, directory: &Path, path: &Path) -> Option<Arc<Model>> {
@@ -169,7 +179,7 @@ impl Catalog {
                 return Some(Arc::clone(model));
             }
         }
-        let model = Model::read(path, &name_in(directory, path)?).map(Arc::new);
+        let model = Model::read(path, name_in(directory, path)?).map(Arc::new);
         let was_known = self.known.lock().insert(path.to_owned(), model.as_ref().ok().cloned()).is_some();
         match model {
             Ok(model) => Some(model),
@@ -180,47 +190,5 @@ impl Catalog {
                 None
             }
         }
-    }
-}
-
-/// A model in a folder of its own is called by its file alone, as `llama-server --models-dir` has it; any other by its
-/// path.
-fn name_in(directory: &Path, path: &Path) -> Option<String> {
-    let name = name_of(path)?;
-    let folder = path.parent()?.strip_prefix(directory).ok()?;
-    let is_own = folder.file_name().is_none_or(|folder| folder.to_str() == Some(&name));
-    let prefix = if is_own { folder.parent().unwrap_or(Path::new("")) } else { folder };
-    let prefix = prefix.to_str()?;
-    Some(if prefix.is_empty() { name } else { format!("{prefix}/{name}") })
-}
-
-fn find_models(directory: &Path, depth: usize, paths: &mut Vec<PathBuf>) {
-    /// Deep enough for AUTHOR/MODEL/FILE; a link in a circle ends here, too.
-    const DEPTH_MAX: usize = 3;
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        if path.is_dir() {
-            if depth < DEPTH_MAX {
-                find_models(&path, depth + 1, paths);
-            }
-        } else if name_of(&path).is_some() {
-            paths.push(path);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_in_a_directory() {
-        let name = |path: &str| name_in(Path::new("/m"), Path::new(path));
-        assert_eq!(name("/m/a.gguf").as_deref(), Some("a"));
-        assert_eq!(name("/m/a/a.gguf").as_deref(), Some("a"));
-        assert_eq!(name("/m/a/a-00001-of-00002.gguf").as_deref(), Some("a"));
-        assert_eq!(name("/m/author/a.gguf").as_deref(), Some("author/a"));
-        assert_eq!(name("/m/author/a/a.gguf").as_deref(), Some("author/a"));
-        assert_eq!(name("/m/a/a-00002-of-00002.gguf"), None);
     }
 }

@@ -5,10 +5,12 @@
 //! `generation` cuts the answer into pieces, `answer` puts them into Ollama's words.
 
 mod catalog;
+mod context;
 pub(crate) mod errors;
 mod http;
 mod keep_alive;
 pub(crate) mod llama_server;
+mod model_names;
 mod ollama;
 mod server;
 
@@ -25,10 +27,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use catalog::{Catalog, Model};
+use context::ContextPolicy;
 use http::auth::Access;
-use http::counts;
 pub use keep_alive::KeepAlive;
-use llama_server::child::{Launch, Shown};
+use llama_server::child::{self, Launch, Shown};
 use llama_server::loader::{self, Loader};
 use server::{Server, Shared};
 
@@ -42,8 +44,8 @@ pub struct Settings {
     pub host: String,
     /// The port; 0 takes a free one.
     pub port: u16,
-    /// The context of one request, in tokens.
-    pub context_tokens: u32,
+    /// The context of one request, in tokens; `None` chooses by memory.
+    pub context_tokens: Option<u32>,
     /// Requests that are computed at once.
     pub parallel: u32,
     /// How long an idle model stays; `None` decides by what is served.
@@ -62,6 +64,8 @@ pub struct Settings {
     pub environment: Vec<(String, String)>,
     /// More arguments for it.
     pub arguments: Vec<String>,
+    /// What `--ram` says; memory for weights and KV cache otherwise is what is available.
+    pub ram_bytes: Option<u64>,
     /// Whether its whole log is shown.
     pub verbose: bool,
 }
@@ -95,10 +99,15 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let stats = std::env::var_os("HYPURA_STATS").map_or_else(|| scratch.path().join("stats.json"), PathBuf::from);
     let access = Arc::new(Access::new(&settings.keys, settings.origins.clone(), address.ip().is_loopback()));
     let (body_bytes_max, patience) = (settings.body_bytes_max, settings.shutdown_patience);
-    let context_tokens = settings.context_tokens;
-    let loader = Loader::new(make_launch(settings, stats.clone()), context_tokens, keep_alive);
+    let contexts = ContextPolicy {
+        chosen_tokens: settings.context_tokens,
+        parallel: settings.parallel,
+        memory_bytes: settings.ram_bytes.unwrap_or_else(|| hypura::hw::profile(&settings.path).memory.available_bytes),
+    };
+    let loader = Loader::new(make_launch(settings, stats.clone()), contexts, keep_alive);
     let server = Server::new(Shared { catalog, loader, access, body_bytes_max, stats, answers: Arc::default() });
 
+    child::warn_of_environment();
     announce(&server, address);
     let (stop, stopped) = watch::channel(false);
     let mut serving = tokio::spawn(listen(listener, router(server.clone()), stopped));
@@ -171,12 +180,14 @@ fn announce(server: &Server, address: SocketAddr) {
 }
 
 fn router(server: Server) -> Router {
-    use http::{auth, counts, live, metrics, openai};
-    use ollama::{chat, embed, generate, models, unsupported};
+    use http::{auth, counts, health, live, metrics, openai};
+    use ollama::{account, chat, embed, generate, models, unsupported};
     let gone = || any(unsupported::unsupported);
     Router::new()
         .route("/", get(|| async { "Ollama is running" }))
         .route("/api/version", get(models::version))
+        .route("/api/status", get(account::status))
+        .route("/api/me", any(account::me))
         .route("/api/tags", get(models::tags))
         .route("/api/ps", get(models::ps))
         .route("/api/show", post(models::show))
@@ -193,6 +204,7 @@ fn router(server: Server) -> Router {
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*name}", get(openai::model))
         .route("/v1/{*path}", any(openai::pass))
+        .route("/health", get(health::health))
         .route("/metrics", get(metrics::metrics))
         .route("/hypura", get(live::page))
         .route("/hypura/figures", get(live::figures))
@@ -213,6 +225,8 @@ fn make_launch(settings: Settings, stats: PathBuf) -> Box<loader::MakeLaunch> {
         let total = (u64::from(context_tokens) * u64::from(settings.parallel)).to_string();
         push(&["--model", &model.path.to_string_lossy(), "--alias", &model.name]);
         push(&["--ctx-size", &total, "--parallel", &settings.parallel.to_string(), "--no-kv-unified"]);
+        // As Ollama: an answer goes on when its context is full. Ollama also ends what never ends by itself.
+        push(&["--context-shift", "--predict", &(u64::from(context_tokens) * 10).to_string()]);
         push(&["--jinja", "--metrics", "--no-ui", "--embeddings"]);
         if model.is_embedding() {
             // Such models look at a whole text at once, so a micro-batch must hold it.

@@ -1,5 +1,6 @@
 //! Who may ask: whoever has the key, and no web page of another site.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -40,9 +41,12 @@ impl Access {
         if self.keys.is_empty() {
             return true;
         }
-        let Some(value) = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()) else {
-            return false;
-        };
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        // As Anthropic's clients send it.
+        if text("x-api-key").is_some_and(|given| self.keys.contains(&hash(given))) {
+            return true;
+        }
+        let Some(value) = text("authorization") else { return false };
         let given = match value.split_once(' ') {
             Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Some(key.trim().to_owned()),
             // What a browser sends after it has asked for a password: the live page works, too.
@@ -55,7 +59,9 @@ impl Access {
 
     fn allows_origin(&self, origin: &str) -> bool {
         let own = || origin.parse::<Uri>().ok().and_then(|uri| uri.host().map(is_this_machine)).unwrap_or(false);
-        self.origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin)) || own()
+        let is_program = || PROGRAMS.iter().any(|scheme| origin.to_ascii_lowercase().starts_with(scheme));
+        let is_allowed = || self.origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin));
+        is_program() || own() || is_allowed()
     }
 
     fn allows_host(&self, headers: &HeaderMap) -> bool {
@@ -66,7 +72,7 @@ impl Access {
         let Some(authority) = host.and_then(|host| host.parse::<axum::http::uri::Authority>().ok()) else {
             return host.is_none();
         };
-        is_this_machine(authority.host())
+        is_near(authority.host(), &own_name())
     }
 }
 
@@ -75,13 +81,18 @@ pub async fn check(State(access): State<Arc<Access>>, request: Request<Body>, ne
     if !access.allows_host(request.headers()) {
         return refuse(
             StatusCode::FORBIDDEN,
+            request.uri().path(),
             "this server is for this machine; start it with --host to be reached by name",
         );
     }
     let origin = request.headers().get(header::ORIGIN).cloned();
     if let Some(origin) = &origin {
         if !origin.to_str().is_ok_and(|origin| access.allows_origin(origin)) {
-            return refuse(StatusCode::FORBIDDEN, "pages of this origin may not ask; hypura serve --origin allows it");
+            return refuse(
+                StatusCode::FORBIDDEN,
+                request.uri().path(),
+                "pages of this origin may not ask; hypura serve --origin allows it",
+            );
         }
     }
     // Browsers ask without a key whether they may ask.
@@ -96,8 +107,11 @@ pub async fn check(State(access): State<Arc<Access>>, request: Request<Body>, ne
     } else if request.uri().path() == "/" || access.has_key(request.headers()) {
         next.run(request).await
     } else {
-        let mut response =
-            refuse(StatusCode::UNAUTHORIZED, "a key is needed: send the header 'Authorization: Bearer KEY'");
+        let mut response = refuse(
+            StatusCode::UNAUTHORIZED,
+            request.uri().path(),
+            "a key is needed: send the header 'Authorization: Bearer KEY'",
+        );
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"hypura\""));
         response
     };
@@ -108,18 +122,39 @@ pub async fn check(State(access): State<Arc<Access>>, request: Request<Body>, ne
     response
 }
 
-fn refuse(status: StatusCode, message: &str) -> Response<Body> {
-    ApiError::new(status, message).into_response()
+fn refuse(status: StatusCode, path: &str, message: &str) -> Response<Body> {
+    ApiError::new(status, message).into_response_at(path)
 }
 
 fn hash(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
+/// Pages that belong to a program of this machine and not to a web site: browsers let no site claim such an origin.
+const PROGRAMS: [&str; 5] = ["app://", "file://", "tauri://", "vscode-file://", "vscode-webview://"];
+
 fn is_this_machine(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let is_name = host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost");
-    is_name || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    is_name || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback() || address.is_unspecified())
+}
+
+/// Whether a host's name or address can only lead to this machine or one near it: no web site can own it, so none can have
+/// made it point here. Containers and other machines reach this one by such names, through a proxy or a forwarded port.
+fn is_near(host: &str, own_name: &str) -> bool {
+    let lower = host.to_ascii_lowercase();
+    let is_name = lower.ends_with(".local") || lower.ends_with(".internal") || lower == own_name.to_ascii_lowercase();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    is_this_machine(host)
+        || is_name
+        || address.is_ok_and(|address| match address {
+            IpAddr::V4(address) => address.is_private(),
+            IpAddr::V6(address) => address.is_unique_local(),
+        })
+}
+
+fn own_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The password in base64 of `user:password`.
@@ -144,19 +179,55 @@ mod tests {
         // base64 of "x:secret" and "x:wrong"
         assert!(has_key("Basic eDpzZWNyZXQ=") && !has_key("Basic eDp3cm9uZw=="));
         assert!(!has_key("Bearer wrong") && !has_key("secret") && !has_key("Basic !"));
+        let api_key = |value: &str| access.has_key(&headers(&[("x-api-key".parse().unwrap(), value)]));
+        assert!(api_key("secret") && !api_key("wrong"));
         assert!(!access.has_key(&HeaderMap::new()) && Access::default().has_key(&HeaderMap::new()));
     }
 
     #[test]
     fn origins_and_hosts() {
         let access = Access::new(&[], vec!["https://example.org".to_owned()], true);
-        for origin in ["http://localhost:3000", "http://127.0.0.1", "http://[::1]:80", "https://example.org"] {
+        for origin in [
+            "http://localhost:3000",
+            "http://127.0.0.1",
+            "http://[::1]:80",
+            "https://example.org",
+            "http://0.0.0.0:8080",
+            "app://obsidian.md",
+            "tauri://localhost",
+            "file://",
+            "vscode-webview://1abc",
+            "vscode-file://vscode-app",
+        ] {
             assert!(access.allows_origin(origin), "{origin}");
         }
-        for origin in ["https://evil.example", "http://localhost.evil.example", "null", "http://10.0.0.1"] {
+        for origin in [
+            "https://evil.example",
+            "http://localhost.evil.example",
+            "null",
+            "http://10.0.0.1",
+            "chrome-extension://x",
+            "xapp://y",
+            "https://app.example",
+        ] {
             assert!(!access.allows_origin(origin), "{origin}");
         }
         let host = |host: &str| access.allows_host(&headers(&[(header::HOST, host)]));
+        for near in [
+            "0.0.0.0:11434",
+            "host.docker.internal:11434",
+            "box.local",
+            "gpu.internal:1",
+            "192.168.1.7:11434",
+            "10.1.2.3",
+            "[fd00::1]:80",
+        ] {
+            assert!(host(near), "{near}");
+        }
+        assert!(is_near("Box", "box") && !is_near("box.example", "box"));
+        for far in ["8.8.8.8", "local", "evil.local.example", "[2001:db8::1]"] {
+            assert!(!host(far), "{far}");
+        }
         assert!(host("localhost:11434") && host("127.0.0.1:11434") && host("[::1]:11434"));
         assert!(!host("evil.example") && !host("evil.example:11434") && !host("a b"));
         assert!(access.allows_host(&HeaderMap::new()));

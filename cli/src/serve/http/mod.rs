@@ -2,6 +2,8 @@
 
 pub mod auth;
 pub mod counts;
+pub mod dimensions;
+pub mod health;
 pub mod live;
 pub mod metrics;
 pub mod openai;

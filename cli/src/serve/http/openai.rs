@@ -1,18 +1,22 @@
-//! `/v1/*`: passed to llama-server, which speaks OpenAI's API itself. Only the model's name is looked at, to load it.
+//! `/v1/*`: passed to llama-server, which speaks OpenAI's and Anthropic's APIs itself. The model's name is looked at, to
+//! load it, and what llama-server would drop without a word.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderName, Method, Request, Response, StatusCode, header};
+use axum::http::{HeaderName, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
+use super::dimensions;
 use super::request::too_large;
 use crate::serve::catalog::Model;
-use crate::serve::errors::{ApiError, ApiResult, json_response};
+use crate::serve::errors::{ApiError, ApiResult, is_anthropic, json_response};
+use crate::serve::llama_server::upstream::collect;
+use crate::serve::ollama::capabilities::require_tools;
 use crate::serve::server::Server;
 
 /// `GET /v1/models`.
@@ -25,7 +29,7 @@ pub async fn models(State(server): State<Server>) -> Response<Body> {
 pub async fn model(State(server): State<Server>, Path(name): Path<String>) -> Response<Body> {
     match server.catalog.find(&name) {
         Ok(model) => json_response(StatusCode::OK, &describe(&model)),
-        Err(error) => error.into_openai_response(),
+        Err(error) => error.into_response_at("/v1/models/"),
     }
 }
 
@@ -36,24 +40,38 @@ fn describe(model: &Model) -> Value {
 
 /// Everything else below `/v1`.
 pub async fn pass(State(server): State<Server>, request: Request<Body>) -> Response<Body> {
-    match forward(&server, request).await {
+    let path = request.uri().path().to_owned();
+    match forward(&server, &path, request).await {
         Ok(response) => response,
-        Err(error) => error.into_openai_response(),
+        Err(error) => error.into_response_at(&path),
     }
 }
 
-async fn forward(server: &Server, request: Request<Body>) -> ApiResult<Response<Body>> {
+async fn forward(server: &Server, path: &str, request: Request<Body>) -> ApiResult<Response<Body>> {
     let (mut head, body) = request.into_parts();
     let bytes =
         axum::body::to_bytes(body, server.body_bytes_max).await.map_err(|_| too_large(server.body_bytes_max))?;
-    let model = wanted(server, &head.method, &bytes)?;
+    // What is no JSON is llama-server's to refuse.
+    let asked: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let model = wanted(server, asked["model"].as_str())?;
     let lease = server.loader.acquire(&model, None, None).await?;
+    if asked["tools"].as_array().is_some_and(|tools| !tools.is_empty()) {
+        require_tools(&lease)?;
+    }
+    if path == "/v1/embeddings" && asked["dimensions"].is_u64() {
+        return dimensions::embed(&lease, asked).await;
+    }
     // About the connection to us, not about the request.
-    for name in [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::AUTHORIZATION, header::ORIGIN] {
+    for name in ["host", "connection", "transfer-encoding", "authorization", "x-api-key", "origin"] {
         head.headers.remove(name);
     }
     head.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
     let response = lease.upstream.send(Request::from_parts(head, Body::from(bytes))).await?;
+    if is_anthropic(path) && !response.status().is_success() {
+        let status = response.status();
+        let body = collect(response.into_body()).await?;
+        return Err(ApiError::from_upstream(status, &serde_json::from_slice(&body).unwrap_or_default()));
+    }
     let (mut head, body) = response.into_parts();
     for name in [header::CONNECTION, header::TRANSFER_ENCODING, HeaderName::from_static("keep-alive")] {
         head.headers.remove(name);
@@ -70,19 +88,13 @@ async fn forward(server: &Server, request: Request<Body>) -> ApiResult<Response<
     Ok(Response::from_parts(head, Body::from_stream(body)).into_response())
 }
 
-/// The model that a request is for: the only one there is, whatever it is called, or the one of the name.
-fn wanted(server: &Server, method: &Method, body: &Bytes) -> ApiResult<Arc<Model>> {
+/// The model that a request is for: the only one there is, whatever it is called, the one of the name, or the loaded one.
+fn wanted(server: &Server, name: Option<&str>) -> ApiResult<Arc<Model>> {
     if let Some(model) = server.catalog.only() {
         return Ok(Arc::clone(model));
     }
-    let name = match *method {
-        Method::POST => {
-            serde_json::from_slice::<Value>(body).ok().and_then(|body| Some(body["model"].as_str()?.to_owned()))
-        }
-        _ => None,
-    };
     match (name, server.loader.current()) {
-        (Some(name), _) => server.catalog.find(&name),
+        (Some(name), _) => server.catalog.find(name),
         (None, Some(loaded)) => Ok(Arc::clone(&loaded.model)),
         (None, None) => Err(ApiError::bad_request("model is required: GET /v1/models lists those that there are")),
     }

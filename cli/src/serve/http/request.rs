@@ -1,38 +1,10 @@
-//! Reading a client's request, and what all requests about a model have in common.
+//! Reading a client's request.
 
 use axum::body::Body;
 use axum::http::StatusCode;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
 
 use crate::serve::errors::{ApiError, ApiResult};
-use crate::serve::keep_alive::KeepAlive;
-use crate::serve::ollama::options::Options;
-
-/// The fields that choose a model and how it is run.
-#[derive(Debug, Deserialize)]
-pub struct Choice {
-    /// The model's name.
-    #[serde(default)]
-    pub model: String,
-    /// Ollama's options.
-    #[serde(default)]
-    options: Option<Map<String, Value>>,
-    /// How long to keep the model afterwards.
-    #[serde(default)]
-    pub keep_alive: Option<KeepAlive>,
-}
-
-impl Choice {
-    /// The options in llama-server's words.
-    ///
-    /// # Errors
-    /// 400 for a value of the wrong type.
-    pub fn options(&self) -> ApiResult<Options> {
-        Options::translate(self.options.as_ref().unwrap_or(&Map::new()))
-    }
-}
 
 /// Reads a body as JSON, whatever its type is declared to be: curl declares a form.
 ///

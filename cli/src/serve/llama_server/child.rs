@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
 use super::upstream::Upstream;
-use crate::log_lines::{is_alarming, is_worth_showing, message_of};
+use crate::log_lines::{is_alarming, is_error, is_worth_showing, message_of};
 use crate::process;
 
 /// What to start.
@@ -62,6 +62,8 @@ struct Process {
     /// `None` once it is over: its number may by then belong to another process.
     id: Mutex<Option<Pid>>,
     log: Mutex<VecDeque<String>>,
+    /// Errors while it loads, which are not shown yet: when loading fails, they are told once, as the reason.
+    held: Mutex<Option<Vec<String>>>,
 }
 
 /// The last lines of the log that are kept for the message about a failure.
@@ -97,12 +99,17 @@ impl Child {
             tokio::select! {
                 // `/props` wants the key, so no other program on the port can pass for ours.
                 answer = upstream.get("/props") => match answer {
-                    Ok(properties) => return Ok(serde_json::from_slice(&properties).unwrap_or_default()),
+                    Ok(properties) => {
+                        for line in self.process.held.lock().take().into_iter().flatten() {
+                            eprintln!("llama-server: {line}");
+                        }
+                        return Ok(serde_json::from_slice(&properties).unwrap_or_default());
+                    }
                     Err(_) => tokio::time::sleep(INTERVAL).await,
                 },
                 status = self.exited() => {
                     let hint = process::crash_hint(&status);
-                    return Err(format!("llama-server ended with {status}: {}{hint}", self.last_words()));
+                    return Err(format!("{} (llama-server ended with {status}){hint}", self.cause()));
                 }
             }
         }
@@ -132,6 +139,18 @@ impl Child {
         let failures: Vec<&str> = log.iter().filter(|line| is_alarming(line)).map(|line| message_of(line)).collect();
         let shown = if failures.is_empty() { log.iter().map(|line| message_of(line)).collect() } else { failures };
         shown[shown.len().saturating_sub(8)..].join("; ")
+    }
+
+    /// Why it ended, as far as its log tells: the first error, which those after it follow from.
+    fn cause(&self) -> String {
+        const CHARACTERS_MAX: usize = 300;
+        let log = self.process.log.lock();
+        let cause = log.iter().find(|line| is_error(line)).or_else(|| log.iter().rfind(|line| is_alarming(line)));
+        let cause = cause.or_else(|| log.back()).map_or("it said nothing", |line| message_of(line));
+        match cause.char_indices().nth(CHARACTERS_MAX) {
+            Some((end, _)) => format!("{}... (--verbose shows all)", &cause[..end]),
+            None => cause.to_owned(),
+        }
     }
 
     /// Asks it to end, and makes it end when it does not.
@@ -175,7 +194,7 @@ fn keep(
         }
     };
     let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let process = Arc::new(Process { id: Mutex::new(id), log: Mutex::default() });
+    let process = Arc::new(Process { id: Mutex::new(id), log: Mutex::default(), held: Mutex::new(Some(Vec::new())) });
     if started.send(Ok(Arc::clone(&process))).is_err() {
         // Nobody waits any more; without this it would run on.
         let _ = child.kill();
@@ -186,7 +205,10 @@ fn keep(
             let line = String::from_utf8_lossy(&line).into_owned();
             match launch.shown {
                 Shown::All => eprintln!("{line}"),
-                Shown::Important if is_worth_showing(&line) => eprintln!("llama-server: {}", message_of(&line)),
+                Shown::Important if is_worth_showing(&line) => match &mut *process.held.lock() {
+                    Some(held) if is_error(&line) => held.push(message_of(&line).to_owned()),
+                    _ => eprintln!("llama-server: {}", message_of(&line)),
+                },
                 Shown::Important | Shown::Nothing => {}
             }
             let mut log = process.log.lock();
@@ -207,6 +229,9 @@ fn keep(
 
 fn command(launch: &Launch, port: u16, key: &str) -> Command {
     let mut command = Command::new(&launch.program);
+    for (name, _) in own_settings() {
+        command.env_remove(name);
+    }
     command
         .args(&launch.arguments)
         .args(["--host", "127.0.0.1", "--port", &port.to_string()])
@@ -218,6 +243,43 @@ fn command(launch: &Launch, port: u16, key: &str) -> Command {
         .process_group(0);
     process::die_with_parent(&mut command);
     command
+}
+
+/// Variables of llama-server's own that would change what we count on: where it listens, what it loads.
+const OWN_VARIABLES: [&str; 17] = [
+    "API_PREFIX",
+    "HOST",
+    "PORT",
+    "REUSE_PORT",
+    "SSL_KEY_FILE",
+    "SSL_CERT_FILE",
+    "MODEL",
+    "MODEL_URL",
+    "HF_REPO",
+    "HF_FILE",
+    "MODELS_DIR",
+    "MODELS_PRESET",
+    "CTX_SIZE",
+    "N_PARALLEL",
+    "KV_UNIFIED",
+    "EMBEDDINGS",
+    "RERANKING",
+];
+
+/// Those that are set.
+fn own_settings() -> impl Iterator<Item = (String, std::ffi::OsString)> {
+    let names = OWN_VARIABLES.iter().map(|name| format!("LLAMA_ARG_{name}"));
+    names.filter_map(|name| std::env::var_os(&name).map(|value| (name, value)))
+}
+
+/// Tells which variables llama-server does not get to see.
+pub fn warn_of_environment() {
+    for (name, value) in own_settings() {
+        let value = value.to_string_lossy();
+        eprintln!(
+            "hypura: warning: {name}={value} is left out: this server decides that itself; see hypura serve --help"
+        );
+    }
 }
 
 /// A port that was free a moment ago.
@@ -251,6 +313,16 @@ mod tests {
         assert_eq!(child.exited().await, "exit status: 3");
         assert!(child.has_exited() && child.id().is_none());
         assert_eq!(child.last_words(), "srv: broken");
+    }
+
+    #[tokio::test]
+    async fn a_failure_to_load_is_told_by_its_first_error_and_briefly() {
+        let script = format!("echo '0.0 E load: bad magic' >&2; echo '0.0 E srv: {}' >&2; exit 1", "x".repeat(2000));
+        let child = Child::start(shell(&script)).await.unwrap();
+        let problem = child.ready().await.unwrap_err();
+        assert!(problem.starts_with("load: bad magic (llama-server ended"), "{problem}");
+        let child = Child::start(shell(&format!("echo '0.0 E {}' >&2; exit 1", "é".repeat(2000)))).await.unwrap();
+        assert!(child.ready().await.unwrap_err().chars().count() < 400);
     }
 
     #[tokio::test]

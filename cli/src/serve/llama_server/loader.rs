@@ -17,6 +17,7 @@ use tokio::sync::{Mutex as Gate, Notify, OwnedMutexGuard};
 use super::child::{Child, Launch};
 use super::upstream::Upstream;
 use crate::serve::catalog::Model;
+use crate::serve::context::ContextPolicy;
 use crate::serve::errors::{ApiError, ApiResult};
 use crate::serve::keep_alive::KeepAlive;
 
@@ -26,7 +27,7 @@ pub type MakeLaunch = dyn Fn(&Model, u32) -> Launch + Send + Sync;
 /// Loads models.
 pub struct Loader {
     make_launch: Box<MakeLaunch>,
-    default_context_tokens: u32,
+    contexts: ContextPolicy,
     default_keep_alive: KeepAlive,
     gate: Arc<Gate<()>>,
     current: Mutex<Option<Arc<Loaded>>>,
@@ -42,6 +43,8 @@ pub struct Loaded {
     pub model: Arc<Model>,
     /// What a single request may use, in tokens.
     pub context_tokens: u32,
+    /// What it was loaded with: llama-server may have rounded it.
+    loaded_tokens: u32,
     /// Its llama-server.
     pub upstream: Upstream,
     /// What llama-server says of itself and of the model: `/props`.
@@ -55,6 +58,8 @@ struct Usage {
     in_flight: usize,
     keep_alive: KeepAlive,
     idle_since: Instant,
+    /// When a request last needed more than the default context.
+    enlarged_until: Instant,
 }
 
 impl Loaded {
@@ -108,10 +113,10 @@ impl Drop for Lease {
 
 impl Loader {
     /// A loader that has loaded nothing yet.
-    pub fn new(make_launch: Box<MakeLaunch>, default_context_tokens: u32, default_keep_alive: KeepAlive) -> Arc<Self> {
+    pub fn new(make_launch: Box<MakeLaunch>, contexts: ContextPolicy, default_keep_alive: KeepAlive) -> Arc<Self> {
         let loader = Arc::new(Self {
             make_launch,
-            default_context_tokens,
+            contexts,
             default_keep_alive,
             gate: Arc::default(),
             current: Mutex::new(None),
@@ -134,13 +139,13 @@ impl Loader {
     }
 
     /// The context of a model when the request does not name one.
-    pub fn default_context_tokens(&self) -> u32 {
-        self.default_context_tokens
+    pub fn default_context_tokens(&self, model: &Model) -> u32 {
+        self.contexts.default_tokens(model)
     }
 
     /// Loads a model unless it is loaded, and keeps it at least until the lease is dropped.
     ///
-    /// A context other than the loaded one means loading again. When the caller gives up waiting, loading goes on: the
+    /// Only a context that is larger than the loaded one means loading again. When the caller gives up waiting, loading goes on: the
     /// next request will want the model, too.
     ///
     /// # Errors
@@ -154,7 +159,11 @@ impl Loader {
         let asked = Instant::now();
         let gate = Arc::clone(&self.gate).lock_owned().await;
         let keep_alive = keep_alive.unwrap_or(self.default_keep_alive);
-        if let Some(loaded) = self.current().filter(|loaded| loaded.serves(model, context_tokens)) {
+        let needed = self.contexts.needed_tokens(model, context_tokens);
+        if let Some(loaded) = self.current().filter(|loaded| loaded.serves(model, needed)) {
+            if needed > self.contexts.default_tokens(model) {
+                loaded.usage.lock().enlarged_until = Instant::now();
+            }
             return Ok(self.lease(loaded, keep_alive, asked));
         }
         let (loader, model) = (Arc::clone(self), Arc::clone(model));
@@ -224,9 +233,10 @@ impl Loader {
         if self.stopping.load(Ordering::SeqCst) {
             return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is being stopped"));
         }
-        let context_tokens = context_tokens.unwrap_or(self.default_context_tokens);
-        let launch = (self.make_launch)(&model, context_tokens);
-        eprintln!("hypura: loading {} with a context of {context_tokens} tokens", model.name);
+        let reason = self.contexts.reason(&model, context_tokens);
+        let loaded_tokens = self.contexts.loaded_tokens(&model, context_tokens);
+        let launch = (self.make_launch)(&model, loaded_tokens);
+        eprintln!("hypura: loading {} with a context of {loaded_tokens} tokens ({reason})", model.name);
         let began = Instant::now();
         // Another program may take the free port before llama-server does.
         const ATTEMPTS: usize = 3;
@@ -239,14 +249,21 @@ impl Loader {
                 Ok(properties) => break (child, properties),
                 Err(problem) if problem.contains("couldn't bind") && attempt < ATTEMPTS => {}
                 Err(problem) => {
-                    return Err(ApiError::upstream(format!("model '{}' cannot be loaded: {problem}", model.name)));
+                    let what =
+                        format!("model '{}' cannot be loaded with a context of {loaded_tokens} tokens", model.name);
+                    return Err(ApiError::upstream(format!("{what}: {problem}")));
                 }
             }
         };
         eprintln!("hypura: {} is loaded after {:.1} s", model.name, began.elapsed().as_secs_f64());
-        let usage = Usage { in_flight: 0, keep_alive: self.default_keep_alive, idle_since: Instant::now() };
+        let now = Instant::now();
+        let usage = Usage { in_flight: 0, keep_alive: self.default_keep_alive, idle_since: now, enlarged_until: now };
+        let usage = Mutex::new(usage);
         let upstream = Upstream::new(child.address, &child.key);
-        Ok(Arc::new(Loaded { model, context_tokens, upstream, properties, child, usage: Mutex::new(usage) }))
+        let told =
+            properties["default_generation_settings"]["n_ctx"].as_u64().and_then(|tokens| u32::try_from(tokens).ok());
+        let context_tokens = told.unwrap_or(loaded_tokens);
+        Ok(Arc::new(Loaded { model, context_tokens, loaded_tokens, upstream, properties, child, usage }))
     }
 
     /// Starts a model again whose llama-server ended by itself, unless it did so at once: then the next request tries.
@@ -279,7 +296,7 @@ impl Loader {
         if began.elapsed() < LIFE_MIN {
             return;
         }
-        let again = (Arc::clone(&loaded.model), Some(loaded.context_tokens));
+        let again = (Arc::clone(&loaded.model), None);
         if let Err(error) = self.switch(&gate, Some(again)).await {
             eprintln!("hypura: {}", error.message);
         }
@@ -289,6 +306,7 @@ impl Loader {
     async fn unload_expired(self: Arc<Self>) {
         const FAR: Duration = Duration::from_secs(3600);
         loop {
+            self.shrink_idle().await;
             let current = self.current();
             let left = current.as_ref().and_then(|loaded| loaded.expires_in()).unwrap_or(FAR);
             let expired = current.filter(|loaded| left.is_zero() && loaded.in_flight() == 0);
@@ -308,10 +326,49 @@ impl Loader {
     }
 }
 
+impl Loader {
+    /// Goes back to the default context when nothing has needed a larger one for a while: its memory is better used for
+    /// weights.
+    async fn shrink_idle(self: &Arc<Self>) {
+        let is_larger = |loaded: &Arc<Loaded>| {
+            let default = self.contexts.default_tokens(&loaded.model);
+            loaded.loaded_tokens > default && loaded.usage.lock().may_shrink(Instant::now())
+        };
+        let Some(loaded) = self.current().filter(is_larger) else { return };
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        if self.current().is_some_and(|current| Arc::ptr_eq(&current, &loaded) && is_larger(&current)) {
+            eprintln!("hypura: {} goes back to its default context", loaded.model.name);
+            if let Err(error) = self.switch(&gate, Some((Arc::clone(&loaded.model), None))).await {
+                eprintln!("hypura: {}", error.message);
+            }
+        }
+    }
+}
+
+impl Usage {
+    /// Whether nothing is under way and nothing has needed a larger context for as long as Ollama keeps idle models.
+    fn may_shrink(&self, now: Instant) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(300);
+        self.in_flight == 0 && now.saturating_duration_since(self.enlarged_until) > PATIENCE
+    }
+}
+
 impl Loaded {
-    fn serves(&self, model: &Model, context_tokens: Option<u32>) -> bool {
-        self.model.is_same_file(model)
-            && context_tokens.is_none_or(|tokens| tokens == self.context_tokens)
-            && !self.child.has_exited()
+    fn serves(&self, model: &Model, needed_tokens: u32) -> bool {
+        self.model.is_same_file(model) && needed_tokens <= self.loaded_tokens && !self.child.has_exited()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_context_is_kept_while_it_is_wanted() {
+        let now = Instant::now();
+        let usage =
+            |in_flight| Usage { in_flight, keep_alive: KeepAlive::Forever, idle_since: now, enlarged_until: now };
+        let later = now + Duration::from_secs(301);
+        assert!(!usage(0).may_shrink(now) && usage(0).may_shrink(later) && !usage(1).may_shrink(later));
     }
 }

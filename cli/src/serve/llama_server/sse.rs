@@ -124,11 +124,11 @@ mod tests {
         }
         assert!(parse(b"data: {").is_err());
         for failure in [
-            &br#"data: {"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}"#[..],
-            br#"error: {"code":400,"message":"too long","type":"exceed_context_size_error"}"#,
+            &br#"data: {"error":{"code":400,"message":"too long","type":"exceed_context_size_error","n_prompt_tokens":12,"n_ctx":10}}"#[..],
+            br#"error: {"code":400,"message":"too long","type":"exceed_context_size_error","n_prompt_tokens":12,"n_ctx":10}"#,
         ] {
             let Err(error) = parse(failure) else { panic!("an error must not pass for an event") };
-            assert!(error.message == "too long" && error.status == 400 && error.context_exceeded, "{error:?}");
+            assert!(error.message == "too long" && error.status == 400 && error.context_exceeded == Some(2), "{error:?}");
         }
     }
 }

@@ -111,7 +111,10 @@ impl Upstream {
 }
 
 /// Reads a body to its end.
-async fn collect(body: UpstreamBody) -> ApiResult<Bytes> {
+///
+/// # Errors
+/// When the connection breaks.
+pub async fn collect(body: UpstreamBody) -> ApiResult<Bytes> {
     let collected = body.collect().await;
     let collected = collected.map_err(|error| ApiError::upstream(format!("llama-server hung up: {error}")))?;
     Ok(collected.to_bytes())

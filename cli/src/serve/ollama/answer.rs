@@ -9,7 +9,7 @@ use futures_util::Stream;
 use serde_json::{Map, Value, json};
 
 use crate::serve::errors::{ApiResult, json_response};
-use crate::serve::llama_server::generation::{Generation, Piece};
+use crate::serve::llama_server::generation::{Content, Generation, Piece};
 use crate::serve::llama_server::loader::Lease;
 
 /// Where the text of an answer goes.
@@ -44,13 +44,14 @@ pub struct Answer {
     text: String,
     thinking: String,
     tool_calls: Vec<Value>,
+    logprobs: Vec<Value>,
 }
 
 impl Answer {
     /// An answer in the name of the model that the client has asked for. `began` is when the request arrived.
     pub fn new(lease: Lease, model: String, shape: Shape, generation: Generation, began: Instant) -> Self {
-        let (text, thinking, tool_calls) = (String::new(), String::new(), Vec::new());
-        Self { lease, model, shape, generation, began, text, thinking, tool_calls }
+        let (text, thinking, tool_calls, logprobs) = (String::new(), String::new(), Vec::new(), Vec::new());
+        Self { lease, model, shape, generation, began, text, thinking, tool_calls, logprobs }
     }
 
     /// The response: a stream of lines, or one object when all is generated.
@@ -63,11 +64,13 @@ impl Answer {
         }
         while let Some(piece) = self.generation.next().await? {
             self.keep(&piece);
+            self.logprobs.extend(piece.logprobs);
         }
         let mut object = self.closing().await;
         let (text, thinking) = (std::mem::take(&mut self.text), std::mem::take(&mut self.thinking));
         let tool_calls = std::mem::take(&mut self.tool_calls);
         self.put(&mut object, text, thinking, tool_calls);
+        put_logprobs(&mut object, std::mem::take(&mut self.logprobs));
         Ok(json_response(StatusCode::OK, &Value::Object(object)))
     }
 
@@ -93,20 +96,21 @@ impl Answer {
     }
 
     fn keep(&mut self, piece: &Piece) {
-        match piece {
-            Piece::Text(text) => self.text.push_str(text),
-            Piece::Thinking(text) => self.thinking.push_str(text),
-            Piece::ToolCall(call) => self.tool_calls.push(call.clone()),
+        match &piece.content {
+            Content::Text(text) => self.text.push_str(text),
+            Content::Thinking(text) => self.thinking.push_str(text),
+            Content::ToolCall(call) => self.tool_calls.push(call.clone()),
         }
     }
 
     fn line(&self, piece: Piece) -> Value {
         let mut object = self.head(false);
-        match piece {
-            Piece::Text(text) => self.put(&mut object, text, String::new(), Vec::new()),
-            Piece::Thinking(thinking) => self.put(&mut object, String::new(), thinking, Vec::new()),
-            Piece::ToolCall(call) => self.put(&mut object, String::new(), String::new(), vec![call]),
+        match piece.content {
+            Content::Text(text) => self.put(&mut object, text, String::new(), Vec::new()),
+            Content::Thinking(thinking) => self.put(&mut object, String::new(), thinking, Vec::new()),
+            Content::ToolCall(call) => self.put(&mut object, String::new(), String::new(), vec![call]),
         }
+        put_logprobs(&mut object, piece.logprobs);
         Value::Object(object)
     }
 
@@ -161,6 +165,12 @@ impl Answer {
         let answer = self.lease.upstream.ask("/tokenize", &request).await.ok()?;
         let tokens = answer["tokens"].as_array()?.iter().filter_map(Value::as_u64);
         Some(before.iter().copied().chain(tokens).collect())
+    }
+}
+
+fn put_logprobs(object: &mut Map<String, Value>, logprobs: Vec<Value>) {
+    if !logprobs.is_empty() {
+        object.insert("logprobs".to_owned(), Value::Array(logprobs));
     }
 }
 

@@ -13,16 +13,20 @@ use crate::serve::llama_server::loader::Loaded;
 pub enum Think {
     /// Yes or no.
     Switch(bool),
-    /// `low`, `medium` or `high`.
+    /// `low`, `medium`, `high` or `max`.
     Effort(String),
 }
 
 impl Think {
-    /// What the chat template is told.
-    pub fn template_arguments(&self) -> Value {
+    /// What the chat template is told. Few templates know `max`; the others get the most that they know.
+    pub fn template_arguments(&self, template: Option<&str>) -> Value {
         match self {
             Self::Switch(enabled) => json!({ "enable_thinking": enabled }),
-            Self::Effort(effort) => json!({"enable_thinking": true, "reasoning_effort": effort}),
+            Self::Effort(effort) => {
+                let knows_max = template.is_some_and(|text| text.contains("'max'") || text.contains("\"max\""));
+                let effort = if effort == "max" && !knows_max { "high" } else { effort };
+                json!({"enable_thinking": true, "reasoning_effort": effort})
+            }
         }
     }
 }
@@ -58,9 +62,9 @@ pub fn template_of(loaded: &Loaded) -> Option<&str> {
 /// 400.
 pub fn require_thinking(loaded: &Loaded, think: &Think) -> ApiResult<()> {
     if let Think::Effort(effort) = think {
-        if !matches!(effort.as_str(), "low" | "medium" | "high") {
+        if !matches!(effort.as_str(), "low" | "medium" | "high" | "max") {
             return Err(ApiError::bad_request(format!(
-                "invalid think value: {effort:?} (must be \"high\", \"medium\", \"low\", true, or false)"
+                "invalid think value: {effort:?} (must be \"max\", \"high\", \"medium\", \"low\", true, or false)"
             )));
         }
     }
@@ -90,4 +94,21 @@ fn thinks(template: &str) -> bool {
     ["enable_thinking", "reasoning_content", "<think>", "<|channel|>", "reasoning_effort"]
         .iter()
         .any(|word| template.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_effort_that_a_template_knows() {
+        let arguments = |effort: &str, template| {
+            let think: Think = serde_json::from_value(json!(effort)).unwrap();
+            think.template_arguments(template)["reasoning_effort"].clone()
+        };
+        assert_eq!(arguments("max", Some("{% if reasoning_effort == 'max' %}")), "max");
+        assert_eq!(arguments("max", Some("{{ reasoning_effort }}")), "high");
+        assert_eq!(arguments("low", None), "low");
+        assert_eq!(Think::Switch(false).template_arguments(None), json!({"enable_thinking": false}));
+    }
 }

@@ -9,11 +9,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, Shape, head};
-use super::capabilities::{Think, require_thinking, require_tools};
+use super::capabilities::{Think, require_thinking, require_tools, template_of};
+use super::choice::Choice;
 use super::messages::{self, Message};
 use super::options::response_schema;
+use super::shorten;
 use crate::serve::errors::{ApiError, ApiResult, json_response};
-use crate::serve::http::request::{self, Choice};
+use crate::serve::http::request;
 use crate::serve::keep_alive::KeepAlive;
 use crate::serve::llama_server::generation::Generation;
 use crate::serve::llama_server::loader::Lease;
@@ -33,9 +35,6 @@ struct ChatRequest {
     stream: Option<bool>,
     #[serde(default)]
     think: Option<Think>,
-    /// Whether the oldest messages may be left out when a conversation is too long.
-    #[serde(default)]
-    truncate: Option<bool>,
 }
 
 /// Answers a conversation; without messages, loads or unloads the model.
@@ -51,27 +50,19 @@ pub async fn chat(State(server): State<Server>, body: Body) -> ApiResult<Respons
         object.insert("message".to_owned(), json!({"role": "assistant", "content": ""}));
         return Ok(json_response(StatusCode::OK, &Value::Object(object)));
     }
-    let mut messages = messages::translate(&request.messages)?;
+    let messages = messages::translate(&request.messages)?;
+    let top_logprobs = request.choice.top_logprobs()?;
     let schema = response_schema(request.format.as_ref())?;
     let lease = server.loader.acquire(&model, options.context_tokens, request.choice.keep_alive).await?;
     let mut fields = chat_fields(&lease, options.sampling, schema, request.think.as_ref())?;
+    request_logprobs(&mut fields, top_logprobs);
     if let Some(tools) = request.tools.filter(|tools| !tools.is_empty()) {
         require_tools(&lease)?;
         fields.insert("tools".to_owned(), json!(tools));
         fields.insert("parallel_tool_calls".to_owned(), json!(true));
     }
-    let generation = loop {
-        fields.insert("messages".to_owned(), json!(messages));
-        match lease.upstream.events("/v1/chat/completions", &Value::Object(fields.clone())).await {
-            Ok(events) => break Generation::of_chat(events),
-            Err(error) if error.context_exceeded && request.truncate != Some(false) => {
-                if !messages::drop_oldest(&mut messages) {
-                    return Err(error);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    };
+    let (generation, _) = converse(&lease, fields, messages, &request.choice).await?;
+    let generation = generation.with_logprobs(top_logprobs);
     let answer = Answer::new(lease, request.choice.model, Shape::Chat, generation, began);
     answer.into_response(request.stream.unwrap_or(true)).await
 }
@@ -94,9 +85,57 @@ pub fn chat_fields(
     }
     if let Some(think) = think {
         require_thinking(lease, think)?;
-        fields.insert("chat_template_kwargs".to_owned(), think.template_arguments());
+        fields.insert("chat_template_kwargs".to_owned(), think.template_arguments(template_of(lease)));
     }
     Ok(fields)
+}
+
+/// Asks for the probabilities of tokens. llama-server gives none beside less than one alternative, and none in a stream
+/// with tools: then the answer comes as a whole.
+pub fn request_logprobs(fields: &mut Map<String, Value>, top_logprobs: Option<usize>) {
+    if let Some(count) = top_logprobs {
+        fields.insert("logprobs".to_owned(), json!(true));
+        fields.insert("top_logprobs".to_owned(), json!(count.max(1)));
+    }
+}
+
+/// Has a conversation continued, shortened until it fits where the request allows that. Returns the messages that it was
+/// shortened to as well.
+///
+/// # Errors
+/// What llama-server refuses.
+pub async fn converse(
+    lease: &Lease,
+    mut fields: Map<String, Value>,
+    mut messages: Vec<Value>,
+    choice: &Choice,
+) -> ApiResult<(Generation, Vec<Value>)> {
+    const PATH: &str = "/v1/chat/completions";
+    let is_whole = fields.contains_key("tools") && fields.contains_key("logprobs");
+    if is_whole {
+        fields.insert("stream".to_owned(), json!(false));
+        fields.remove("stream_options");
+    }
+    loop {
+        fields.insert("messages".to_owned(), json!(messages));
+        if !choice.shifts() {
+            let rendered = lease.upstream.ask("/apply-template", &Value::Object(fields.clone())).await?;
+            let tokens = shorten::tokens_of(lease, rendered["prompt"].as_str().unwrap_or_default(), true).await?;
+            shorten::limit_to_room(lease, &mut fields, tokens.len());
+        }
+        let body = Value::Object(fields.clone());
+        let generation = match is_whole {
+            true => lease.upstream.ask(PATH, &body).await.and_then(Generation::of_whole_chat),
+            false => lease.upstream.events(PATH, &body).await.map(Generation::of_chat),
+        };
+        match generation {
+            Ok(generation) => return Ok((generation, messages)),
+            Err(error) => match error.context_exceeded {
+                Some(excess) if choice.truncates() && shorten::conversation(lease, &mut messages, excess).await? => {}
+                _ => return Err(error),
+            },
+        }
+    }
 }
 
 impl Server {

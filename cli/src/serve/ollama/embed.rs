@@ -9,8 +9,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::nanoseconds;
+use super::choice::Choice;
 use crate::serve::errors::{ApiError, ApiResult, json_response};
-use crate::serve::http::request::{self, Choice};
+use crate::serve::http::dimensions::shorten;
+use crate::serve::http::request;
 use crate::serve::llama_server::loader::Lease;
 use crate::serve::server::Server;
 
@@ -20,8 +22,6 @@ struct EmbedRequest {
     choice: Choice,
     #[serde(default)]
     input: Option<Input>,
-    #[serde(default)]
-    truncate: Option<bool>,
     #[serde(default)]
     dimensions: Option<usize>,
 }
@@ -56,7 +56,7 @@ pub async fn embed(State(server): State<Server>, body: Body) -> ApiResult<Respon
     let lease = server.loader.acquire(&model, options.context_tokens, request.choice.keep_alive).await?;
     let (mut embeddings, mut token_count) = (Vec::new(), 0);
     if !texts.is_empty() {
-        let inputs = tokenize(&lease, &texts, request.truncate != Some(false)).await?;
+        let inputs = tokenize(&lease, &texts, request.choice.truncates()).await?;
         token_count = inputs.iter().map(Vec::len).sum();
         embeddings = vectors(&lease, &inputs, true).await?;
     }
@@ -134,28 +134,4 @@ async fn vectors(lease: &Lease, inputs: &[Vec<u64>], normalizes: bool) -> ApiRes
         return Err(ApiError::upstream(format!("llama-server embedded {} of {} inputs", indexed.len(), inputs.len())));
     }
     Ok(indexed.into_iter().map(|(_, vector)| vector).collect())
-}
-
-/// The first numbers of a vector, brought back to length 1: meaningful for models that were trained for it.
-fn shorten(vector: &mut Vec<f64>, dimensions: usize) {
-    vector.truncate(dimensions);
-    let length = vector.iter().map(|number| number * number).sum::<f64>().sqrt();
-    if length > 0.0 {
-        vector.iter_mut().for_each(|number| *number /= length);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shortened_vector_has_length_one() {
-        let mut vector = vec![3.0, 4.0, 12.0];
-        shorten(&mut vector, 2);
-        assert_eq!(vector, [0.6, 0.8]);
-        let mut zero = vec![0.0; 3];
-        shorten(&mut zero, 5);
-        assert_eq!(zero, [0.0; 3]);
-    }
 }

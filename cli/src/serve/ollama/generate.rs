@@ -12,13 +12,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, ContextRecipe, Shape, head};
-use super::capabilities::{Think, lacks};
-use super::chat::chat_fields;
+use super::capabilities::{Think, lacks, template_of};
+use super::chat::{chat_fields, converse, request_logprobs};
+use super::choice::Choice;
 use super::messages::refuse_images;
 use super::options::response_schema;
-use super::prompt_template;
+use super::{prompt_template, shorten};
 use crate::serve::errors::{ApiError, ApiResult, json_response};
-use crate::serve::http::request::{self, Choice};
+use crate::serve::http::request;
 use crate::serve::llama_server::generation::Generation;
 use crate::serve::llama_server::loader::Lease;
 use crate::serve::server::Server;
@@ -56,6 +57,7 @@ pub async fn generate(State(server): State<Server>, body: Body) -> ApiResult<Res
     refuse_images(request.images.as_deref())?;
     let model = server.catalog.find(&request.choice.model)?;
     let options = request.choice.options()?;
+    let top_logprobs = request.choice.top_logprobs()?;
     let schema = response_schema(request.format.as_ref())?;
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let prompt = given(&request.prompt).unwrap_or_default();
@@ -72,7 +74,8 @@ pub async fn generate(State(server): State<Server>, body: Body) -> ApiResult<Res
         return Err(ApiError::bad_request("raw mode does not support template, system, or context"));
     }
     let lease = server.loader.acquire(&model, options.context_tokens, request.choice.keep_alive).await?;
-    let completion = Completion { lease: &lease, sampling: options.sampling, schema };
+    let completion =
+        Completion { lease: &lease, choice: &request.choice, sampling: options.sampling, schema, top_logprobs };
     let (generation, recipe) = if let Some(suffix) = given(&request.suffix) {
         (completion.fill_in(&prompt, &suffix).await?, ContextRecipe::None)
     } else if is_raw {
@@ -82,16 +85,21 @@ pub async fn generate(State(server): State<Server>, body: Body) -> ApiResult<Res
         let mut messages = Vec::new();
         messages.extend(system.as_ref().map(|system| json!({"role": "system", "content": system})));
         messages.push(json!({"role": "user", "content": prompt}));
-        let rendered = match &template {
-            Some(template) => prompt_template::render(template, system.as_deref().unwrap_or_default(), &prompt)?,
-            None => completion.render(&messages, request.think.as_ref()).await?,
-        };
-        let generation = match template.is_none() && before.is_empty() {
-            true => completion.chat(&messages, request.think.as_ref()).await?,
-            false => completion.complete(continued(&before, &rendered)).await?,
-        };
-        (generation, ContextRecipe::Continue { before, prompt: rendered })
+        let think = request.think.as_ref();
+        if template.is_none() && before.is_empty() {
+            let (generation, messages) = completion.chat(messages, think).await?;
+            let rendered = completion.render(&messages, think).await?;
+            (generation, ContextRecipe::Continue { before, prompt: rendered })
+        } else {
+            let rendered = match &template {
+                Some(template) => prompt_template::render(template, system.as_deref().unwrap_or_default(), &prompt)?,
+                None => completion.render(&messages, think).await?,
+            };
+            let generation = completion.complete(continued(&before, &rendered)).await?;
+            (generation, ContextRecipe::Continue { before, prompt: rendered })
+        }
     };
+    let generation = generation.with_logprobs(top_logprobs);
     let answer = Answer::new(lease, request.choice.model, Shape::Generate(recipe), generation, began);
     answer.into_response(request.stream.unwrap_or(true)).await
 }
@@ -107,24 +115,25 @@ fn continued(before: &[u64], text: &str) -> Value {
 /// The ways to have a text completed.
 struct Completion<'a> {
     lease: &'a Lease,
+    choice: &'a Choice,
     sampling: Map<String, Value>,
     schema: Option<Value>,
+    top_logprobs: Option<usize>,
 }
 
 impl Completion<'_> {
-    /// A conversation, through the model's chat template.
-    async fn chat(&self, messages: &[Value], think: Option<&Think>) -> ApiResult<Generation> {
+    /// A conversation, through the model's chat template; and the messages that it was shortened to.
+    async fn chat(&self, messages: Vec<Value>, think: Option<&Think>) -> ApiResult<(Generation, Vec<Value>)> {
         let mut fields = chat_fields(self.lease, self.sampling.clone(), self.schema.clone(), think)?;
-        fields.insert("messages".to_owned(), json!(messages));
-        let events = self.lease.upstream.events("/v1/chat/completions", &Value::Object(fields)).await?;
-        Ok(Generation::of_chat(events))
+        request_logprobs(&mut fields, self.top_logprobs);
+        converse(self.lease, fields, messages, self.choice).await
     }
 
     /// The text that a conversation becomes in the model's chat template.
     async fn render(&self, messages: &[Value], think: Option<&Think>) -> ApiResult<String> {
         let mut request = json!({ "messages": messages });
         if let Some(think) = think {
-            request["chat_template_kwargs"] = think.template_arguments();
+            request["chat_template_kwargs"] = think.template_arguments(template_of(self.lease));
         }
         let answer = self.lease.upstream.ask("/apply-template", &request).await?;
         Ok(answer["prompt"].as_str().unwrap_or_default().to_owned())
@@ -133,8 +142,21 @@ impl Completion<'_> {
     /// A text, or tokens and a text, as they are.
     async fn complete(&self, prompt: Value) -> ApiResult<Generation> {
         let mut fields = self.completion_fields();
+        if !self.choice.shifts() {
+            let before = prompt.as_array().map_or(0, |parts| parts.iter().filter(|part| part.is_u64()).count());
+            let text = prompt.as_str().or_else(|| prompt.as_array()?.last()?.as_str()).unwrap_or_default();
+            let tokens = shorten::tokens_of(self.lease, text, before == 0).await?;
+            shorten::limit_to_room(self.lease, &mut fields, before + tokens.len());
+        }
         fields.insert("prompt".to_owned(), prompt);
-        let events = self.lease.upstream.events("/completion", &Value::Object(fields)).await?;
+        let events = match self.lease.upstream.events("/completion", &Value::Object(fields.clone())).await {
+            Err(ApiError { context_exceeded: Some(excess), .. }) if self.choice.truncates() => {
+                let keep = fields["n_keep"].as_u64().unwrap_or(0);
+                fields["prompt"] = shorten::prompt(self.lease, &fields["prompt"], keep, excess).await?;
+                self.lease.upstream.events("/completion", &Value::Object(fields)).await?
+            }
+            other => other?,
+        };
         Ok(Generation::of_completion(events))
     }
 
@@ -156,6 +178,9 @@ impl Completion<'_> {
         fields.insert("stream".to_owned(), json!(true));
         if let Some(schema) = &self.schema {
             fields.insert("json_schema".to_owned(), schema.clone());
+        }
+        if let Some(count) = self.top_logprobs {
+            fields.insert("n_probs".to_owned(), json!(count.max(1)));
         }
         fields
     }

@@ -48,9 +48,12 @@ pub fn translate(messages: &[Message]) -> ApiResult<Vec<Value>> {
         refuse_images(message.images.as_deref())?;
         let mut fields = Map::new();
         let mut set = |name: &str, value: Value| fields.insert(name.to_owned(), value);
-        set("role", json!(message.role));
+        let role = message.role.to_lowercase();
+        // OpenAI's newer name of the same; most chat templates know only the older one.
+        let role = if role == "developer" { "system" } else { role.as_str() };
+        set("role", json!(role));
         set("content", json!(message.content.as_deref().unwrap_or_default()));
-        match message.role.as_str() {
+        match role {
             "system" | "user" => {}
             "assistant" => {
                 if let Some(thinking) = message.thinking.as_deref().filter(|thinking| !thinking.is_empty()) {
@@ -157,6 +160,21 @@ mod tests {
         assert_eq!(translated[1]["tool_calls"][0]["function"]["arguments"], "{\"x\":1}");
         assert_eq!(translated[2]["tool_call_id"], "call_1");
         assert_eq!(translated[3]["tool_call_id"], "call_0");
+    }
+
+    #[test]
+    fn roles_in_any_case_and_by_their_newer_name() {
+        let translated = translate(&messages(json!([
+            {"role": "developer", "content": "Be brief."}, {"role": "User", "content": "?"}, {"role": "ASSISTANT"}])));
+        let roles: Vec<Value> = translated.unwrap().iter().map(|message| message["role"].clone()).collect();
+        assert_eq!(roles, ["system", "user", "assistant"]);
+    }
+
+    #[test]
+    fn arguments_keep_their_order() {
+        let call = json!({"function": {"name": "f", "arguments": {"z": 1, "a": 2, "m": 3}}});
+        let translated = translate(&messages(json!([{"role": "assistant", "tool_calls": [call]}]))).unwrap();
+        assert_eq!(translated[0]["tool_calls"][0]["function"]["arguments"], r#"{"z":1,"a":2,"m":3}"#);
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Ollama's API: a file an endpoint, and what they translate.
 
+pub mod account;
 pub mod answer;
 pub mod capabilities;
 pub mod chat;
+pub mod choice;
 pub mod embed;
 pub mod generate;
 pub mod messages;
 pub mod models;
 pub mod options;
 pub mod prompt_template;
+pub mod shorten;
 pub mod unsupported;

@@ -16,8 +16,9 @@ use crate::serve::errors::{ApiResult, json_response};
 use crate::serve::http::request;
 use crate::serve::server::Server;
 
-/// The version of Ollama whose API is spoken: clients compare it to know what they may use.
-const OLLAMA_VERSION: &str = "0.12.6";
+/// The version of Ollama whose API is spoken: clients compare it to know what they may use. docs/SERVER.md has the table,
+/// endpoint by endpoint; it was last compared with Ollama's source of 2026-08-21 (0.33.0).
+const OLLAMA_VERSION: &str = "0.33.0";
 
 /// `GET /api/version`.
 pub async fn version() -> Response<Body> {
@@ -38,6 +39,7 @@ pub async fn tags(State(server): State<Server>) -> Response<Body> {
                 "size": model.file.size_bytes(),
                 "digest": model.digest,
                 "details": model.details(),
+                "capabilities": capabilities(model, model.file.chat_template()),
             })
         })
         .collect();
@@ -86,7 +88,8 @@ pub async fn show(State(server): State<Server>, body: Body) -> ApiResult<Respons
     let is_verbose = request.verbose == Some(true);
     let loaded = server.loader.current().filter(|loaded| loaded.model.is_same_file(&model));
     let template = loaded.as_deref().and_then(template_of).or_else(|| model.file.chat_template());
-    let context_tokens = loaded.as_ref().map_or(server.loader.default_context_tokens(), |loaded| loaded.context_tokens);
+    let context_tokens =
+        loaded.as_ref().map_or_else(|| server.loader.default_context_tokens(&model), |loaded| loaded.context_tokens);
     let mut object = json!({
         "modelfile": modelfile(&model, context_tokens),
         "parameters": format!("{:<30} {context_tokens}", "num_ctx"),
@@ -120,7 +123,9 @@ fn model_info(model: &Model, is_verbose: bool) -> Value {
         true => hypura::gguf::key_values(&model.path, u64::MAX).unwrap_or_else(|_| model.file.pairs.clone()),
         false => model.file.pairs.clone(),
     };
-    pairs.remove("tokenizer.chat_template");
+    pairs.shift_remove("tokenizer.chat_template");
+    // Editors show it as the name.
+    pairs.entry("general.basename").or_insert_with(|| json!(model.file.title()));
     pairs.insert("general.parameter_count".to_owned(), json!(model.file.parameter_count()));
     Value::Object(pairs)
 }

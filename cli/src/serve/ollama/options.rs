@@ -9,7 +9,7 @@ use crate::serve::errors::{ApiError, ApiResult};
 pub struct Options {
     /// Fields of a request to llama-server.
     pub sampling: Map<String, Value>,
-    /// The context that the model must be loaded with, in tokens; `None` takes the one that it has.
+    /// The context that the request needs, in tokens; `None` is content with the default.
     pub context_tokens: Option<u32>,
 }
 
@@ -30,7 +30,7 @@ const NUMBERS: [(&str, &str, Kind, Option<f64>); 15] = [
     ("num_keep", "n_keep", Kind::Integer, Some(4.0)),
     ("num_predict", "n_predict", Kind::Integer, None),
     ("repeat_last_n", "repeat_last_n", Kind::Integer, None),
-    ("repeat_penalty", "repeat_penalty", Kind::Number, Some(1.1)),
+    ("repeat_penalty", "repeat_penalty", Kind::Number, None),
     ("presence_penalty", "presence_penalty", Kind::Number, None),
     ("frequency_penalty", "frequency_penalty", Kind::Number, None),
     ("mirostat", "mirostat", Kind::Integer, None),
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn nothing_set_is_ollamas_defaults() {
         let options = translate(json!({})).unwrap();
-        let expected = json!({"top_p": 0.9, "min_p": 0.0, "n_keep": 4, "repeat_penalty": 1.1});
+        let expected = json!({"top_p": 0.9, "min_p": 0.0, "n_keep": 4});
         assert_eq!(Value::Object(options.sampling), expected);
         assert_eq!(options.context_tokens, None);
     }
