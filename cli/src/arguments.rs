@@ -2,11 +2,12 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, chat, completions, inspect, man, plan, profile, replay, run, serve};
+use crate::commands::{bench, chat, completions, inspect, man, plan, profile, pull, replay, run, serve};
 
 const EXAMPLES: &str = "\
 Examples:
   hypura plan big-model.gguf                      where the weights would be, and how fast that is
+  hypura pull hf:OWNER/REPO:Q4_K_M                download a model
   hypura run big-model.gguf -p 'Why is the sky blue?'
   hypura serve big-model.gguf                     for Ollama's and OpenAI's clients
 
@@ -28,6 +29,7 @@ pub enum Command {
     Inspect(inspect::Inspect),
     Plan(plan::Plan),
     Profile(profile::Profile),
+    Pull(pull::Pull),
     Run(run::Run),
     Chat(chat::Chat),
     Serve(serve::Serve),

@@ -1,10 +1,13 @@
 //! How fast the drive reads a model, past the page cache and in random order.
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hypura::config::Config;
 use hypura::io::{Tuning, destination, measure, tune};
+
+use crate::model_paths::models_by_size;
 
 /// Below this a measurement would read the same few blocks again and again.
 const WORTH_MEASURING_BYTES: u64 = 16 << 20;
@@ -52,6 +55,43 @@ pub fn expected_speed(paths: &[PathBuf]) -> Result<Option<f64>, String> {
     let none: [fn(Tuning) -> Tuning; 0] = [];
     let speed = measured(paths, TIME, || {}, &none)?;
     Ok(speed.map(|speed| speed.chosen.bytes_per_second.unwrap_or_else(|| speed.best())))
+}
+
+/// As [`expected_speed`], for a directory in which a model is to be: measured on the largest model there, else on a file that
+/// is written for it and removed.
+///
+/// # Errors
+/// As [`drive_speed`].
+pub fn speed_of_place(directory: &Path) -> Result<Option<f64>, String> {
+    let is_large = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|status| status.len() >= WORTH_MEASURING_BYTES);
+    if let Some(model) = models_by_size(directory).into_iter().find(is_large) {
+        return expected_speed(&[model]);
+    }
+    let path = directory.join(format!(".hypura-drive-{}", std::process::id()));
+    let written = write_noise(&path, 4 * WORTH_MEASURING_BYTES);
+    // Where nothing may be written the speed is assumed.
+    let speed = if written.is_ok() { expected_speed(std::slice::from_ref(&path)) } else { Ok(None) };
+    let _ = std::fs::remove_file(&path);
+    speed
+}
+
+/// Writes a file that no drive can compress, and waits until it is on the drive.
+fn write_noise(path: &Path, bytes: u64) -> std::io::Result<()> {
+    const CHUNK_BYTES: usize = 1 << 20;
+    let mut file = std::fs::File::create(path)?;
+    let (mut state, mut chunk) = (0x9e37_79b9_7f4a_7c15_u64, Vec::with_capacity(CHUNK_BYTES));
+    for _ in 0..bytes / CHUNK_BYTES as u64 {
+        chunk.clear();
+        while chunk.len() < CHUNK_BYTES {
+            // xorshift: not random, but not compressible either.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            chunk.extend_from_slice(&state.to_le_bytes());
+        }
+        file.write_all(&chunk)?;
+    }
+    file.sync_all()
 }
 
 fn measured(

@@ -7,6 +7,7 @@ mod curve;
 mod drive;
 mod foreground;
 mod format;
+mod hub;
 mod kv_cache;
 mod llama;
 mod log_lines;
@@ -21,6 +22,7 @@ mod progress;
 mod rates;
 mod scratch;
 mod serve;
+mod shortlist;
 mod status_line;
 mod streaming;
 mod terminal;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Plan(plan) => commands::plan::run(&plan),
         Command::Profile(profile) => commands::profile::run(&profile),
+        Command::Pull(pull) => commands::pull::run(&pull),
         Command::Run(run) => commands::run::run(run),
         Command::Chat(chat) => commands::chat::run(chat),
         Command::Serve(serve) => commands::serve::run(serve),

@@ -1,5 +1,7 @@
 //! Where a model's weights would be on this machine: the library's planner, asked for a command.
 
+use std::path::Path;
+
 use hypura::forecast::{
     Circumstances, Learned, Problem, Seat, Solution, measure_memory, problem_of, solve, speed_by_ram,
 };
@@ -69,6 +71,27 @@ impl Placement {
         measure_memory(&mut profile);
         profile.drive_bytes_per_second = drive::expected_speed(&model.paths())?;
         Self::on(model, profile, request)
+    }
+
+    /// Measures what is not known of the machine, and plans for a model that is not there yet: as if it were in a directory.
+    ///
+    /// # Errors
+    /// As [`Placement::find`].
+    pub fn find_in(directory: &Path, model: &ModelFile, request: &Request) -> Result<Self, String> {
+        let place = directory.ancestors().find(|place| place.is_dir()).unwrap_or(Path::new("/"));
+        let mut profile = hypura::hw::profile(place);
+        measure_memory(&mut profile);
+        profile.drive_bytes_per_second = drive::speed_of_place(place)?;
+        Self::on(model, profile, request)
+    }
+
+    /// Plans for another model on the same machine, with the same memory.
+    ///
+    /// # Errors
+    /// As [`Placement::find`].
+    pub fn with(&self, model: &ModelFile, request: &Request) -> Result<Self, String> {
+        let request = Request { ram_bytes: Some(self.ram_bytes), ..*request };
+        Self::on(model, self.profile.clone(), &request)
     }
 
     /// Plans for a machine that is known.

@@ -1,5 +1,7 @@
 """Who may ask, and how much."""
 
+import socket
+
 import requests
 
 from hypura_server import SMOLLM2, HypuraServer
@@ -12,7 +14,8 @@ def test_keys(tmp_path):
         assert server.get("/").status_code == 200, "whether the server runs is no secret"
         for path in ("/api/tags", "/v1/models", "/metrics", "/hypura", "/hypura/figures", "/nothing"):
             refusal = server.get(path)
-            assert refusal.status_code == 401 and "Bearer" in refusal.json()["error"], path
+            assert refusal.status_code == 401 and "Bearer" in str(refusal.json()["error"]), path
+            assert server.get(path, headers={"x-api-key": "secret"}).status_code in (200, 404), "as Anthropic's clients"
             for key in ("secret", "from-file"):
                 assert server.get(path, headers={"Authorization": f"Bearer {key}"}).status_code in (200, 404)
             assert server.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
@@ -38,6 +41,10 @@ def test_web_pages(server):
 
     assert status(origin="http://localhost:3000") == 200 and status(origin="https://evil.example") == 403
     assert status(host="evil.example") == 403 and status(host="localhost:1") == 200
+    for origin in ("app://obsidian.md", "tauri://localhost", "file://", "vscode-webview://1a", "vscode-file://vscode-app"):
+        assert status(origin=origin) == 200, origin
+    for host in ("0.0.0.0:11434", "host.docker.internal:11434", "box.local", "192.168.0.9", socket.gethostname()):
+        assert status(host=host) == 200, host
     allowed = server.get("/api/tags", headers={"Origin": "http://127.0.0.1:1"})
     assert allowed.headers["access-control-allow-origin"] == "http://127.0.0.1:1"
     preflight = requests.options(

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import kinds
 from hypura_server import HYPURA, MODELS, NO_REPACK, REPOSITORY, SMOLLM2, STREAMED, TIMEOUT_SECONDS, children_of, environment, is_alive, wait_until
 
 LLAMA = ["--llama", REPOSITORY / "build" / "llama" / "bin"]
 MOE = MODELS / "smollm2-moe.gguf"
-COMMANDS = ["inspect", "plan", "profile", "run", "chat", "serve", "bench", "replay", "completions", "man"]
+COMMANDS = ["inspect", "plan", "profile", "pull", "run", "chat", "serve", "bench", "replay", "completions", "man"]
 MIB = 1 << 20
 
 
@@ -332,6 +333,20 @@ def test_files_that_are_no_models(command, tmp_path):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(SMOLLM2.read_bytes()[: 20 * MIB])
     fails(command, cut, words=["was it downloaded completely?"])
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "run", "chat"])
+def test_what_goes_with_a_model_is_none(command, tmp_path):
+    for words, pairs in [
+        ("is a projector", {"general_type": "mmproj", "general_architecture": "clip"}),
+        ("is an adapter", {"general_type": "adapter", "general_architecture": "llama"}),
+        ("is an importance matrix", {"general_type": "imatrix"}),
+        ("is a control vector", {"general_architecture": "controlvector"}),
+    ]:
+        fails(command, kinds.write(tmp_path / "mmproj-x.gguf", **pairs), words=[words])
+    part = tmp_path / "a-00002-of-00003.gguf"
+    part.write_bytes(SMOLLM2.read_bytes()[:MIB])
+    fails(command, part, words=["is a later part of a split model; name its first", "a-00001-of-00003.gguf"])
 
 
 def test_bench_under_a_limit_that_is_too_small():

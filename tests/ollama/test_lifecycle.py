@@ -50,10 +50,10 @@ def test_switching_waits_for_what_is_under_way(directory, tmp_path):
 
 
 def test_keep_alive_and_context(directory, tmp_path):
-    with HypuraServer(directory, tmp_path / "log", "--keep-alive", "2s") as server:
+    with HypuraServer(directory, tmp_path / "log", "--keep-alive", "2s", "--ctx", "4096") as server:
         server.ask("/api/generate", {"model": "first", "options": {"num_ctx": 512}})
         (model,) = server.get("/api/ps").json()["models"]
-        assert model["context_length"] == 512
+        assert model["context_length"] == 4096, "smaller ones are served by the default"
         wait_until(lambda: loaded(server) == [], "unloading an idle model")
         wait_until(lambda: server.llama_servers() == [], "the end of its llama-server", 10)
         server.ask("/api/generate", {"model": "first", "keep_alive": -1})
@@ -61,6 +61,48 @@ def test_keep_alive_and_context(directory, tmp_path):
         assert model["context_length"] == 4096 and model["expires_at"] > "2100"
         assert server.ask("/api/generate", {"model": "first", "keep_alive": 0})["done_reason"] == "unload"
         assert loaded(server) == [] and server.llama_servers() == []
+
+
+def test_contexts_are_loaded_in_steps_and_not_beyond_what_the_model_knows(tmp_path):
+    with HypuraServer(SMOLLM2, tmp_path, "--ctx", "1024", "--parallel", "1") as server:
+        for tokens in (600, 1024, 1100, 1500, 1300, 2048, 700, 131072, 8000, None, 4096):
+            options = {} if tokens is None else {"num_ctx": tokens}
+            server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY | options})
+        (model,) = server.get("/api/ps").json()["models"]
+        assert model["context_length"] == 8192
+        assert "\nhypura_llama_server_starts_total 3\n" in server.get("/metrics").text, server.log
+        assert "131072 were asked for, but the model was trained for 8192" in server.log
+
+
+def test_a_model_in_a_hugging_face_cache(tmp_path):
+    repository = tmp_path / "hub" / "models--o--R-GGUF"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs" / "5a5a").symlink_to(SMOLLM2)
+    for name in ("R-Q8_0.gguf", "UD-Q4_K_XL/R-UD-Q4_K_XL.gguf"):
+        path = repository / "snapshots" / "c0ffee" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(repository / "blobs" / "5a5a")
+    with HypuraServer(tmp_path / "hub", tmp_path / "log", "--ctx", "512") as server:
+        names = [model["name"] for model in server.get("/api/tags").json()["models"]]
+        assert names == ["hf.co/o/R-GGUF:Q8_0", "hf.co/o/R-GGUF:UD-Q4_K_XL"]
+        for name in ("hf.co/o/R-GGUF:UD-Q4_K_XL", "R-Q8_0", "hf.co/o/r-gguf"):
+            answer = server.ask("/api/generate", {"model": name, "prompt": "Hi", "stream": False, "options": GREEDY})
+            assert answer["model"] == name and answer["eval_count"] > 0
+    alone = repository / "snapshots" / "c0ffee" / "R-Q8_0.gguf"
+    with HypuraServer(alone, tmp_path / "alone", "--ctx", "512") as server:
+        (model,) = server.get("/api/tags").json()["models"]
+        assert model["name"] == "R-Q8_0:latest", "not the hash of its content"
+
+
+def test_variables_of_llama_server_do_not_change_where_it_listens(tmp_path, monkeypatch):
+    import hypura_server
+
+    own = hypura_server.environment() | {"LLAMA_ARG_API_PREFIX": "/x", "LLAMA_ARG_CTX_SIZE": "64"}
+    monkeypatch.setattr(hypura_server, "environment", lambda: own)
+    with HypuraServer(SMOLLM2, tmp_path, "--ctx", "1024") as server:
+        server.ask("/api/generate", {"model": "smollm2"})
+        assert server.get("/api/ps").json()["models"][0]["context_length"] == 1024
+        assert "LLAMA_ARG_API_PREFIX=/x is left out" in server.log
 
 
 def test_a_client_that_hangs_up_frees_its_slot(server):
@@ -149,7 +191,9 @@ def test_a_model_that_cannot_be_loaded_is_told_with_the_reason(tmp_path):
         with server:
             wait_until(lambda: server.process.poll() is not None, "giving up")
             raise AssertionError("hypura serve ended")
-    assert server.process.returncode == 1 and "cannot be loaded" in server.log
+    assert server.process.returncode == 1 and server.log.count("cannot be loaded") == 1
+    reasons = [line for line in server.log.splitlines() if "load" in line and "loading" not in line]
+    assert len(reasons) == 1 and len(reasons[0]) < 700, "the reason once, not all that follows from it"
 
 
 def test_command_lines_that_are_refused(tmp_path):
@@ -158,6 +202,8 @@ def test_command_lines_that_are_refused(tmp_path):
         ([tmp_path], "put a .gguf file there"),
         ([SMOLLM2, "--ram", "6X"], "6X is not a size"),
         ([SMOLLM2, "--keep-alive", "soon"], "is not a duration"),
+        ([SMOLLM2, "--", "-np", "4"], "-np cannot be given to llama-server here: --parallel goes before --"),
+        ([SMOLLM2, "--", "-c", "1024"], "--ctx"),
     ]:
         server = HypuraServer(arguments[0], tmp_path, *arguments[1:])
         with pytest.raises(AssertionError, match="hypura serve ended"):

@@ -50,7 +50,7 @@ def test_chat_is_what_llama_server_says_itself(client, server):
     parts = list(client.chat("smollm2", MESSAGES, options=GREEDY, stream=True))
     assert "".join(part.message.content for part in parts) == whole.message.content
     # Ollama's defaults, which matter even for greedy text, in llama-server's words.
-    own = {"model": "smollm2", "messages": MESSAGES, "temperature": 0, "max_tokens": 8, "repeat_penalty": 1.1}
+    own = {"model": "smollm2", "messages": MESSAGES, "temperature": 0, "max_tokens": 8, "top_p": 0.9, "min_p": 0}
     assert server.ask("/v1/chat/completions", own)["choices"][0]["message"]["content"] == whole.message.content
 
 
@@ -88,6 +88,39 @@ def test_structured_output(client):
     assert Country.model_validate_json(raw.response)
 
 
+class Reasoned(BaseModel):
+    reasoning: str
+    name: str
+    answer: str
+
+
+def test_keys_keep_their_order(client):
+    options = GREEDY | {"num_predict": 200}
+    question = [{"role": "user", "content": "Which is the largest planet? Answer briefly."}]
+    schema = Reasoned.model_json_schema()
+    schema["properties"] |= {name: {"type": "string", "maxLength": 20} for name in schema["properties"]}
+    answer = client.chat("smollm2", question, format=schema, options=options)
+    assert list(json.loads(answer.message.content)) == ["reasoning", "name", "answer"]
+
+
+@pytest.mark.parametrize("count", [None, 0, 3])
+def test_logprobs(client, count):
+    more = {"logprobs": True} | ({} if count is None else {"top_logprobs": count})
+    chat = client.chat("smollm2", MESSAGES, options=GREEDY, **more)
+    assert len(chat.logprobs) == 8 and all(token.logprob <= 0 for token in chat.logprobs)
+    assert "".join(token.token for token in chat.logprobs) == chat.message.content
+    for token in chat.logprobs:
+        alternatives = [other.token for other in token.top_logprobs or []]
+        assert len(alternatives) == (count or 0)
+        assert not alternatives or alternatives[0] == token.token, "greedy: the most probable"
+    parts = list(client.chat("smollm2", MESSAGES, options=GREEDY, stream=True, **more))
+    streamed = [token for part in parts for token in part.logprobs or []]
+    assert [token.token for token in streamed] == [token.token for token in chat.logprobs]
+    text = client.generate("smollm2", "The capital of France is", raw=True, options=GREEDY, **more)
+    assert "".join(token.token for token in text.logprobs) == text.response
+    assert client.chat("smollm2", MESSAGES, options=GREEDY).logprobs is None
+
+
 def test_embeddings(client):
     one, other, far = client.embed("smollm2", ["The cat sleeps.", "A cat is asleep.", "Shares fell by 3% on Monday."]).embeddings
 
@@ -102,7 +135,8 @@ def test_errors_reach_the_caller(client):
     with pytest.raises(ollama.ResponseError, match="not found") as raised:
         client.chat("nothing", MESSAGES)
     assert raised.value.status_code == 404
-    for refused in (client.pull, client.push, client.delete):
+    assert client.pull("smollm2").status == "success", "as in Ollama for a model that is there"
+    for refused in (client.push, client.delete):
         with pytest.raises(ollama.ResponseError, match="not supported") as raised:
             refused("smollm2")
         assert raised.value.status_code == 501
@@ -137,6 +171,10 @@ def test_tools(tmp_path):
         assert answer.done_reason == "stop" and not answer.message.content
         parts = list(client.chat("smollm2", messages, tools=[get_weather], options=options, stream=True))
         assert [part.message.tool_calls for part in parts if part.message.tool_calls] == [[call]]
+
+        # llama-server gives no probabilities in a stream with tools; the answer comes in another way.
+        told = list(client.chat("smollm2", messages, tools=[get_weather], options=options, stream=True, logprobs=True))
+        assert [part.message.tool_calls for part in told if part.message.tool_calls] == [[call]]
 
         # The result goes back, and the model goes on.
         messages += [answer.message, {"role": "tool", "tool_name": "get_weather", "content": get_weather(**call.function.arguments)}]

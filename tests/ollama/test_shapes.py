@@ -18,6 +18,8 @@ DETAILS = {
     "families": ["llama"],
     "parameter_size": "134.52M",
     "quantization_level": "Q4_1",
+    "context_length": 8192,
+    "embedding_length": 576,
 }
 DURATIONS = {
     "total_duration": int,
@@ -59,8 +61,13 @@ def test_root_and_version(server):
     check(server.get("/api/version").json(), {"version": re.compile(r"\d+\.\d+\.\d+"), "hypura": re.compile(r"\d+\.\d+\.\d+")})
 
 
+def test_what_programs_ask_before_they_ask(server):
+    assert server.get("/health").json() == {"status": "ok"}
+    assert server.get("/api/status").json() == {"cloud": {"disabled": True, "source": "config"}}
+
+
 def test_tags_and_ps(server):
-    model = MODEL | {"modified_at": re.compile(TIME), "size": SMOLLM2.stat().st_size}
+    model = MODEL | {"modified_at": re.compile(TIME), "size": SMOLLM2.stat().st_size, "capabilities": ["completion"]}
     tags = server.get("/api/tags").json()
     check(tags, {"models": list})
     (only,) = tags["models"]
@@ -88,6 +95,7 @@ def test_show(server, name, field):
     check(answer, shape)
     info = answer["model_info"]
     assert info["general.architecture"] == "llama" and info["general.parameter_count"] == 134515008
+    assert info["general.basename"], "editors show it"
     assert info["llama.context_length"] == 8192 and info["tokenizer.ggml.tokens"] is None
 
     verbose = server.ask("/api/show", {field: name, "verbose": True})
@@ -219,8 +227,13 @@ REFUSALS = [
     ("/api/chat", {"model": "smollm2", "messages": [{"role": "robot", "content": "x"}]}, 400, "robot"),
     ("/api/chat", {"model": "smollm2", "messages": [{"role": "user", "content": "x"}], "tools": [{}]}, 400, "does not support tools"),
     ("/api/generate", {"model": "smollm2", "prompt": "x", "keep_alive": "soon"}, 400, "keep_alive"),
-    ("/api/generate", {"model": "smollm2", "prompt": "word " * 3000}, 400, "context"),
-    ("/api/pull", {"model": "x"}, 501, "pull is not supported"),
+    ("/api/generate", {"model": "smollm2", "prompt": "word " * 3000, "truncate": False}, 400, "context"),
+    ("/api/chat", {"model": "smollm2", "messages": [{"role": "user", "content": "word " * 3000}], "truncate": False}, 400, "context"),
+    ("/api/generate", {"model": "smollm2", "prompt": "x", "top_logprobs": 21}, 400, "between 0 and 20"),
+    ("/api/chat", {"model": "smollm2", "messages": [{"role": "user", "content": "x"}], "top_logprobs": -1}, 400, "between 0 and 20"),
+    ("/api/me", {}, 401, "no accounts"),
+    ("/api/pull", {"model": "x"}, 404, "only models of the Hugging Face hub"),
+    ("/api/pull", {"model": "hf.co/o/r"}, 501, "hypura serve DIR"),
     ("/api/push", {"model": "x"}, 501, "push is not supported"),
     ("/api/create", {"model": "x"}, 501, "create is not supported"),
     ("/api/copy", {"source": "x", "destination": "y"}, 501, "copy is not supported"),
@@ -244,3 +257,44 @@ def test_requests_that_are_no_json(server):
     assert server.post("/api/tags").json() == {"error": "405 method not allowed"}
     delete = requests.delete(server.url + "/api/delete", json={"model": "smollm2"}, timeout=60)
     assert delete.status_code == 501 and "delete is not supported" in delete.json()["error"]
+
+
+def anthropic_error(server, body: dict) -> dict:
+    response = server.post("/v1/messages", body)
+    assert response.status_code == 400
+    check(response.json(), {"type": "error", "error": {"type": "invalid_request_error", "message": str}})
+    return response.json()["error"]
+
+
+def test_v1_refuses_what_it_would_drop_and_errors_have_the_api_s_form(server):
+    message = {"role": "user", "content": "x"}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    refusal = server.post("/v1/chat/completions", {"model": "smollm2", "messages": [message], "tools": tools})
+    assert refusal.status_code == 400 and "does not support tools" in refusal.json()["error"]["message"]
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    assert "does not support tools" in anthropic_error(server, {"max_tokens": 4, "messages": [message], "tools": [tool]})["message"]
+    assert anthropic_error(server, {"max_tokens": 4})["message"]
+
+
+def test_v1_embeddings_of_fewer_dimensions(server):
+    request = {"model": "smollm2", "input": ["Fish", "Fowl"], "dimensions": 64}
+    vectors = [item["embedding"] for item in server.ask("/v1/embeddings", request)["data"]]
+    assert [len(vector) for vector in vectors] == [64, 64]
+    assert sum(number * number for number in vectors[0]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
+def test_what_is_too_long_is_shortened(server, path):
+    """As in Ollama: not only old messages go, but what is left of the context's length is kept of a single text."""
+    text = "word " * 3000 + "The capital of France is"
+    for prompt in ({"prompt": text}, {"prompt": text, "raw": True}) if path == "/api/generate" else ({"messages": [{"role": "user", "content": text}]},):
+        answer = server.ask(path, {"model": "smollm2", "stream": False, "options": GREEDY} | prompt)
+        assert 1024 < answer["prompt_eval_count"] < 2048 and answer["eval_count"] > 0
+
+
+def test_an_answer_goes_on_when_its_context_is_full(server):
+    long = {"model": "smollm2", "prompt": "word " * 1900, "raw": True, "stream": False}
+    options = {"temperature": 0, "num_predict": 300, "stop": []}
+    assert server.ask("/api/generate", long | {"options": options, "format": {"type": "array", "items": {"type": "integer"}, "minItems": 500}})["eval_count"] == 300
+    stopped = server.ask("/api/generate", long | {"options": options, "shift": False})
+    assert stopped["done_reason"] == "length" and stopped["eval_count"] < 200

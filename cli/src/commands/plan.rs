@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::plan_remote;
 use crate::curve::curve;
 use crate::format::{Table, bytes, bytes_or_none, figure, percent, rate, seconds};
+use crate::hub::source::Source;
 use crate::model_file::ModelFile;
 use crate::placement::{Placement, Request, Tiers};
 use crate::terminal::Terminal;
@@ -19,6 +21,8 @@ Examples:
   hypura plan big-model.gguf --ram 8G --ctx 16384 and if there were 8 GiB, for a long context?
   hypura plan big-model.gguf --gpu 12G            with room for weights on a GPU
   hypura plan big-model.gguf --json | jq .plan.prediction
+  hypura plan hf:OWNER/REPO:Q4_K_M                before it is downloaded: only its header is read
+  hypura plan hf:OWNER/REPO --want 5              the largest of its quantisations with 5 tokens a second here
 ";
 
 /// Show where a model's weights would be, how fast that is, and what limits it
@@ -28,8 +32,12 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Plan {
-    /// A GGUF file; of a split model the first
+    /// A GGUF file (of a split model the first), hf:OWNER/REPO[:QUANTISATION], or an address of a GGUF file
     pub model: PathBuf,
+
+    /// Find the largest quantisation of a repository that reaches so many tokens per second here
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub want: Option<f64>,
 
     /// Memory for weights and KV cache together, such as 8G [default: what is available]
     #[arg(long, value_name = "SIZE", value_parser = streaming::size)]
@@ -49,16 +57,22 @@ pub struct Plan {
 }
 
 /// Points of the curve: each costs a linear program.
-const CURVE_POINTS: usize = 24;
+pub const CURVE_POINTS: usize = 24;
 
 /// Plans and shows the plan.
 ///
 /// # Errors
 /// When the model cannot be read, or the memory is too little.
 pub fn run(arguments: &Plan) -> Result<ExitCode, String> {
+    if let Some(source) = arguments.model.to_str().and_then(Source::parse) {
+        output::print(&plan_remote::report(arguments, &source)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.want.is_some() {
+        return Err("--want chooses among the models of a repository: hypura plan hf:OWNER/REPO --want 5".to_owned());
+    }
     let model = ModelFile::open_named(&arguments.model)?;
-    let request = Request { ram_bytes: arguments.ram, gpu_bytes: arguments.gpu, context_tokens: arguments.ctx };
-    let placement = Placement::find(&model, &request)?;
+    let placement = Placement::find(&model, &request(arguments))?;
     let speeds = placement.speed_by_ram(CURVE_POINTS)?;
     if arguments.json {
         output::print_json(&to_json(&model, &placement, &speeds, arguments.ctx))?;
@@ -68,7 +82,24 @@ pub fn run(arguments: &Plan) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(model: &ModelFile, placement: &Placement, speeds: &[(u64, f64)], context: u32, terminal: Terminal) -> String {
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| *number > 0.0 && number.is_finite());
+    number.ok_or_else(|| format!("{text} is not a number of tokens per second; write one above 0, such as 5"))
+}
+
+/// What the arguments ask of the planner.
+pub fn request(arguments: &Plan) -> Request {
+    Request { ram_bytes: arguments.ram, gpu_bytes: arguments.gpu, context_tokens: arguments.ctx }
+}
+
+/// The plan for people.
+pub fn text(
+    model: &ModelFile,
+    placement: &Placement,
+    speeds: &[(u64, f64)],
+    context: u32,
+    terminal: Terminal,
+) -> String {
     let (solution, tiers) = (&placement.solution, &placement.solution.tiers);
     let mut text = format!("{}\n{}\n\n", model.headline(), solution.mode().name());
 
@@ -131,7 +162,8 @@ fn expectation(placement: &Placement) -> String {
     text
 }
 
-fn to_json(model: &ModelFile, placement: &Placement, speeds: &[(u64, f64)], context: u32) -> Value {
+/// The plan for programs.
+pub fn to_json(model: &ModelFile, placement: &Placement, speeds: &[(u64, f64)], context: u32) -> Value {
     let layers = placement.layers().into_iter().map(|(layer, tiers)| {
         json!({"layer": layer, "gpu_bytes": tiers.gpu, "ram_bytes": tiers.ram, "drive_bytes": tiers.drive})
     });

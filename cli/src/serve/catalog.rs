@@ -139,6 +139,14 @@ impl Catalog {
         }
     }
 
+    /// The directory that is served, unless it is a single file.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::File(_) => None,
+            Place::Directory(directory) => Some(directory),
+        }
+    }
+
     /// What was given.
     pub fn place(&self) -> &Path {
         match &self.place {

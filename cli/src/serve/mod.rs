@@ -181,7 +181,7 @@ fn announce(server: &Server, address: SocketAddr) {
 
 fn router(server: Server) -> Router {
     use http::{auth, counts, health, live, metrics, openai};
-    use ollama::{account, chat, embed, generate, models, unsupported};
+    use ollama::{account, chat, embed, generate, models, pull, unsupported};
     let gone = || any(unsupported::unsupported);
     Router::new()
         .route("/", get(|| async { "Ollama is running" }))
@@ -195,7 +195,7 @@ fn router(server: Server) -> Router {
         .route("/api/chat", post(chat::chat))
         .route("/api/embed", post(embed::embed))
         .route("/api/embeddings", post(embed::embeddings))
-        .route("/api/pull", gone())
+        .route("/api/pull", post(pull::pull))
         .route("/api/push", gone())
         .route("/api/create", gone())
         .route("/api/copy", gone())

@@ -26,7 +26,8 @@ pub fn name_alone(path: &Path) -> String {
 }
 
 fn hub_name(path: &Path) -> Option<String> {
-    let file = HubFile::of(path)?;
+    // A link to a file in the cache is called as that file is.
+    let file = HubFile::of(path).or_else(|| HubFile::of(&std::fs::read_link(path).ok()?))?;
     Some(format!("hf.co/{}:{}", file.repository, file.tag()?))
 }
 

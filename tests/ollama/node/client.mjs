@@ -30,7 +30,7 @@ try {
   got.aborted = error.name;
 }
 try {
-  await client.pull({ model });
+  await client.push({ model });
 } catch (error) {
   got.refused = error.message;
 }

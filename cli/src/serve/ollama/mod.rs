@@ -11,5 +11,6 @@ pub mod messages;
 pub mod models;
 pub mod options;
 pub mod prompt_template;
+pub mod pull;
 pub mod shorten;
 pub mod unsupported;

@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 use crate::serve::errors::ApiError;
 use crate::serve::server::Server;
 
-/// `pull`, `push`, `create`, `copy`, `delete`, `blobs`.
+/// `push`, `create`, `copy`, `delete`, `blobs`.
 pub async fn unsupported(State(server): State<Server>, uri: Uri) -> Response<Body> {
     let verb = uri.path().trim_start_matches("/api/").split('/').next().unwrap_or_default();
     let message = format!(
