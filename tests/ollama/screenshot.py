@@ -1,6 +1,8 @@
 """Takes the picture of the live page in docs/SERVER.md: a streamed mixture of experts that answers for half a minute.
 
-    python3 tests/ollama/screenshot.py docs/live.png
+    python3 tests/ollama/screenshot.py docs/live.png [DIRECTORY]
+
+With a directory, the page is also taken there as large and small screens show it, in light and dark: to be looked at.
 """
 
 import base64
@@ -19,7 +21,8 @@ from hypura_server import MODELS, HypuraServer
 from test_live import BROWSERS, find_browser
 
 SECONDS = 30
-WIDTH, HEIGHT = 980, 480
+WIDTH, HEIGHT = 1280, 800
+SCREENS = [(1280, 800), (390, 844)]
 
 
 class Browser:
@@ -82,15 +85,25 @@ def main() -> None:
         try:
             target = browser.ask("Target.createTarget", url=f"{server.url}/hypura")["targetId"]
             session = browser.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            browser.ask("Emulation.setDeviceMetricsOverride", session, width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
             for client in clients:
                 client.start()
             time.sleep(SECONDS - 1)
-            shot = browser.ask("Page.captureScreenshot", session, format="png")
+            take(browser, session, picture, WIDTH, HEIGHT, "light")
+            for directory in map(Path, sys.argv[2:]):
+                for width, height in SCREENS:
+                    for scheme in ("light", "dark"):
+                        take(browser, session, directory / f"live-{width}x{height}-{scheme}.png", width, height, scheme)
         finally:
             browser.end()
         for client in clients:
             client.join()
+
+
+def take(browser: Browser, session: str, picture: Path, width: int, height: int, scheme: str) -> None:
+    browser.ask("Emulation.setDeviceMetricsOverride", session, width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+    browser.ask("Emulation.setEmulatedMedia", session, features=[{"name": "prefers-color-scheme", "value": scheme}])
+    time.sleep(2)  # the page asks once a second
+    shot = browser.ask("Page.captureScreenshot", session, format="png")
     picture.write_bytes(base64.b64decode(shot["data"]))
     print(f"{picture}: {picture.stat().st_size} bytes")
 

@@ -3,11 +3,12 @@
 import re
 import shutil
 import subprocess
+import threading
 import time
 
 import pytest
 
-from hypura_server import GREEDY
+from hypura_server import GREEDY, HypuraServer, wait_until
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -46,6 +47,22 @@ def test_figures(server):
     weights = figures["model"]["weights"]
     assert weights["experts"] == 0 and sum(weights.values()) == figures["statistics"]["model_bytes"]
     assert figures["statistics"]["mode"] == "dense-streaming"
+    layers = figures["model"]["layers"]
+    assert [layer["layer"] for layer in layers] == list(range(30))
+    assert all(0 < layer["streamable_bytes"] < layer["bytes"] for layer in layers)
+    assert figures["loading"] is None and figures["model"]["memory_bytes"] > 1 << 20
+
+
+def test_figures_while_a_model_is_loading(directory, tmp_path):
+    """A model takes a while to load: the page says so, and not that there is none."""
+    with HypuraServer(directory, tmp_path / "log", "--ctx", "512") as server:
+        asking = threading.Thread(target=server.ask, args=("/api/generate", {"model": "first"}))
+        asking.start()
+        seen = []
+        wait_until(lambda: seen.append(server.get("/hypura/figures").json()) or seen[-1]["model"], "loading", 120)
+        asking.join()
+        assert any(figures["loading"] and figures["loading"]["name"] == "first:latest" for figures in seen)
+        assert seen[-1]["statistics"] is None and seen[-1]["served"]["generated_tokens"] is not None, "resident: llama-server counts"
 
 
 def test_the_page_needs_nothing_from_elsewhere(server):
@@ -66,7 +83,7 @@ def test_page_in_a_browser(server, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     shown = re.sub(r"<(script|style)>.*?</\1>", "", run.stdout, flags=re.DOTALL)
-    for words in ("smollm2:latest", "llama 134.52M Q4_1", "dense-streaming", "streamed, in RAM now", "per second", "under way"):
+    for words in ("smollm2:latest", "llama 134.52M Q4_1", "dense-streaming", "streamed, in RAM now", "per second", "expected", "30 layers of up to", "under way"):
         assert words in shown, f"'{words}' is not on the page:\n{shown}"
     assert re.search(r'id="problem"[^>]*hidden', shown), "the page reports a problem"
     assert "CONSOLE" not in run.stderr, run.stderr

@@ -6,7 +6,7 @@ import re
 import pytest
 import requests
 
-from hypura_server import GREEDY, SMOLLM2
+from hypura_server import GREEDY, REPOSITORY, SMOLLM2
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
 DIGEST = r"[0-9a-f]{64}"
@@ -58,7 +58,10 @@ def test_root_and_version(server):
     for path in ("/", "/api/version", "/api/tags"):
         response = requests.head(server.url + path, timeout=60)
         assert response.status_code == 200 and response.content == b""
-    check(server.get("/api/version").json(), {"version": re.compile(r"\d+\.\d+\.\d+"), "hypura": re.compile(r"\d+\.\d+\.\d+")})
+    version = server.get("/api/version").json()
+    check(version, {"version": re.compile(r"\d+\.\d+\.\d+"), "hypura": re.compile(r"\d+\.\d+\.\d+")})
+    documented = (REPOSITORY / "docs" / "SERVER.md").read_text()
+    assert f"version {version['version']}, which" in documented, "the version whose API was compared is stated once"
 
 
 def test_what_programs_ask_before_they_ask(server):

@@ -1,5 +1,8 @@
 //! The live page, `GET /hypura`: one file without anything from elsewhere, and the figures that it shows.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -8,6 +11,8 @@ use serde_json::{Value, json};
 
 use crate::model_file::ModelFile;
 use crate::serve::errors::json_response;
+use crate::serve::llama_server::loader::Loaded;
+use crate::serve::ollama::models::memory_bytes;
 use crate::serve::server::Server;
 
 /// The page.
@@ -32,14 +37,36 @@ pub async fn figures(State(server): State<Server>) -> Response<Body> {
             "context_tokens": loaded.context_tokens,
             "in_flight": loaded.in_flight(),
             "expires_in_seconds": loaded.expires_in().map(|left| left.as_secs_f64()),
+            "memory_bytes": loaded.process_id().map(memory_bytes),
             "weights": weights(&loaded.model.file),
+            "layers": layers(&loaded.model.file),
         })
     });
-    let statistics = server.statistics();
-    json_response(StatusCode::OK, &json!({"model": model, "statistics": statistics}))
+    let served = match &loaded {
+        Some(loaded) => served(loaded).await,
+        None => Value::Null,
+    };
+    let loading = server.loader.loading();
+    let loading = loading.map(|(name, time)| json!({"name": name, "seconds": time.as_secs_f64()}));
+    let figures = json!({"model": model, "loading": loading, "served": served, "statistics": server.statistics()});
+    json_response(StatusCode::OK, &figures)
 }
 
-/// Bytes of the weights by their part, and the streamable ones of every layer.
+/// What llama-server counts itself, also of a model of which nothing is streamed; null while it is too busy to tell.
+async fn served(loaded: &Loaded) -> Value {
+    const PATIENCE: Duration = Duration::from_millis(400);
+    let Ok(Ok(text)) = tokio::time::timeout(PATIENCE, loaded.upstream.get("/metrics")).await else {
+        return Value::Null;
+    };
+    let text = String::from_utf8_lossy(&text);
+    let counter = |name: &str| -> Option<f64> {
+        text.lines()
+            .find_map(|line| line.strip_prefix("llamacpp:")?.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    };
+    json!({"prompt_tokens": counter("prompt_tokens_total"), "generated_tokens": counter("tokens_predicted_total")})
+}
+
+/// Bytes of the weights by their part.
 fn weights(file: &ModelFile) -> Value {
     let (mut experts, mut feed_forward, mut other) = (0, 0, 0);
     for tensor in file.gguf.tensors() {
@@ -50,4 +77,21 @@ fn weights(file: &ModelFile) -> Value {
         }
     }
     json!({"experts": experts, "feed_forward": feed_forward, "other": other})
+}
+
+/// Bytes of every layer in order, and how many of them could stream; what is outside the layers is left out.
+fn layers(file: &ModelFile) -> Value {
+    let mut layers: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+    for tensor in file.gguf.tensors() {
+        let Some(layer) = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok()) else {
+            continue;
+        };
+        let (bytes, streamable) = layers.entry(layer).or_default();
+        *bytes += tensor.size_bytes;
+        if matches!(role_of(tensor), Role::Expert | Role::DenseFeedForward | Role::SharedExpert) {
+            *streamable += tensor.size_bytes;
+        }
+    }
+    let layer = |(number, (bytes, streamable)): (u32, (u64, u64))| json!({"layer": number, "bytes": bytes, "streamable_bytes": streamable});
+    layers.into_iter().map(layer).collect()
 }

@@ -31,6 +31,8 @@ pub struct Loader {
     default_keep_alive: KeepAlive,
     gate: Arc<Gate<()>>,
     current: Mutex<Option<Arc<Loaded>>>,
+    /// The model that is being loaded, and since when.
+    loading: Mutex<Option<(String, Instant)>>,
     /// Something that a waiter may care about has changed: a request ended, an expiry moved.
     changed: Notify,
     stopping: AtomicBool,
@@ -120,6 +122,7 @@ impl Loader {
             default_keep_alive,
             gate: Arc::default(),
             current: Mutex::new(None),
+            loading: Mutex::new(None),
             changed: Notify::new(),
             stopping: AtomicBool::new(false),
             starts: AtomicU64::new(0),
@@ -131,6 +134,11 @@ impl Loader {
     /// What is loaded.
     pub fn current(&self) -> Option<Arc<Loaded>> {
         self.current.lock().clone()
+    }
+
+    /// What is being loaded, and for how long by now.
+    pub fn loading(&self) -> Option<(String, Duration)> {
+        self.loading.lock().as_ref().map(|(name, since)| (name.clone(), since.elapsed()))
     }
 
     /// How often a llama-server has been started.
@@ -233,6 +241,13 @@ impl Loader {
         if self.stopping.load(Ordering::SeqCst) {
             return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is being stopped"));
         }
+        *self.loading.lock() = Some((model.name.clone(), Instant::now()));
+        let loaded = self.start_child(model, context_tokens).await;
+        self.loading.lock().take();
+        loaded
+    }
+
+    async fn start_child(&self, model: Arc<Model>, context_tokens: Option<u32>) -> ApiResult<Arc<Loaded>> {
         let reason = self.contexts.reason(&model, context_tokens);
         let loaded_tokens = self.contexts.loaded_tokens(&model, context_tokens);
         let launch = (self.make_launch)(&model, loaded_tokens);

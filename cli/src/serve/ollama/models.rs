@@ -151,7 +151,7 @@ fn expires_at(left: Option<Duration>) -> String {
 }
 
 /// The memory that a process holds, without what is mapped from files and may be dropped: slots, caches, buffers.
-fn memory_bytes(process_id: u32) -> u64 {
+pub fn memory_bytes(process_id: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).unwrap_or_default();
     let kibibytes = |name: &str| -> u64 {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
