@@ -21,7 +21,7 @@ CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ni
 	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo \
 	-DLLAMA_BUILD_COMMIT=$(call upstream,tag) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
-PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity
+PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity llama-app
 
 MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
 ARCH_SCRIPTS := $(wildcard scripts/models/archs/*)

@@ -60,7 +60,7 @@ class Version:
         with self.log.open("a") as log:
             print("\n$", *command, file=log, flush=True)
             inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HYPURA", "GGML_"))}
-            environment = inherited | {"XDG_CACHE_HOME": str(WORK / "cache")} | (settings or {})
+            environment = inherited | {"XDG_CACHE_HOME": str(WORK / "cache"), "OMP_WAIT_POLICY": "passive"} | (settings or {})
             finished = subprocess.run(list(map(str, command)), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         if finished.returncode != 0:
             raise Failed(f"no: {what} fails")

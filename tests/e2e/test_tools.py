@@ -36,6 +36,16 @@ def test_completion(model: Model, tmp_path, stats_path) -> None:
     assert_streamed(model, stats_path)
 
 
+def test_the_single_binary(tmp_path, stats_path) -> None:
+    """`llama completion` and the others are llama-completion and the others in one program."""
+    resident = complete(SMOLLM2_MOE.path, OFF, tmp_path).succeeded()
+    arguments = ["completion", "-m", SMOLLM2_MOE.path, *COMPARABLE, *GREEDY, "-no-cnv", "--no-display-prompt", "-n", "24", "-c", "512"]
+    arguments += ["-p", "The capital of Norway is"]
+    streamed = run_whole(r"\n\n\Z", "llama", arguments, streaming(SMOLLM2_MOE, stats_path), tmp_path).succeeded()
+    assert streamed.output == resident.output
+    assert_streamed(SMOLLM2_MOE, stats_path)
+
+
 def test_cli(tmp_path, stats_path) -> None:
     """One turn of a conversation."""
     model = SMOLLM2_MOE
