@@ -34,14 +34,6 @@ ggml_status compute_mul_mat(backend_context & ctx, const ggml_tensor * node, con
     return status;
 }
 
-// shows libhypura what all chosen experts of a few tokens get, which is what their router got
-void look_ahead(hypura_fetch_t * fetch, const ggml_tensor * input) {
-    constexpr int64_t MAX_ROWS = 8;
-    if (input->type == GGML_TYPE_F32 && input->ne[1] == 1 && input->ne[2] <= MAX_ROWS && ggml_is_contiguous(input)) {
-        hypura_fetch_look_ahead(fetch, (const float *) input->data, input->ne[0], input->ne[2]);
-    }
-}
-
 ggml_status compute_mul_mat_id(backend_context & ctx, ggml_cgraph * graph, int index, const hypura_tensor * weight) {
     const ggml_tensor * node = graph->nodes[index];
     const ggml_tensor * ids = node->src[2];
@@ -52,7 +44,7 @@ ggml_status compute_mul_mat_id(backend_context & ctx, ggml_cgraph * graph, int i
     if (!fetch || hypura_fetch_begin(fetch, weight->index, ctx.ids.data(), ctx.ids.size(), ids->ne[1], ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
         return ctx.failed(node);
     }
-    look_ahead(fetch, node->src[1]);
+    look_ahead(fetch, node);
     hypura_block blocks[MAX_NODES];
     ggml_status status = GGML_STATUS_SUCCESS;
     size_t count = 1;

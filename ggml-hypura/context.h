@@ -221,6 +221,9 @@ struct backend_context {
 // sorts the router's choices by expert: ctx.ids, ctx.rows and ctx.row_starts
 void sort_rows(backend_context & ctx, const ggml_tensor * ids, int64_t n_experts);
 
+// shows libhypura what a MUL_MAT_ID that was demanded is computed on, so that it can foresee the next layer's experts
+void look_ahead(hypura_fetch_t * fetch, const ggml_tensor * node);
+
 // computes the rows of a MUL_MAT_ID that go to the experts that were delivered
 ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, const hypura_block * blocks, size_t n_blocks);
 

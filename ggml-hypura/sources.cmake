@@ -7,6 +7,7 @@ set(HYPURA_ADAPTER_SOURCES
     early.cpp
     experts.cpp
     host.cpp
+    lookahead.cpp
     model.cpp
     speed.cpp
 )

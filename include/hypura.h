@@ -504,13 +504,14 @@ int32_t hypura_fetch_begin(struct hypura_fetch_t *fetch,
                            char *error,
                            size_t error_size);
 
-/// Tells what goes into the multiplication that was demanded last, as the experts get it. The library can then foresee what
-/// the next layer wants. Optional, and of use for a few rows.
+/// Tells what goes into the multiplication that was demanded last, as the experts get it, or as the router got it where their
+/// widths differ. The library can then foresee what the next layer wants, and learns from any layer, a prompt's too. Optional; what is not
+/// what it should be makes no difference but in time.
 ///
 /// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
-/// @param rows the input of one token after the other; NULL is allowed
-/// @param row_length floats of each, the model's width
-/// @param row_count how many tokens
+/// @param rows the input of one token after the other, the last ones of the batch; NULL is allowed
+/// @param row_length floats of each
+/// @param row_count how many tokens; more than 8 are ignored
 void hypura_fetch_look_ahead(struct hypura_fetch_t *fetch,
                              const float *rows,
                              size_t row_length,

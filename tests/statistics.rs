@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{F32, MODELS, TestDirectory, dense_model, expert_model, number, stats, within};
 
 /// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 24] = [
+const STATS_KEYS: [&str; 25] = [
     "mode",
     "model_bytes",
     "resident_bytes",
@@ -27,6 +27,7 @@ const STATS_KEYS: [&str; 24] = [
     "prefetch_wasted",
     "prefetch_pays",
     "lookahead_recall",
+    "lookahead_coverage",
     "habit_recall",
     "warm_reads",
     "direct_io",

@@ -18,6 +18,12 @@ pub struct HyperParameters {
     pub expert_count: u64,
     /// Experts that a token uses in a layer; 0 in dense models.
     pub expert_used_count: u64,
+    /// Groups that the experts of a layer lie in; 0 or 1 when they are chosen from all.
+    pub expert_group_count: u64,
+    /// Groups that a token's experts are chosen from.
+    pub expert_group_used_count: u64,
+    /// What a router's scores are made of its logits by, as GGUF numbers it; 0 when the file does not tell.
+    pub expert_gating_func: u64,
     /// Elements of the hidden state.
     pub embedding_length: u64,
     /// Elements of the hidden state of a feed-forward network.
@@ -38,6 +44,9 @@ impl HyperParameters {
             block_count: number("block_count")?,
             expert_count: number("expert_count")?,
             expert_used_count: number("expert_used_count")?,
+            expert_group_count: number("expert_group_count")?,
+            expert_group_used_count: number("expert_group_used_count")?,
+            expert_gating_func: number("expert_gating_func")?,
             embedding_length: number("embedding_length")?,
             feed_forward_length: number("feed_forward_length")?,
             context_length: number("context_length")?,

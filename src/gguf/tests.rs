@@ -20,6 +20,9 @@ fn model() -> GgufWriter {
         .text("general.name", "Toy")
         .pair("toymoe.expert_count", 0, &[8])
         .pair("toymoe.expert_used_count", 11, &2_i64.to_le_bytes())
+        .u32("toymoe.expert_group_count", 4)
+        .u32("toymoe.expert_group_used_count", 2)
+        .u32("toymoe.expert_gating_func", 2)
         .pair("toymoe.embedding_length", 3, &256_i16.to_le_bytes())
         .array("toymoe.feed_forward_length", 5, 3, &layers)
         .pair("toymoe.rope.freq_base", 6, &1e6_f32.to_le_bytes())
@@ -67,6 +70,9 @@ fn a_model_in_one_file() {
             block_count: 3,
             expert_count: 8,
             expert_used_count: 2,
+            expert_group_count: 4,
+            expert_group_used_count: 2,
+            expert_gating_func: 2,
             embedding_length: 256,
             feed_forward_length: 768,
             context_length: 0,

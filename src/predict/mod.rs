@@ -1,11 +1,11 @@
 //! What will be needed next.
 
 mod habits;
-mod router;
+mod lookahead;
 mod trial;
 mod trust;
 
 pub use habits::{Foreseen, Habits, Recent, Store};
-pub use router::{Choice, Router, read_routers};
+pub use lookahead::{Lookahead, Sight, Successor, Visit};
 pub use trial::Trial;
 pub use trust::Trust;

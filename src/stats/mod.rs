@@ -83,6 +83,8 @@ pub struct Counters {
     pub by_router: Foresight,
     /// What habits named.
     pub by_habit: Foresight,
+    /// Experts that steps of a token wanted, of all layers but the first one.
+    pub wanted_in_steps: Counter,
     /// Tokens computed, prompts included.
     pub tokens: Counter,
     /// Failed reads and failed verifications.
@@ -121,6 +123,12 @@ impl Counters {
         (seconds > 0.0).then(|| self.read_bytes.get() as f64 / seconds)
     }
 
+    /// Of what steps of a token wanted of layers that another one comes before, the share in layers that a router was asked for.
+    fn lookahead_coverage(&self) -> Option<f64> {
+        let wanted = self.wanted_in_steps.get();
+        (wanted > 0).then(|| (self.by_router.wanted.get() as f64 / wanted as f64).min(1.0))
+    }
+
     /// The snapshot that `HYPURA_STATS` writes.
     pub fn to_json(&self, facts: &Facts) -> Value {
         json!({
@@ -139,6 +147,7 @@ impl Counters {
             "prefetch_wasted": self.prefetch_wasted.get(),
             "prefetch_pays": facts.prefetch_pays,
             "lookahead_recall": self.by_router.recall(),
+            "lookahead_coverage": self.lookahead_coverage(),
             "habit_recall": self.by_habit.recall(),
             "warm_reads": self.warm_reads.get(),
             "tokens": self.tokens.get(),

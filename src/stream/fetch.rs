@@ -7,10 +7,11 @@ use crate::cache::policy::{Position, Use};
 use crate::cache::{Members, SlotState};
 use crate::error::{Error, ErrorCode, Result};
 use crate::io::{Priority, Request};
-use crate::predict::Recent;
+use crate::predict::{Recent, Visit};
 
 use super::core::{Core, SlotId, State};
 use super::session::{Running, Session};
+use super::speculation::{LOOK_AHEAD_ROWS_MAX, Seen};
 use super::tensors::StreamedTensor;
 use super::timeline::Event;
 use super::trace::Routing;
@@ -51,6 +52,10 @@ pub struct Fetch {
     row_counts: Vec<u32>,
     /// The expert layer that the latest demand is the first one of, if it is.
     entered: Option<usize>,
+    /// The latest expert layer that was entered, and the choices of the last few tokens there.
+    visit: Visit,
+    routing: Vec<i32>,
+    token_count: usize,
     /// What the layers used last, for habits.
     recent: Recent,
     /// Between a successful `begin` and `end`.
@@ -80,6 +85,9 @@ impl Fetch {
             experts: Vec::new(),
             row_counts: Vec::new(),
             entered: None,
+            visit: Visit::default(),
+            routing: Vec::new(),
+            token_count: 0,
             recent: Recent::default(),
             begun: false,
             member: None,
@@ -132,7 +140,8 @@ impl Fetch {
         self.entered =
             streamed.expert_layer.filter(|_| layer_before != streamed.expert_layer || state.order.is_first(index));
         if let Some(layer) = self.entered {
-            core.settle_guesses(&mut state, &*running.engine, layer, &self.experts);
+            self.enter(&mut state, layer, index, member, routing, tokens);
+            core.settle_guesses(&mut state, &*running.engine, self.visit, &self.experts);
         }
         self.announce(&mut state, streamed, tokens);
         for index in 0..self.experts.len() {
@@ -172,11 +181,14 @@ impl Fetch {
     }
 
     /// Tells what goes into the multiplication that the demand is for, as rows of `row_length`, so that the experts of the next
-    /// layer can be foreseen. Optional; makes no difference but in time.
+    /// layer can be foreseen; of a larger batch its last rows, to learn from. Optional; makes no difference but in time.
     pub fn look_ahead(&self, row_length: usize, inputs: &[f32]) {
-        let Some(layer) = self.entered.filter(|_| self.begun) else { return };
+        if !self.begun || self.entered.is_none() {
+            return;
+        }
         if let Some(Running { foresight: Some(foresight), .. }) = self.session.started() {
-            foresight.look_ahead(layer, row_length, inputs, &self.recent);
+            let seen = Seen { row_length, inputs, routing: &self.routing, token_count: self.token_count };
+            foresight.look_ahead(self.visit, seen, &self.recent);
         }
     }
 
@@ -374,6 +386,18 @@ impl Fetch {
             self.row_counts[expert] += 1;
         }
         Ok(())
+    }
+
+    /// An expert layer is entered.
+    fn enter(&mut self, state: &mut State, layer: usize, tensor: usize, member: u32, routing: &[i32], tokens: usize) {
+        let is_first = state.order.is_first(tensor);
+        let before = (self.visit.number > 0).then_some(self.visit.layer);
+        let next = state.guesses.enter(before, layer, is_first);
+        self.visit = Visit { layer, visitor: member, number: self.visit.number + 1, is_first, next };
+        self.token_count = tokens;
+        let used = routing.len() / tokens.max(1);
+        self.routing.clear();
+        self.routing.extend_from_slice(&routing[routing.len() - used * tokens.min(LOOK_AHEAD_ROWS_MAX)..]);
     }
 
     /// Tells the policies what is used: a dense tensor, or, when a layer is entered, its experts of all matrices. Were those of

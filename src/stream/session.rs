@@ -15,7 +15,7 @@ use crate::io::{self, DirectFile, Engine, Sink, Tuning};
 use crate::memory::{self, Admission, Claim, MappedWeights, Membership, Tenant};
 use crate::persist;
 use crate::plan::{self, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
-use crate::predict::{Store, read_routers};
+use crate::predict::{Lookahead, Store};
 use crate::stats::{Counters, Facts, StatsWriter};
 
 use super::core::Core;
@@ -277,8 +277,8 @@ impl Session {
         if self.config.prefetch == PrefetchSetting::Off || self.streamed.expert_layers.is_empty() {
             return Ok(None);
         }
-        let routers = read_routers(&self.gguf, &self.streamed.expert_layer_numbers());
-        Foresight::start(routers, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
+        let lookahead = Lookahead::read(&self.gguf, &self.streamed.expert_layer_numbers());
+        Foresight::start(lookahead, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
     }
 
     /// With fewer slots than one token uses, every expert is gone before it comes round again.

@@ -1,7 +1,7 @@
 //! Foresees which experts the next layer will want, on a thread of its own, and has them read while the drive would idle.
 //!
-//! A layer's router tells best. Where there is none, or none that is understood, and for the first layer of the next token, the
-//! model's habits tell.
+//! A layer's router tells best. Where it tells nothing, or less than the model's habits, and for the first layer of the next token, habits
+//! tell.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,21 +9,31 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::io::{DirectFile, Engine};
-use crate::predict::{Choice, Foreseen, Recent, Router};
+use crate::io::{DirectFile, Engine, Request};
+use crate::predict::{Foreseen, Lookahead, Recent, Sight, Successor, Visit};
 
 use super::guesses::Naming;
 use crate::stream::core::Core;
 
 /// Tokens of a batch up to which looking ahead is of use: a large one wants nearly all experts anyway.
-const ROWS_MAX: usize = 8;
+pub(in crate::stream) const LOOK_AHEAD_ROWS_MAX: usize = 8;
 
 /// The thread, until dropped.
 pub(in crate::stream) struct Foresight {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// By expert layer, the width of the inputs that its successor's router takes.
-    widths: Vec<Option<usize>>,
+}
+
+/// What a host shows of an expert layer.
+pub(in crate::stream) struct Seen<'a> {
+    /// Elements of a row.
+    pub(in crate::stream) row_length: usize,
+    /// The last rows of a batch.
+    pub(in crate::stream) inputs: &'a [f32],
+    /// The choices of its last rows, as many or more.
+    pub(in crate::stream) routing: &'a [i32],
+    /// How many rows the batch has.
+    pub(in crate::stream) token_count: usize,
 }
 
 #[derive(Default)]
@@ -35,104 +45,127 @@ struct Shared {
 #[derive(Default)]
 struct Mailbox {
     /// The latest; one that nobody got round to is replaced.
-    seen: Seen,
+    sight: Sight,
     is_new: bool,
     stopping: bool,
 }
 
-/// What was seen of a layer: what its successor's router is applied to, or, where there is none, the experts to go by.
-#[derive(Default)]
-struct Seen {
-    layer: usize,
-    inputs: Vec<f32>,
-    experts: Vec<usize>,
+/// What the thread works with.
+struct Foreseer {
+    lookahead: Lookahead,
+    core: Arc<Core>,
+    files: Arc<[DirectFile]>,
+    engine: Arc<dyn Engine>,
+    by_habits: Vec<Foreseen>,
+    requests: Vec<Request>,
 }
 
 impl Foresight {
-    /// Starts the thread; `routers` are those of [`crate::predict::read_routers`].
+    /// Starts the thread.
     pub(in crate::stream) fn start(
-        routers: Vec<Option<Router>>,
+        lookahead: Lookahead,
         core: Arc<Core>,
         files: Arc<[DirectFile]>,
         engine: Arc<dyn Engine>,
     ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
-        let widths = routers.iter().map(|router| router.as_ref().map(Router::width)).collect();
         let for_thread = Arc::clone(&shared);
+        let mut foreseer = Foreseer { lookahead, core, files, engine, by_habits: Vec::new(), requests: Vec::new() };
         let thread = std::thread::Builder::new()
             .name("hypura-foresight".to_owned())
             .spawn(move || {
-                let (mut seen, mut choice) = (Seen::default(), Choice::default());
-                let (mut foreseen, mut requests) = (Vec::new(), Vec::new());
-                while for_thread.next(&mut seen) {
-                    let next = (seen.layer + 1) % routers.len();
-                    match &routers[seen.layer] {
-                        Some(router) => {
-                            let chosen = router.choose(&seen.inputs, &mut choice);
-                            core.guess(&files, next, Naming::ByRouter(chosen), &mut requests);
-                        }
-                        None => {
-                            core.foresee_by_habit(seen.layer, &seen.experts, &mut foreseen);
-                            core.guess(&files, next, Naming::ByHabits(&foreseen), &mut requests);
-                        }
-                    }
-                    if !requests.is_empty() {
-                        engine.submit(&mut requests);
-                    }
+                let (mut before, mut sight) = (Sight::default(), Sight::default());
+                while for_thread.next(&mut sight) {
+                    foreseer.foresee(&sight);
+                    // The reads are under way: now there is time to learn.
+                    foreseer.lookahead.learn(&before, &sight);
+                    std::mem::swap(&mut before, &mut sight);
                 }
             })
             .map_err(|error| Error::new(ErrorCode::Resource, format!("cannot start the look-ahead thread: {error}")))?;
-        Ok(Self { shared, thread: Some(thread), widths })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Looks ahead from an expert layer with the inputs (rows) that its experts get, and what the layers used; inputs of
-    /// another shape than its successor's router takes are ignored.
-    pub(in crate::stream) fn look_ahead(&self, layer: usize, row_length: usize, inputs: &[f32], recent: &Recent) {
-        let width = self.widths[layer];
-        let fits = width.is_none_or(|width| width == row_length) && inputs.len() <= ROWS_MAX * row_length;
-        if !fits || inputs.is_empty() {
+    /// Looks ahead from an expert layer with what is seen of it, and with what the layers used.
+    pub(in crate::stream) fn look_ahead(&self, visit: Visit, seen: Seen<'_>, recent: &Recent) {
+        let Seen { row_length, inputs, routing, token_count } = seen;
+        let row_count = inputs.len() / row_length.max(1);
+        if row_count == 0 || row_count > LOOK_AHEAD_ROWS_MAX || row_count > token_count {
             return;
         }
+        let used = routing.len() / token_count.min(LOOK_AHEAD_ROWS_MAX);
         let mut mailbox = self.shared.mailbox.lock();
-        let Mailbox { seen, is_new, .. } = &mut *mailbox;
+        let Mailbox { sight, is_new, .. } = &mut *mailbox;
         *is_new = true;
-        seen.layer = layer;
-        seen.inputs.clear();
-        seen.experts.clear();
-        if width.is_some() {
-            seen.inputs.extend_from_slice(inputs);
-        } else {
-            // After the last layer comes the first one, of which the past token's experts tell most.
-            let is_last = layer + 1 == self.widths.len();
-            seen.experts.extend(recent.experts(if is_last { 0 } else { layer }));
+        sight.visit = visit;
+        sight.is_part = row_count < token_count;
+        sight.row_length = row_length;
+        sight.inputs.clear();
+        sight.inputs.extend_from_slice(inputs);
+        sight.routing.clear();
+        sight.routing.extend_from_slice(&routing[routing.len() - used * row_count..]);
+        sight.experts.clear();
+        if let Some(next) = visit.next {
+            // Of the next token's first layer, what this token used there tells most.
+            sight.experts.extend(recent.experts(if is_adjacent(visit, next) { visit.layer } else { next.layer }));
         }
         drop(mailbox);
         self.shared.changed.notify_one();
     }
 }
 
-impl Core {
-    /// As many experts of the layer after this one as it used itself; after the last layer, of the first one.
-    fn foresee_by_habit(&self, layer: usize, experts: &[usize], foreseen: &mut Vec<Foreseen>) {
-        let habits = self.habits.lock();
-        match layer + 1 == habits.layer_count() {
-            true => habits.foresee_next_token(0, experts, foreseen),
-            false => habits.foresee_next_layer(layer, experts, foreseen),
+impl Foreseer {
+    /// Asks the next layer's router, or habits, and submits the reads that follow.
+    fn foresee(&mut self, sight: &Sight) {
+        let Self { lookahead, core, files, engine, by_habits, requests } = self;
+        let Some(next) = sight.visit.next.filter(|_| !sight.is_part) else { return };
+        match lookahead.name(sight) {
+            Some(chosen) => {
+                core.guess(files, next.layer, Naming::ByRouter(chosen), requests);
+                if lookahead.wants_habits(sight) {
+                    core.foresee_by_habit(sight, next, by_habits);
+                    lookahead.compare(by_habits.iter().map(|foreseen| foreseen.expert));
+                }
+            }
+            None => {
+                core.foresee_by_habit(sight, next, by_habits);
+                core.guess(files, next.layer, Naming::ByHabits(by_habits), requests);
+                lookahead.compare(by_habits.iter().map(|foreseen| foreseen.expert));
+            }
         }
-        foreseen.truncate(experts.len());
+        if !requests.is_empty() {
+            engine.submit(requests);
+        }
     }
+}
+
+impl Core {
+    /// As many experts of the layer after this one as it used itself, or of the first layer for the next token.
+    fn foresee_by_habit(&self, sight: &Sight, next: Successor, foreseen: &mut Vec<Foreseen>) {
+        let habits = self.habits.lock();
+        match is_adjacent(sight.visit, next) {
+            true => habits.foresee_next_layer(sight.visit.layer, &sight.experts, foreseen),
+            false => habits.foresee_next_token(next.layer, &sight.experts, foreseen),
+        }
+        foreseen.truncate(sight.experts.len());
+    }
+}
+
+/// Whether habits know which experts of the next layer follow those of this one.
+fn is_adjacent(visit: Visit, next: Successor) -> bool {
+    next.is_in_pass && next.layer == visit.layer + 1
 }
 
 impl Shared {
     /// Waits for something new and swaps it in; `false` at the end.
-    fn next(&self, seen: &mut Seen) -> bool {
+    fn next(&self, sight: &mut Sight) -> bool {
         let mut mailbox = self.mailbox.lock();
         loop {
             if mailbox.stopping {
                 return false;
             }
             if std::mem::take(&mut mailbox.is_new) {
-                std::mem::swap(seen, &mut mailbox.seen);
+                std::mem::swap(sight, &mut mailbox.sight);
                 return true;
             }
             self.changed.wait(&mut mailbox);

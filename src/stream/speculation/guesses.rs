@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::io::{Cancelled, DirectFile, Engine, Priority, Request};
-use crate::predict::{Foreseen, Trial, Trust};
+use crate::predict::{Foreseen, Successor, Trial, Trust, Visit};
 
 use crate::stream::core::{Core, SlotId, State};
 use crate::stream::tensors::StreamedTensor;
@@ -28,6 +28,8 @@ pub(in crate::stream) struct Guesses {
     trust: Trust,
     /// The expert layer that was entered last.
     current: Option<usize>,
+    /// By expert layer, what came after it last. Layers that no pass uses come after none.
+    successors: Vec<Option<Successor>>,
     /// The layer that something was foreseen for, and its experts.
     layer: usize,
     named: Vec<Named>,
@@ -57,6 +59,7 @@ impl Guesses {
             trial: Trial::new(forced),
             trust: Trust::new(layer_count),
             current: None,
+            successors: vec![None; layer_count],
             layer: usize::MAX,
             named: Vec::new(),
             by_router: false,
@@ -68,6 +71,19 @@ impl Guesses {
 
     pub(in crate::stream) fn trial(&self) -> &Trial {
         &self.trial
+    }
+
+    /// An expert layer is entered, after another one by the same user: returns what will come next, if it was seen before.
+    pub(in crate::stream) fn enter(
+        &mut self,
+        before: Option<usize>,
+        layer: usize,
+        is_first: bool,
+    ) -> Option<Successor> {
+        if let Some(before) = before {
+            self.successors[before] = Some(Successor { layer, is_in_pass: !is_first });
+        }
+        self.successors[layer]
     }
 
     /// A pass of so many tokens begins, after `waited` in total; the one before it is judged, if it was a decode step.
@@ -89,12 +105,11 @@ impl Core {
         naming: Naming<'_>,
         requests: &mut Vec<Request>,
     ) {
-        let layer_count = self.streamed.expert_layers.len();
         let mut state = self.state.lock();
         let state = &mut *state;
         // Too late when the layer is being computed already.
-        let is_next = state.guesses.current.is_some_and(|current| (current + 1) % layer_count == layer);
-        if state.failure.is_some() || !is_next {
+        let next = state.guesses.current.and_then(|current| state.guesses.successors[current]);
+        if state.failure.is_some() || next.is_none_or(|next| next.layer != layer) {
             return;
         }
         let State { guesses, location, .. } = state;
@@ -154,11 +169,15 @@ impl Core {
         &self,
         state: &mut State,
         engine: &dyn Engine,
-        layer: usize,
+        visit: Visit,
         wanted: &[usize],
     ) {
+        let layer = visit.layer;
         let guesses = &mut state.guesses;
         guesses.current = Some(layer);
+        if guesses.pass_counts && !visit.is_first {
+            self.counters.wanted_in_steps.add(wanted.len() as u64);
+        }
         if guesses.layer == layer {
             let counters = if guesses.by_router { &self.counters.by_router } else { &self.counters.by_habit };
             counters.wanted.add(wanted.len() as u64);
@@ -216,6 +235,20 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_that_no_pass_uses_follows_none() {
+        let mut guesses = Guesses::new(false, 4);
+        let mut before = None;
+        for pass in 0..2 {
+            for layer in 0..3 {
+                let next = guesses.enter(before.replace(layer), layer, layer == 0);
+                let after = Successor { layer: (layer + 1) % 3, is_in_pass: layer != 2 };
+                assert_eq!(next, (pass > 0).then_some(after));
+            }
+        }
+        assert!(guesses.successors.iter().flatten().all(|successor| successor.layer != 3));
+    }
 
     #[test]
     fn only_the_waiting_of_decode_steps_is_judged() {

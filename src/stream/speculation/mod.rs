@@ -7,6 +7,6 @@ mod foresight;
 mod guesses;
 mod keeper;
 
-pub(super) use foresight::Foresight;
+pub(super) use foresight::{Foresight, LOOK_AHEAD_ROWS_MAX, Seen};
 pub(super) use guesses::Guesses;
 pub(super) use keeper::Keeper;
