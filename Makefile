@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
-	test test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-llama versions stress-ollama \
+	test soak test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -166,6 +166,9 @@ test-e2e: llama llama-off llama-stock backend models arch-models ## whole progra
 # The whole table, which takes some minutes; test-e2e has the most unlike of it.
 test-archs: llama arch-models ## a tiny model of every mixture architecture: streaming changes no bit
 	$(USE_TOOLS) HYPURA_TEST_ARCHS=all python3 -m pytest -ra tests/e2e/test_archs.py
+
+soak: llama llama-off llama-stock backend models ## a whole server under 1,000 seeded faults of drive and file: about an hour
+	$(USE_TOOLS) HYPURA_TEST_FAULT_CASES=1000 python3 -m pytest -ra tests/e2e/test_recovery.py
 
 test-install: llama-dist cli models ## what is installed and packed, hosts in C and C++, the reference
 	$(USE_TOOLS) python3 -m pytest -ra tests/install

@@ -66,6 +66,18 @@ pub enum TensorsSetting {
     All,
 }
 
+/// Where what is learned of machines and models is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CacheSetting {
+    /// In the user's cache directory.
+    #[default]
+    User,
+    /// Nowhere.
+    Off,
+    /// In this directory.
+    Directory(PathBuf),
+}
+
 /// How much to log; a level includes those before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
@@ -107,13 +119,14 @@ pub struct Config {
     pub verify: bool,
     /// `HYPURA_LOG`: how much to log.
     pub log: LogLevel,
-    /// Where the habits of models are kept between runs; `None`: nowhere. No variable of ours, but where
-    /// [`crate::persist::cache_directory`] is; lists of settings leave it unset.
+    /// `HYPURA_CACHE`: where facts are kept between runs.
+    pub cache: CacheSetting,
+    /// Where that is; `None`: nowhere. Lists of settings leave it unset until [`Config::with_cache_directory`].
     pub cache_directory: Option<PathBuf>,
 }
 
 /// The variables that are settings.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 12] = [
     "HYPURA",
     "HYPURA_RAM",
     "HYPURA_IO",
@@ -125,6 +138,7 @@ const KNOWN: [&str; 11] = [
     "HYPURA_TIMELINE",
     "HYPURA_VERIFY",
     "HYPURA_LOG",
+    "HYPURA_CACHE",
 ];
 
 /// Names that look like settings but belong to the build (`HYPURA_DIR`) and to tests.
@@ -147,7 +161,7 @@ impl Config {
             };
             variables.push((name.to_owned(), value.to_owned()));
         }
-        Ok(Self { cache_directory: persist::cache_directory(), ..Self::from_variables(variables)? })
+        Ok(Self::from_variables(variables)?.with_cache_directory())
     }
 
     /// The settings in a list of names and values, in which names of other programs are ignored and an empty value
@@ -174,11 +188,22 @@ impl Config {
                 "HYPURA_TRACE" => config.trace = Some(output_file(name, value)?),
                 "HYPURA_TIMELINE" => config.timeline = Some(output_file(name, value)?),
                 "HYPURA_VERIFY" => config.verify = choice(name, value, &SWITCH)?,
+                "HYPURA_CACHE" => config.cache = cache(name, value)?,
                 "HYPURA_LOG" => config.log = choice(name, value, &LEVELS)?,
                 unknown => return Err(refused(unknown_message(unknown))),
             }
         }
         Ok(config)
+    }
+
+    /// With the directory that the setting names.
+    pub fn with_cache_directory(self) -> Self {
+        let cache_directory = match &self.cache {
+            CacheSetting::User => persist::user_cache_directory(),
+            CacheSetting::Off => None,
+            CacheSetting::Directory(directory) => Some(directory.clone()),
+        };
+        Self { cache_directory, ..self }
     }
 
     /// The names that look like settings but are not, in their order: what [`Config::from_variables`] would refuse.
@@ -204,6 +229,15 @@ const LEVELS: [(&str, LogLevel); 5] = [
     ("debug", LogLevel::Debug),
     ("trace", LogLevel::Trace),
 ];
+
+fn cache(name: &str, value: &str) -> Result<CacheSetting> {
+    let path = PathBuf::from(value);
+    match value.trim() {
+        off if off.eq_ignore_ascii_case("off") => Ok(CacheSetting::Off),
+        _ if path.is_absolute() => Ok(CacheSetting::Directory(path)),
+        _ => Err(refused(format!("{name}={value} is neither off nor an absolute path of a directory"))),
+    }
+}
 
 fn is_ours(name: &str) -> bool {
     let looks_ours = name == "HYPURA" || name.starts_with("HYPURA_");
@@ -346,6 +380,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_learned_is_kept_where_the_user_says() {
+        let of = |value| config(&[("HYPURA_CACHE", value)]).map(|config| config.with_cache_directory().cache_directory);
+        assert_eq!(of("Off").unwrap(), None);
+        assert_eq!(of("/a/b").unwrap(), Some(PathBuf::from("/a/b")));
+        assert_eq!(of("").unwrap(), persist::user_cache_directory());
+        assert!(of("cache").unwrap_err().message().contains("absolute path"));
+    }
+
+    #[test]
     fn everything_set() {
         let directory = TestDirectory::new();
         let stats = directory.path().join("stats.json");
@@ -361,6 +404,7 @@ mod tests {
             ("HYPURA_TENSORS", "all"),
             ("HYPURA_VERIFY", "1"),
             ("HYPURA_LOG", "DEBUG"),
+            ("HYPURA_CACHE", "/somewhere/cache"),
         ]);
         let expected = Config {
             mode: ModeSetting::Stream,
@@ -374,6 +418,7 @@ mod tests {
             timeline: Some(PathBuf::from("timeline.csv")),
             verify: true,
             log: LogLevel::Debug,
+            cache: CacheSetting::Directory(PathBuf::from("/somewhere/cache")),
             cache_directory: None,
         };
         assert_eq!(config.unwrap(), expected);

@@ -4,7 +4,7 @@
 //! written is lost.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,25 +12,56 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
+/// The directory for this process's cached facts, as `HYPURA_CACHE` says: that directory, none for `off`, else the user's.
+pub fn cache_directory() -> Option<PathBuf> {
+    match std::env::var_os("HYPURA_CACHE").filter(|value| !value.is_empty()) {
+        Some(off) if off.eq_ignore_ascii_case("off") => None,
+        Some(directory) => Some(PathBuf::from(directory)),
+        None => user_cache_directory(),
+    }
+}
+
 /// The directory for a user's cached facts, if the environment names one: `$XDG_CACHE_HOME/hypura`, or
 /// `~/.cache/hypura`.
-pub fn cache_directory() -> Option<PathBuf> {
+pub fn user_cache_directory() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(base.join("hypura"))
 }
 
+/// More than any of these files has. One that is larger was not written by us.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
 /// The contents of a file in a directory; `None` unless it is there and well-formed.
 pub fn read(directory: &Path, name: &str) -> Option<Value> {
-    serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok()
+    serde_json::from_slice(&read_bytes(&directory.join(name))?).ok()
+}
+
+/// The bytes of a file that may be anybody's: a regular one of a size that we could have written, or `None`.
+pub fn read_bytes(path: &Path) -> Option<Vec<u8>> {
+    // Not blocking: opening a named pipe would wait for a writer.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    let is_ours = |status: &std::fs::Metadata| status.is_file() && status.len() <= FILE_BYTES_MAX;
+    file.metadata().ok().filter(is_ours)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Replaces a file in a directory. Readers see the old or the new contents, never a mixture.
 pub fn write(directory: &Path, name: &str, value: &Value) {
-    let written = std::fs::create_dir_all(directory).and_then(|()| replace(&directory.join(name), value.to_string()));
+    let written = create_directory(directory).and_then(|()| replace(&directory.join(name), value.to_string()));
     if let Err(error) = written {
         tracing::debug!("cannot keep {name} in {}: {error}", directory.display());
     }
+}
+
+/// Makes a directory, and those above it, for this user alone, unless it is there.
+///
+/// # Errors
+/// What the system says.
+pub fn create_directory(directory: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// Replaces a file by a rename.
@@ -141,6 +172,10 @@ mod tests {
         assert!(NameLock::take(&directory, "name").is_some());
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "nothing is left behind");
         write(&directory, "facts.json", &json!({}));
+        assert_eq!(read(&directory, "facts.json"), Some(json!({})));
+        File::create(directory.join("large")).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert_eq!(read_bytes(&directory.join("large")), None, "it is not one of ours");
+        assert_eq!(read_bytes(&directory), None, "nor is a directory");
         assert_eq!(std::fs::metadata(directory.join("facts.json")).unwrap().mode() & 0o777, 0o600);
         check_replaceable(&directory.join("facts.json")).unwrap();
         assert!(check_replaceable(&directory.join("nowhere").join("facts.json")).is_err());

@@ -7,6 +7,7 @@ use hypura::forecast::{
 };
 use hypura::hw::Profile;
 use hypura::memory::margin_bytes;
+use hypura::persist;
 
 use crate::format::bytes;
 use crate::model_file::ModelFile;
@@ -68,7 +69,7 @@ impl Placement {
     /// A sentence when the memory is too little, with what would do.
     pub fn find(model: &ModelFile, request: &Request) -> Result<Self, String> {
         let mut profile = hypura::hw::profile(&model.gguf.files()[0].path);
-        measure_memory(&mut profile);
+        measure_memory(&mut profile, persist::cache_directory().as_deref());
         profile.drive_bytes_per_second = drive::expected_speed(&model.paths())?;
         Self::on(model, profile, request)
     }
@@ -109,7 +110,8 @@ impl Placement {
             ));
         };
         let mut problem = problem_for(model, &profile, for_weights, request.gpu_bytes);
-        let learned = Learned::recall(model.gguf.fingerprint(), &machine(&profile));
+        let learned =
+            Learned::recall(persist::cache_directory().as_deref(), model.gguf.fingerprint(), &machine(&profile));
         learned.correct(&mut problem);
         let solution = solve(&problem).map_err(|error| match least_ram(&problem) {
             Some(least) => format!(

@@ -11,7 +11,6 @@ use crate::discover::OpenFile;
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::{Gguf, Role, role_of};
 use crate::io::read_exact_to;
-use crate::persist;
 use crate::plan::Mode;
 use crate::stream::Session;
 
@@ -179,7 +178,7 @@ pub(super) unsafe fn config_from(settings: *const *const c_char) -> Result<Confi
         })?;
         variables.push((name.to_owned(), value.to_owned()));
     }
-    Ok(Config { cache_directory: persist::cache_directory(), ..Config::from_variables(variables)? })
+    Ok(Config::from_variables(variables)?.with_cache_directory())
 }
 
 /// Frees a model. Its fetches keep what they need and may be freed later.

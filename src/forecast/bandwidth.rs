@@ -27,23 +27,21 @@ const FILE: &str = "machine.json";
 /// Of the available memory, a measurement takes no more than one part in so many.
 const SHARE: u64 = 4;
 
-/// Looks up how fast the cores of a machine read memory, or measures it, which takes about 50 ms once per machine. `None` where there is
+/// Looks up in a directory how fast the cores of a machine read memory, or measures it, which takes about 50 ms once per machine. `None` where there is
 /// not enough memory to measure it.
-pub fn measure_memory(profile: &mut Profile) -> Option<f64> {
+pub fn measure_memory(profile: &mut Profile, directory: Option<&Path>) -> Option<f64> {
     if profile.memory_bytes_per_second.is_none() {
         profile.memory_bytes_per_second =
-            memory_bandwidth(&profile.machine(), profile.cores.parallel(), profile.memory.available_bytes);
+            memory_bandwidth(directory, &profile.machine(), profile.cores.parallel(), profile.memory.available_bytes);
     }
     profile.memory_bytes_per_second
 }
 
 /// What is remembered of a machine, else what a measurement of about 50 ms finds, in bytes per second. `machine` tells it
 /// from others that share the cache directory. `None` when so little memory is available that a measurement could do harm.
-pub fn memory_bandwidth(machine: &str, threads: usize, available_bytes: u64) -> Option<f64> {
+pub fn memory_bandwidth(directory: Option<&Path>, machine: &str, threads: usize, available_bytes: u64) -> Option<f64> {
     let affordable = SWEEP_BYTES as u64 * SHARE <= available_bytes;
-    remembered(persist::cache_directory().as_deref(), machine, threads, || {
-        if affordable { measure_memory_bandwidth(threads) } else { None }
-    })
+    remembered(directory, machine, threads, || if affordable { measure_memory_bandwidth(threads) } else { None })
 }
 
 /// What a measurement finds now, which takes about 50 ms, in bytes per second; `None` where the system refuses the memory or the

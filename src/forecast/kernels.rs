@@ -26,12 +26,8 @@ const FILE: &str = "kernels.json";
 const SHARE: u64 = 4;
 
 impl Kernels {
-    /// What is known of a machine, named as for [`super::memory_bandwidth`].
-    pub fn of(machine: String) -> Self {
-        Self::kept_in(persist::cache_directory(), machine)
-    }
-
-    fn kept_in(directory: Option<PathBuf>, machine: String) -> Self {
+    /// What is known in a directory of a machine, named as for [`super::memory_bandwidth`].
+    pub fn kept_in(directory: Option<PathBuf>, machine: String) -> Self {
         Self { directory, machine, looked_up: BTreeSet::new(), threads: 0, speeds: BTreeMap::new() }
     }
 

@@ -68,8 +68,8 @@ const ENTRIES_MAX: usize = 64;
 impl Learned {
     /// What is remembered of a model, by a fingerprint of its content, on a machine, named without its host name: its
     /// processor, cores and drive. Nothing is remembered of others.
-    pub fn recall(model: &str, machine: &str) -> Self {
-        persist::cache_directory().map_or_else(Self::default, |directory| Self::recall_in(&directory, model, machine))
+    pub fn recall(directory: Option<&Path>, model: &str, machine: &str) -> Self {
+        directory.map_or_else(Self::default, |directory| Self::recall_in(directory, model, machine))
     }
 
     fn recall_in(directory: &Path, model: &str, machine: &str) -> Self {
@@ -94,9 +94,9 @@ impl Learned {
     }
 
     /// Stores what is now known.
-    pub fn remember(&self, model: &str, machine: &str) {
-        if let Some(directory) = persist::cache_directory() {
-            self.remember_in(&directory, model, machine);
+    pub fn remember(&self, directory: Option<&Path>, model: &str, machine: &str) {
+        if let Some(directory) = directory {
+            self.remember_in(directory, model, machine);
         }
     }
 

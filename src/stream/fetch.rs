@@ -174,7 +174,7 @@ impl Fetch {
             core.habits.lock().observe(&mut self.recent, layer, routing, tokens);
         }
         if learn {
-            running.outlook.learn();
+            running.learner.wake();
         }
         self.begun = true;
         Ok(())

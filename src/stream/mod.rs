@@ -13,6 +13,7 @@ mod dense;
 mod fetch;
 #[cfg(test)]
 mod invariants;
+mod learner;
 mod outlook;
 #[cfg(test)]
 mod resize_tests;

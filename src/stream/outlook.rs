@@ -1,7 +1,7 @@
 //! What is expected of a running model, what it then does, and what the next run learns from that.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -31,6 +31,8 @@ const DEMAND_SECONDS: f64 = 50e-6;
 /// Where a model runs: what is known when it is loaded, before anything is computed.
 pub(super) struct Surroundings {
     profile: Profile,
+    /// Where what is learned is kept, if anywhere.
+    cache_directory: Option<PathBuf>,
     /// By tensor: whether the host keeps it in RAM, and not on a GPU.
     on_host: Box<[bool]>,
     read_overhead_seconds: f64,
@@ -41,19 +43,25 @@ pub(super) struct Surroundings {
 
 impl Surroundings {
     /// Looks at the machine. Measures how fast memory is, once per machine; `tuning` tells how fast the drive is.
-    pub(super) fn of(gguf: &Gguf, on_host: &dyn Fn(usize) -> bool, tuning: &Tuning) -> Self {
+    pub(super) fn of(
+        gguf: &Gguf,
+        on_host: &dyn Fn(usize) -> bool,
+        tuning: &Tuning,
+        cache_directory: Option<&Path>,
+    ) -> Self {
         let path = gguf.files().first().map_or(Path::new("/"), |file| &file.path);
         let mut profile = hw::profile(path);
         profile.drive_bytes_per_second = tuning.bytes_per_second;
         if gguf.model_bytes() >= TOY_BYTES {
-            measure_memory(&mut profile);
+            measure_memory(&mut profile, cache_directory);
         }
         for note in &profile.notes {
             tracing::info!("{note}");
         }
         Self {
-            kernels: Mutex::new(Kernels::of(profile.machine())),
+            kernels: Mutex::new(Kernels::kept_in(cache_directory.map(Path::to_owned), profile.machine())),
             types: main_types(gguf, on_host),
+            cache_directory: cache_directory.map(Path::to_owned),
             profile,
             on_host: (0..gguf.tensors().len()).map(on_host).collect(),
             read_overhead_seconds: tuning.read_overhead_seconds.unwrap_or(0.0),
@@ -113,6 +121,7 @@ pub(super) struct Outlook {
     model: String,
     machine: String,
     is_toy: bool,
+    cache_directory: Option<PathBuf>,
     core: Arc<Core>,
     /// The best division that there is, once somebody has asked.
     best: OnceLock<Option<Solution>>,
@@ -148,7 +157,11 @@ impl Outlook {
             item.streamable = *keeping != Keeping::Fixed;
         }
         problem.machine.fixed_seconds += streamed.tensors.len() as f64 * DEMAND_SECONDS;
-        let recalled = if is_toy { Learned::default() } else { Learned::recall(gguf.fingerprint(), &machine) };
+        let recalled = if is_toy {
+            Learned::default()
+        } else {
+            Learned::recall(surroundings.cache_directory.as_deref(), gguf.fingerprint(), &machine)
+        };
         let mut corrected = problem.clone();
         recalled.correct(&mut corrected);
         let slot_bytes: Vec<u64> = streamed.classes.iter().map(|class| class.slot_bytes).collect();
@@ -173,6 +186,7 @@ impl Outlook {
             model: gguf.fingerprint().to_owned(),
             machine,
             is_toy,
+            cache_directory: surroundings.cache_directory.clone(),
             core: Arc::clone(core),
             best: OnceLock::new(),
         }
@@ -230,7 +244,7 @@ impl Outlook {
         drop(state);
         let learned = measured.and_then(|measured| self.recalled.after(&self.problem, &self.seats, &measured));
         if let Some(learned) = learned {
-            learned.remember(&self.model, &self.machine);
+            learned.remember(self.cache_directory.as_deref(), &self.model, &self.machine);
         }
     }
 }

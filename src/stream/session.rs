@@ -20,6 +20,7 @@ use crate::stats::{Counters, Facts, StatsWriter};
 
 use super::core::Core;
 use super::fetch::Fetch;
+use super::learner::Learner;
 use super::outlook::{Outlook, Surroundings};
 use super::speculation::Foresight;
 use super::speculation::Keeper;
@@ -51,7 +52,8 @@ pub(super) struct Running {
     _keeper: Option<Keeper>,
     pub(super) engine: Arc<dyn Engine>,
     _stats: Option<StatsWriter>,
-    pub(super) outlook: Arc<Outlook>,
+    pub(super) learner: Learner,
+    outlook: Arc<Outlook>,
     pub(super) core: Arc<Core>,
     pub(super) verifier: Option<Verifier>,
     pub(super) trace: Option<Trace>,
@@ -85,7 +87,7 @@ impl Session {
             None => {}
         }
         check_outputs(config)?;
-        let surroundings = Surroundings::of(gguf, &on_host, &tuning);
+        let surroundings = Surroundings::of(gguf, &on_host, &tuning, config.cache_directory.as_deref());
         Ok(Some(Arc::new(Self {
             gguf: Arc::clone(gguf),
             config: config.clone(),
@@ -230,12 +232,14 @@ impl Session {
         let membership = memory::join(&(core.clone() as Arc<dyn Tenant>), is_flexible)?;
         drop(admission);
         let outlook = Arc::new(Outlook::new(&self.gguf, self.plan.mode, &self.surroundings, &core, &slots, None));
+        let learner = Learner::start(Arc::clone(&outlook))?;
         let mut running = Running {
             _membership: membership,
             foresight,
             _keeper: keeper,
             engine,
             _stats: None,
+            learner,
             outlook,
             core,
             verifier,

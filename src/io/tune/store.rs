@@ -20,7 +20,7 @@ const FILE: &str = "storage.json";
 impl Search<'_> {
     /// What an earlier run without limits found for this device, if the settings allow it.
     pub(super) fn remembered(&self) -> Option<Tuning> {
-        let stored = persist::read(&persist::cache_directory()?, FILE)?;
+        let stored = persist::read(self.config.cache_directory.as_deref()?, FILE)?;
         let entry = stored.get(&device_key(self.paths.first()?)?)?;
         let age = seconds_since_epoch().checked_sub(entry["measured_at"].as_u64()?)?;
         if age > REMEMBERED.as_secs() {
@@ -49,9 +49,9 @@ impl Search<'_> {
         if (self.config.io, self.config.direct) != (IoSetting::Auto, DirectSetting::Auto) {
             return; // the best of what was allowed, which later runs without that limit must not take for the best
         }
-        let place = persist::cache_directory().zip(self.paths.first().and_then(|path| device_key(path)));
+        let place = self.config.cache_directory.as_deref().zip(self.paths.first().and_then(|path| device_key(path)));
         let Some((directory, key)) = place else { return };
-        let mut stored = match persist::read(&directory, FILE) {
+        let mut stored = match persist::read(directory, FILE) {
             Some(Value::Object(stored)) => stored,
             _ => serde_json::Map::new(),
         };
@@ -67,7 +67,7 @@ impl Search<'_> {
                 "measured_at": seconds_since_epoch(),
             }),
         );
-        persist::write(&directory, FILE, &Value::Object(stored));
+        persist::write(directory, FILE, &Value::Object(stored));
     }
 }
 

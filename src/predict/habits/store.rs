@@ -53,7 +53,7 @@ impl Store {
             habits.adopt(stored);
         }
         let bytes = encode(&habits);
-        let written = std::fs::create_dir_all(&self.directory).and_then(|()| persist::replace(&self.path, &bytes));
+        let written = persist::create_directory(&self.directory).and_then(|()| persist::replace(&self.path, &bytes));
         match written {
             Ok(()) => {
                 self.seen = Some(Fnv::of(&bytes));
@@ -64,7 +64,7 @@ impl Store {
     }
 
     fn read(&mut self, expert_count: usize) -> Option<Habits> {
-        let bytes = std::fs::read(&self.path).ok()?;
+        let bytes = persist::read_bytes(&self.path)?;
         let hash = Some(Fnv::of(&bytes));
         let is_new = std::mem::replace(&mut self.seen, hash) != hash;
         match decode(&bytes, expert_count) {
