@@ -46,7 +46,8 @@ CONTENT = [
 
 # What a layer adds to the residual comes out of these.
 OUT_OF_A_LAYER = re.compile(
-    r"blk\.\d+\.(attn_(output(_b)?|o)|cross_attn_o|ffn_down(_exps|_shexp|_chexps)?|ssm_out|shortconv\.out_proj|proj|laurel_r)\.(weight|bias)$"
+    r"blk\.\d+\.(attn_(output(_b)?|o)|cross_attn_o|ffn_down(_exps|_shexp|_chexps)?|ffn_(latent|routed)_up|ssm_out"
+    r"|shortconv\.out_proj|proj|laurel_r)\.(weight|bias)$"
 )
 QUIET = 1e-3
 
