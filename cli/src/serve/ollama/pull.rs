@@ -41,6 +41,8 @@ pub async fn pull(State(server): State<Server>, body: Body) -> ApiResult<Respons
     if server.catalog.find(&name).is_ok() {
         let _ = steps.send(json!({"status": "pulling manifest"}));
         let _ = steps.send(json!({"status": "success"}));
+        // The answer ends when nobody can add to it.
+        drop(steps);
     } else {
         let (repository, tag) = in_hub(&name)?;
         let directory = server.catalog.directory().map(Path::to_owned).ok_or_else(|| {
