@@ -22,7 +22,7 @@ Examples:
   hypura plan big-model.gguf --gpu 12G            with room for weights on a GPU
   hypura plan big-model.gguf --json | jq .plan.prediction
   hypura plan hf:OWNER/REPO:Q4_K_M                before it is downloaded: only its header is read
-  hypura plan hf:OWNER/REPO --want 5              the largest of its quantisations with 5 tokens a second here
+  hypura plan hf:OWNER/REPO --want 5              its largest model with 5 tokens a second here
 ";
 
 /// Show where a model's weights would be, how fast that is, and what limits it
