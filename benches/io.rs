@@ -1,6 +1,7 @@
 //! Our engines beside fio: the same file, block size, depth and mode, taken in turn; medians of several runs.
 //!
-//! `cargo bench --bench io -- [--seconds S] FILE` (or HYPURA_TEST_FILE; a FILE that does not exist is made, 4 GB of it).
+//! `cargo bench --bench io -- [--seconds S] FILE` (or HYPURA_TEST_FILE; a FILE that does not exist is made, 4 GB of
+//! it).
 //! `-- --engine uring|threads --block BYTES --depth N FILE` reads with one engine and nothing else, to be traced.
 
 use std::io::Write;

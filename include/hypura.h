@@ -23,8 +23,9 @@
 /// - Threads: Functions that take a const hypura_model_t may be called from any threads at once. hypura_model_plan() and
 ///   hypura_model_free() need the model to themselves. A hypura_fetch_t belongs to one thread at a time, and one thread holds
 ///   at most one demand that is not finished. Different fetches work at the same time.
-/// - Failure: After the first failed read of a model, every demand on it fails with that error until it is opened again: wrong
-///   weights are never delivered. A panic inside the library becomes HYPURA_STATUS_PANIC.
+/// - Failure: Wrong weights are never delivered. A read that may succeed later is repeated for about 1.4 s; then the demand fails. The next
+///   demand looks at the files, and goes on if they hold what they held; else it fails with the same error. A panic inside the library
+///   becomes HYPURA_STATUS_PANIC.
 /// - Memory: Streamed weights never occupy more than HYPURA_RAM, where that is set. Otherwise they get what is available at the first
 ///   demand, less a margin and shared by the models of the process; while they run they give way when memory runs short, and
 ///   grow again when there is more.
@@ -333,8 +334,8 @@ size_t hypura_model_micro_batch(const struct hypura_model_t *model,
                                 size_t batch,
                                 size_t micro_batch);
 
-/// Asks for a type of weights of which it is not known yet, not from earlier runs either, how fast the host multiplies with
-/// it. Optional: a host that measures, and tells by hypura_model_set_speed(), makes the expected speed more exact.
+/// Finds the next ggml type of this model whose speed of multiplication is unmeasured on this machine. Optional: a host that measures it, and
+/// tells by hypura_model_set_speed(), makes the expected speed more exact.
 ///
 /// @param model from hypura_model_open(), or NULL
 /// @param n_threads on how many threads the host multiplies
@@ -537,7 +538,7 @@ int32_t hypura_fetch_next(struct hypura_fetch_t *fetch,
 /// Whether hypura_fetch_next() would return at once. Where it would not, there may be other work meanwhile: hypura_fetch_early().
 ///
 /// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
-/// @return whether it would; also when it would fail
+/// @return true if hypura_fetch_next() would not block, also when it would return an error
 bool hypura_fetch_is_ready(const struct hypura_fetch_t *fetch);
 
 /// Delivers, of another tensor of the same layer, what is in RAM of the experts that are demanded now, so that something can be

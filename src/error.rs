@@ -58,8 +58,8 @@ impl Error {
         self.code
     }
 
-    /// Whether the same may succeed later without anybody loading the model again, for all that is known here: a drive or a
-    /// network that comes back, memory that becomes free, a file that gets its contents back.
+    /// Whether the same may succeed later without anybody loading the model again, for all that is known here: a drive
+    /// or a network that comes back, memory that becomes free, a file that gets its contents back.
     pub fn may_pass(&self) -> bool {
         matches!(
             self.code,

@@ -1,5 +1,5 @@
-//! The 64-bit hash of Fowler, Noll and Vo, variant 1a: short, and the same on every machine and in every release. It finds
-//! accidents, not malice.
+//! The 64-bit hash of Fowler, Noll and Vo, variant 1a: short, and the same on every machine and in every release. It
+//! finds accidents, not malice.
 
 /// A hash that is being made; starts as that of nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

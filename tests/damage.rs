@@ -1,5 +1,5 @@
-//! Files that are touched, cut, written to or replaced while they are streamed: no wrong byte; the same error for as long as the file
-//! is not what it was, and none once it is.
+//! Files that are touched, cut, written to or replaced while they are streamed: no wrong byte; the same error for as
+//! long as the file is not what it was, and none once it is.
 
 mod common;
 
@@ -24,8 +24,8 @@ fn first_error(model: &Model, session: &Arc<Session>) -> Error {
     panic!("no demand failed");
 }
 
-/// Every demand fails as the first one did, from new fetches and old, whatever is still in RAM; or, if a better reason is known by
-/// now, with that one.
+/// Every demand fails as the first one did, from new fetches and old, whatever is still in RAM; or, if a better reason
+/// is known by now, with that one.
 fn assert_latched(model: &Model, session: &Arc<Session>, first: &Error) {
     let tensors = model.streamed(session);
     let now = session.new_fetch().begin(tensors[0], &[], 1).unwrap_err();

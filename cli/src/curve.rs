@@ -7,8 +7,8 @@ const ROWS: usize = 7;
 /// Blocks of growing height, in eighths.
 const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Draws tokens per second by bytes, as bars of one or more columns each, with a mark at `here`. The points are in order and
-/// their bytes evenly spaced.
+/// Draws tokens per second by bytes, as bars of one or more columns each, with a mark at `here`. The points are in
+/// order and their bytes evenly spaced.
 pub fn curve(points: &[(u64, f64)], here: u64, columns: usize) -> String {
     let (Some(first), Some(last)) = (points.first(), points.last()) else { return String::new() };
     let top = points.iter().map(|(_, speed)| *speed).fold(0.0, f64::max);

@@ -37,7 +37,8 @@ impl DriveSpeed {
 /// Measurements that [`drive_speed`] makes at most.
 pub const MEASUREMENTS: u64 = 1 + SETTINGS.len() as u64;
 
-/// Measures with several settings, for so long with each, and calls `step` after each; `None` for files that are too small.
+/// Measures with several settings, for so long with each, and calls `step` after each; `None` for files that are too
+/// small.
 ///
 /// # Errors
 /// A sentence when the files cannot be read.
@@ -57,8 +58,8 @@ pub fn expected_speed(paths: &[PathBuf]) -> Result<Option<f64>, String> {
     Ok(speed.map(|speed| speed.chosen.bytes_per_second.unwrap_or_else(|| speed.best())))
 }
 
-/// As [`expected_speed`], for a directory in which a model is to be: measured on the largest model there, else on a file that
-/// is written for it and removed.
+/// As [`expected_speed`], for a directory in which a model is to be: measured on the largest model there, else on a
+/// file that is written for it and removed.
 ///
 /// # Errors
 /// As [`drive_speed`].

@@ -110,8 +110,8 @@ impl ModelFile {
         self.gguf.tensors().iter().map(|tensor| tensor.shape.iter().product::<u64>()).sum()
     }
 
-    /// The mixture that the quantised file is called after, such as `Q4_K_M`; where the file does not say, the type that
-    /// most of its bytes have.
+    /// The mixture that the quantised file is called after, such as `Q4_K_M`; where the file does not say, the type
+    /// that most of its bytes have.
     pub fn quantization(&self) -> String {
         // A flag that the number was guessed.
         const GUESSED: u64 = 1024;

@@ -62,8 +62,8 @@ impl Walk {
     }
 }
 
-/// The name of a model by its file: without `.gguf` and without the number of a split's part. `None` for the later parts
-/// of a split, for what goes with a model (`mmproj-*`), and for other files.
+/// The name of a model by its file: without `.gguf` and without the number of a split's part. `None` for the later
+/// parts of a split, for what goes with a model (`mmproj-*`), and for other files.
 pub fn name_of(path: &Path) -> Option<String> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
     if stem.starts_with("mmproj") {

@@ -44,7 +44,8 @@ fn sums(layers: &[(Option<u32>, Tiers)]) -> [u64; 3] {
     [sum(|tiers| tiers.gpu), sum(|tiers| tiers.ram), sum(|tiers| tiers.drive)]
 }
 
-/// Characters for each tier: in proportion to the bytes, at least one for a tier that has any, together no more than `columns`.
+/// Characters for each tier: in proportion to the bytes, at least one for a tier that has any, together no more than
+/// `columns`.
 fn bar(tiers: &Tiers, longest: u64, columns: usize) -> [usize; 3] {
     let parts = [tiers.gpu, tiers.ram, tiers.drive];
     let exact = parts.map(|bytes| bytes as f64 / longest as f64 * columns as f64);

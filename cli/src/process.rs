@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-/// Makes the kernel kill the program when the thread that starts it ends (Linux), so that none is left behind even when we
-/// are killed. The thread must do nothing but wait for it.
+/// Makes the kernel kill the program when the thread that starts it ends (Linux), so that none is left behind even when
+/// we are killed. The thread must do nothing but wait for it.
 pub fn die_with_parent(command: &mut Command) {
     #[cfg(target_os = "linux")]
     {

@@ -37,8 +37,8 @@ impl Curve {
         Self { points: points.to_vec(), weight_bytes, kv_cache_bytes, ram_bytes }
     }
 
-    /// What is expected of a model of another size. Its time for a token grows with its bytes, whether they are computed on or
-    /// read, and memory holds a smaller share of them.
+    /// What is expected of a model of another size. Its time for a token grows with its bytes, whether they are
+    /// computed on or read, and memory holds a smaller share of them.
     pub fn estimate(&self, variant: &Variant) -> Candidate {
         let size_bytes = variant.size_bytes();
         let factor = size_bytes as f64 / self.weight_bytes.max(1) as f64;

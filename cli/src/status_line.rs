@@ -1,7 +1,7 @@
 //! A line at the bottom of the terminal that stays there while text scrolls above it.
 //!
-//! The terminal is told to scroll all rows but the last. Whoever writes meanwhile, a child included, needs to know nothing
-//! of it.
+//! The terminal is told to scroll all rows but the last. Whoever writes meanwhile, a child included, needs to know
+//! nothing of it.
 
 use std::io::{IsTerminal, Stderr, Write};
 

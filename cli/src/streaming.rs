@@ -15,7 +15,8 @@ pub struct Streaming {
     #[arg(long)]
     pub stream: bool,
 
-    /// Directory of llama.cpp's programs [default: beside this program, build/llama/bin of the checkout, or the search path]
+    /// Directory of llama.cpp's programs [default: beside this program, build/llama/bin of the checkout, or the search
+    /// path]
     #[arg(long, value_name = "DIR")]
     pub llama: Option<PathBuf>,
 }

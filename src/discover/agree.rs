@@ -1,4 +1,5 @@
-//! Makes sure that bytes in memory are those of a tensor in its file, and gives back the memory that the file's copy of them takes.
+//! Makes sure that bytes in memory are those of a tensor in its file, and gives back the memory that the file's copy of
+//! them takes.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -22,8 +23,9 @@ pub enum Source {
     Copied,
 }
 
-/// Checks that `bytes` are those of `tensor`, which lies in `file`: by where they are mapped from, else by comparing them. After
-/// that, neither the mapping nor the page cache holds more of them than the pages at the ends, which others share.
+/// Checks that `bytes` are those of `tensor`, which lies in `file`: by where they are mapped from, else by comparing
+/// them. After that, neither the mapping nor the page cache holds more of them than the pages at the ends, which others
+/// share.
 ///
 /// # Errors
 /// `Uncertain` when they differ; `Open`, `Io` and `Changed` when the file cannot be compared with.
@@ -71,8 +73,8 @@ fn compare(opened: &File, file: &GgufFile, tensor: &TensorInfo, bytes: &[u8]) ->
 fn drop_mapped_pages(bytes: &[u8]) {
     let inside = whole_pages(bytes, page_size());
     let (address, length) = (inside.as_ptr().cast_mut().cast(), inside.len());
-    // SAFETY: the range is inside `bytes`, which is mapped while it is borrowed. Its pages are the file's and cannot have been
-    // written to through this mapping, so the next access finds the same bytes.
+    // SAFETY: the range is inside `bytes`, which is mapped while it is borrowed. Its pages are the file's and cannot
+    // have been written to through this mapping, so the next access finds the same bytes.
     let status = unsafe { libc::madvise(address, length, libc::MADV_DONTNEED) };
     if status != 0 {
         // Locked pages stay. Unlocking a tensor that is streamed leaves its neighbours locked.

@@ -13,7 +13,8 @@ pub(super) struct Place {
     pub(super) offset: u64,
 }
 
-/// The place in a file that a range of addresses shows, if all of it is a shared, read-only mapping of one file without a gap.
+/// The place in a file that a range of addresses shows, if all of it is a shared, read-only mapping of one file without
+/// a gap.
 pub(super) fn place_of(addresses: Range<u64>) -> Option<Place> {
     place_in(&fs::read("/proc/self/maps").ok()?, addresses)
 }

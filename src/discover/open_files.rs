@@ -58,8 +58,8 @@ fn identity_of(descriptor: u32) -> Option<FileIdentity> {
     metadata.is_file().then(|| FileIdentity::from_metadata(&metadata))
 }
 
-/// Loaders read, and open files with plain `fopen` or `open`. What closes on exec is opened by this library, which streams
-/// another model, or by somebody else.
+/// Loaders read, and open files with plain `fopen` or `open`. What closes on exec is opened by this library, which
+/// streams another model, or by somebody else.
 fn is_a_loaders(descriptor: u32) -> bool {
     let information = fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).unwrap_or_default();
     let flags = information.lines().find_map(|line| line.strip_prefix("flags:"));

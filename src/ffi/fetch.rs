@@ -160,7 +160,7 @@ pub unsafe extern "C" fn hypura_fetch_next(
 ///
 /// # Safety
 /// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
-/// @return whether it would; also when it would fail
+/// @return true if hypura_fetch_next() would not block, also when it would return an error
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_fetch_is_ready(fetch: *const HypuraFetch) -> bool {
     // SAFETY: the contract of this function.

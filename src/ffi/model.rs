@@ -385,8 +385,8 @@ pub unsafe extern "C" fn hypura_model_micro_batch(
     guard_infallible(micro_batch, body)
 }
 
-/// Asks for a type of weights of which it is not known yet, not from earlier runs either, how fast the host multiplies with
-/// it. Optional: a host that measures, and tells by hypura_model_set_speed(), makes the expected speed more exact.
+/// Finds the next ggml type of this model whose speed of multiplication is unmeasured on this machine. Optional: a host that measures it, and
+/// tells by hypura_model_set_speed(), makes the expected speed more exact.
 ///
 /// # Safety
 /// @param model from hypura_model_open(), or NULL

@@ -19,8 +19,8 @@ impl Solution {
         }
     }
 
-    /// At most seven short lines for the log: how the model runs, what lives where, in how much memory, how fast that is
-    /// expected to be, and what limits it.
+    /// At most seven short lines for the log: how the model runs, what lives where, in how much memory, how fast that
+    /// is expected to be, and what limits it.
     pub fn explain(&self, problem: &Problem) -> Vec<String> {
         let tiers = &self.tiers;
         let mut lines = vec![self.mode().name().to_owned()];

@@ -2,8 +2,8 @@
 
 /// Expected misses per token, by the number of slots that a layer's experts have.
 ///
-/// It is the curve of a cache that holds the experts used most: it falls from the number used, with no slots, to 0, with a
-/// slot for every expert, and each further slot is worth no more than the one before.
+/// It is the curve of a cache that holds the experts used most: it falls from the number used, with no slots, to 0,
+/// with a slot for every expert, and each further slot is worth no more than the one before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MissCurve {
     /// `misses[slots]`.
@@ -13,8 +13,9 @@ pub struct MissCurve {
 }
 
 /// The prior: of n experts in a layer, a cache with room for a share x of them misses about e^(-k·x) of the uses, where
-/// k = (n/8)^0.7. That is what the default policy reached on recorded text: k was 4 with 64 experts, and 7 to 8 with 128, whether 2 or 6
-/// of them were used; for 8 experts, published hit rates say 1. More experts than those are not assumed to be more lopsided.
+/// k = (n/8)^0.7. That is what the default policy reached on recorded text: k was 4 with 64 experts, and 7 to 8 with
+/// 128, whether 2 or 6 of them were used; for 8 experts, published hit rates say 1. More experts than those are not
+/// assumed to be more lopsided.
 const PRIOR_EXPERTS: f64 = 8.0;
 const PRIOR_POWER: f64 = 0.7;
 const PRIOR_STEEPNESS_MAX: f64 = 8.0;
@@ -70,8 +71,8 @@ impl MissCurve {
         Self { misses: self.misses.iter().map(|misses| misses * factor).collect(), used: self.used }
     }
 
-    /// A convex curve of few straight pieces that lies on or below this one: each piece is `(slots, misses saved by each of
-    /// them)`. Exact when the experts are no more than the pieces.
+    /// A convex curve of few straight pieces that lies on or below this one: each piece is `(slots, misses saved by
+    /// each of them)`. Exact when the experts are no more than the pieces.
     pub(super) fn pieces(&self, piece_count: usize) -> Vec<(f64, f64)> {
         let last = self.slot_count() - 1;
         // Tangents at slots spread evenly, from the first to the last.
@@ -157,7 +158,8 @@ mod tests {
         assert_eq!(MissCurve::prior(4, 0), None);
     }
 
-    /// Hits that the default policy had on recorded routing (`make replay`), as a share of the uses: experts, used, share cached.
+    /// Hits that the default policy had on recorded routing (`make replay`), as a share of the uses: experts, used,
+    /// share cached.
     #[test]
     fn the_prior_comes_close_to_recorded_routing() {
         let recorded = [

@@ -1,8 +1,8 @@
 //! How fast a model will run, and why: advice for people. Nothing here moves a byte.
 //!
-//! [`problem_of`] puts a model and a machine into figures, [`simulate`] plays a token through a placement, [`Learned`] corrects that by
-//! what earlier runs reached. [`divide`] describes the placement that a session runs with; [`solve`] finds the best that there
-//! could be. See `docs/PLANNING.md`.
+//! [`problem_of`] puts a model and a machine into figures, [`simulate`] plays a token through a placement, [`Learned`]
+//! corrects that by what earlier runs reached. [`divide`] describes the placement that a session runs with; [`solve`]
+//! finds the best that there could be. See `docs/PLANNING.md`.
 
 mod bandwidth;
 mod division;

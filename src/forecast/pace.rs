@@ -1,8 +1,9 @@
 //! How fast decoding goes, measured: what a prediction is compared with and learns from.
 //!
 //! A *step* is a pass of a single token, from its first demand to the first demand of the next pass, so that everything
-//! is in it: the layers that are not streamed, the output, the choice of the token. Prompts are no steps. Nor is a pass after
-//! which nobody wanted another token for a while; it is told by its *tail*, the time after its last demand.
+//! is in it: the layers that are not streamed, the output, the choice of the token. Prompts are no steps. A pass is not
+//! counted either when the user paused after it: then its *tail*, the time from its last demand to the next pass, is
+//! longer than the rest of the step and 4 times the shortest tail and 5 ms.
 
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,12 @@ use crate::stats::Counters;
 /// Steps at the beginning that are not counted: caches and the ring are filling.
 const SETTLING_STEPS: u64 = 8;
 
-/// Steps in a window. The latest window that is complete and the one being filled are what counts, so that the figures are those of
-/// a steady state.
+/// Steps in a window. The latest window that is complete and the one being filled are what counts, so that the figures
+/// are those of a steady state.
 const WINDOW_STEPS: u64 = 64;
 
-/// A tail that is longer than the rest of its step and this many times the shortest tail, and a little, is a pause. On a
-/// busy machine steps and tails vary together.
+/// A tail that is longer than the rest of its step and this many times the shortest tail, and a little, is a pause. On
+/// a busy machine steps and tails vary together.
 const PAUSE_FACTOR: u32 = 4;
 const PAUSE_AT_LEAST: Duration = Duration::from_millis(5);
 
@@ -61,8 +62,8 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// A pass of so many tokens begins; the counters are up to date. Says whether there is something to keep: at every window
-    /// that is complete, then less and less often.
+    /// A pass of so many tokens begins; the counters are up to date. Says whether there is something to keep: at every
+    /// window that is complete, then less and less often.
     pub(crate) fn begin_pass(&mut self, now: Instant, tokens: usize, counters: &Counters) -> bool {
         let totals = Totals::of(counters);
         let step = std::mem::replace(&mut self.step, (tokens == 1).then_some((now, totals)));
@@ -118,8 +119,8 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// Plays passes: tokens, and how long after the last demand the next pass begins. From begin to last demand it is always
-    /// 20 ms, of which 10 are waiting, and 1000 bytes are read in 15 ms.
+    /// Plays passes: tokens, and how long after the last demand the next pass begins. From begin to last demand it is
+    /// always 20 ms, of which 10 are waiting, and 1000 bytes are read in 15 ms.
     fn play(passes: impl Iterator<Item = (usize, Duration)>) -> (Pace, usize) {
         let (mut pace, counters, mut now, mut windows) = (Pace::default(), Counters::default(), Instant::now(), 0);
         for (tokens, tail) in passes {

@@ -1,9 +1,10 @@
 //! From fractions to whole tensors and whole expert slots.
 //!
-//! The relaxed optimum is rounded so that every capacity holds, the seats of a class spread evenly over the pass. Then *windows*,
-//! a handful of items each, are rearranged in every way that there is room for, and a new arrangement is kept when the
-//! simulated pass says that it is better. Most arrangements are never simulated, because the bound of the relaxed problem,
-//! summed up for them, already is no better. What is left of RAM at the end is filled, whatever it gains.
+//! The relaxed optimum is rounded so that every capacity holds, the seats of a class spread evenly over the pass. Then
+//! *windows*, a handful of items each, are rearranged in every way that there is room for, and a new arrangement is
+//! kept when the simulated pass says that it is better. Most arrangements are never simulated, because the bound of the
+//! relaxed problem, summed up for them, already is no better. What is left of RAM at the end is filled, whatever it
+//! gains.
 //!
 //! Everything is deterministic: effort is counted, not timed.
 
@@ -298,7 +299,8 @@ impl<'a> Search<'a> {
         self.score = self.judge();
     }
 
-    /// Takes what gains until nothing does; says whether one window held everything, so that only other slot counts of experts could be better.
+    /// Takes what gains until nothing does; says whether one window held everything, so that only other slot counts of
+    /// experts could be better.
     fn descend(&mut self, classes: &[Class]) -> bool {
         let movable: usize = classes.iter().map(|class| class.items.len()).sum();
         let mut idle = 0;
@@ -331,8 +333,8 @@ impl<'a> Search<'a> {
         self.seats = kept;
     }
 
-    /// Some items whose arrangements are few enough to try: of some random classes, one that is in RAM and one that is not,
-    /// so that they can change places, and as many more as there is room for.
+    /// Some items whose arrangements are few enough to try: of some random classes, one that is in RAM and one that is
+    /// not, so that they can change places, and as many more as there is room for.
     fn window(&mut self, classes: &[Class]) -> Vec<usize> {
         const CLASSES_MAX: usize = 12;
         let mut order: Vec<usize> = (0..classes.len()).collect();

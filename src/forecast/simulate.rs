@@ -32,7 +32,7 @@ impl Prediction {
     }
 }
 
-/// What limits the speed: of which there being more would help most.
+/// The bottleneck: the resource whose speed-up by a tenth shortens a token most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// The drive's speed.

@@ -32,8 +32,8 @@ pub(super) enum Effort {
 /// Places everything so that the predicted time of a token is least.
 ///
 /// # Errors
-/// `InvalidArgument` for numbers that make no sense; `Budget` when what must be in RAM, and the ring where something must be
-/// streamed, is more than there is: the message names what would do.
+/// `InvalidArgument` for numbers that make no sense; `Budget` when what must be in RAM, and the ring where something
+/// must be streamed, is more than there is: the message names what would do.
 pub fn solve(problem: &Problem) -> Result<Solution> {
     solve_with(problem, &Microlp, Effort::Refined)
 }

@@ -1,4 +1,5 @@
-//! Which drives a file lies on, as far as the system tells: through partitions, LVM and encryption (device mapper) and RAID.
+//! Which drives a file lies on, as far as the system tells: through partitions, LVM and encryption (device mapper) and
+//! RAID.
 //!
 //! Overlay and network file systems hide their drives. They are named as what they are, and how fast they read is up to
 //! the measurement.

@@ -1,8 +1,8 @@
 //! Where the cgroups around this process are.
 //!
-//! A *hierarchy* is one mounted tree of cgroups: the single one of version 2, or the one that a controller of version 1 is
-//! bound to. Hybrid systems mount both, and only one of them has the controller's files, so both are looked at. A limit binds
-//! everything below it, so every cgroup from the process's own up to the top of the mount matters.
+//! A *hierarchy* is one mounted tree of cgroups: the single one of version 2, or the one that a controller of version 1
+//! is bound to. Hybrid systems mount both, and only one of them has the controller's files, so both are looked at. A
+//! limit binds everything below it, so every cgroup from the process's own up to the top of the mount matters.
 
 use std::path::{Component, Path, PathBuf};
 

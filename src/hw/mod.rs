@@ -1,7 +1,7 @@
 //! What the machine offers: memory, as the kernel and the cgroups that the process is in allow it, cores, drives.
 //!
-//! Everything that is read lies under a root directory, `/` unless a test says otherwise, and may be missing: containers hide
-//! much of it.
+//! Everything that is read lies under a root directory, `/` unless a test says otherwise, and may be missing:
+//! containers hide much of it.
 
 mod cgroup;
 mod cores;

@@ -25,8 +25,8 @@ pub struct MemoryEvents {
     pub out_of_memory: u64,
 }
 
-/// The pressure on this process's memory now: the highest of the machine's and of the cgroups' of version 2 around it. `None`
-/// where the kernel does not tell.
+/// The pressure on this process's memory now: the highest of the machine's and of the cgroups' of version 2 around it.
+/// `None` where the kernel does not tell.
 pub fn memory_pressure() -> Option<MemoryPressure> {
     memory_pressure_under(Path::new("/"))
 }

@@ -33,8 +33,8 @@ pub struct Profile {
     pub drive: Drive,
     /// How fast the cores read memory, once measured.
     pub memory_bytes_per_second: Option<f64>,
-    /// How fast the host multiplies with weights of each ggml type, in bytes of them per second; types that were not measured
-    /// are missing.
+    /// How fast the host multiplies with weights of each ggml type, in bytes of them per second; types that were not
+    /// measured are missing.
     pub multiply_bytes_per_second: BTreeMap<u32, f64>,
     /// How fast the model's file can be read past the page cache, once measured.
     pub drive_bytes_per_second: Option<f64>,

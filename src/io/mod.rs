@@ -5,9 +5,9 @@
 //! once. There are two engines with the same verbs: io_uring, and a pool of threads that call `preadv`. What they share
 //! is the order of work (`engine/queue.rs`) and the handling of every outcome of a system call (`engine/part.rs`).
 //!
-//! Terms: a *request* is one contiguous range wanted by the caller; a *part* is what one system call reads of it (a large
-//! request is cut into several parts, small adjacent ones are merged into one); a range is *widened* when it is extended
-//! to the alignment that direct I/O demands; *depth* is how many parts are in flight at once.
+//! Terms: a *request* is one contiguous range wanted by the caller; a *part* is what one system call reads of it (a
+//! large request is cut into several parts, small adjacent ones are merged into one); a range is *widened* when it is
+//! extended to the alignment that direct I/O demands; *depth* is how many parts are in flight at once.
 
 mod engine;
 mod file;

@@ -1,7 +1,7 @@
 //! When the memory for streamed weights should become smaller or larger, from what the system tells now and then.
 //!
-//! Room is left beside the weights so that others may suddenly take memory without anyone being killed; this brings that room back:
-//! at once when much of it is gone, slowly when there is more of it than needed.
+//! Room is left beside the weights so that others may suddenly take memory without anyone being killed; this brings
+//! that room back: at once when much of it is gone, slowly when there is more of it than needed.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub struct Control {
     calm: Duration,
 }
 
-/// After memory was short, or somebody announced that he would take some, it must be plentiful for so long before any is taken back.
+/// How long memory must stay above the margin, after it was short or room was asked for, before pools grow again.
 const CALM: Duration = Duration::from_secs(5);
 
 /// From one step of growth to the next.
@@ -53,7 +53,8 @@ impl Control {
     pub fn step(&mut self, reading: &Reading, elapsed: Duration) -> Change {
         let Reading { free_bytes: free, margin_bytes: margin, events, pressure } = *reading;
         let before = std::mem::replace(&mut self.events, events);
-        // Reading files through the page cache meets a limit all the time: it means something only where room is scarce too.
+        // Reading files through the page cache meets a limit all the time: it means something only where room is scarce
+        // too.
         let trouble = matches!((before, events), (Some(before), Some(now)) if now != before)
             || pressure.is_some_and(|pressure| pressure.some > PRESSURE);
         if free < margin / 4 * 3 || (free < margin && trouble) {

@@ -2,8 +2,8 @@
 //!
 //! A model whose budget the user has fixed takes no part, but what it has reserved counts.
 //!
-//! Processes of one user whose memory is limited by the same share it evenly: each looks at what all of them have and goes for its own
-//! part of that. Nobody tells another what to do, so one that hangs holds up nobody but itself.
+//! Processes of one user whose memory is limited by the same share it evenly: each looks at what all of them have and
+//! goes for its own part of that. Nobody tells another what to do, so one that hangs holds up nobody but itself.
 
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -148,7 +148,8 @@ struct Announcement {
     made: Instant,
 }
 
-/// Compute buffers are announced at their largest and touched as they are needed: after so long, what is not touched is not counted on.
+/// Compute buffers are announced at their largest and touched as they are needed: after so long, what is not touched is
+/// not counted on.
 const ANNOUNCED: Duration = Duration::from_secs(10);
 
 /// For the same reason no more of the available memory than one part in so many is kept for it.
@@ -161,8 +162,8 @@ impl Models {
         chosen.filter_map(|member| member.core.upgrade()).collect()
     }
 
-    /// The memory, where what models have reserved and not touched yet is no longer available. Nor are weights that a host has
-    /// mapped: the system would take them for its own, as page cache, but every token needs them.
+    /// The memory, where what models have reserved and not touched yet is no longer available. Nor are weights that a
+    /// host has mapped: the system would take them for its own, as page cache, but every token needs them.
     ///
     /// Comes with the processes that it is to be shared with.
     fn memory(&mut self) -> (MemoryReport, Vec<Neighbour>) {
@@ -244,8 +245,8 @@ pub fn memory_for_another() -> MemoryReport {
     memory
 }
 
-/// Somebody in this process is about to take so much memory at most: the models give up what is needed for it, as far as they can, and
-/// for a while do not count on what of it is not taken yet.
+/// Somebody in this process is about to take so much memory at most: the models give up what is needed for it, as far
+/// as they can, and for a while do not count on what of it is not taken yet.
 pub fn make_room(bytes: u64) {
     let held_bytes = hw::held_bytes();
     MODELS.lock().announced.push(Announcement { bytes, held_bytes, made: Instant::now() });
@@ -310,8 +311,8 @@ pub struct Refusal {
     pub reason: String,
 }
 
-/// The budget of a model that is about to run, given what it can do with memory; the others give up what it gets. Those of other
-/// processes are waited for, a second at most.
+/// The budget of a model that is about to run, given what it can do with memory; the others give up what it gets. Those
+/// of other processes are waited for, a second at most.
 ///
 /// # Errors
 /// `Budget` when it cannot get what it needs at least. Another time it may.
@@ -383,7 +384,8 @@ fn too_little(memory: &MemoryReport, newcomer: Claim) -> Error {
     )
 }
 
-/// The part of a process in what there is for weights: as much as any other, no less than it needs and no more than it can use.
+/// The part of a process in what there is for weights: as much as any other, no less than it needs and no more than it
+/// can use.
 fn fair_part(memory: &MemoryReport, own_pool_bytes: u64, own: Claim, others: &[Neighbour]) -> u64 {
     let held_bytes = own_pool_bytes + others.iter().map(|other| other.pool_bytes).sum::<u64>();
     let total_bytes = (memory.available_bytes + held_bytes).saturating_sub(margin_bytes(memory));
@@ -486,8 +488,8 @@ fn look(elapsed: Duration, reported_bytes: &mut Option<u64>) {
     }
 }
 
-/// What the models of this process should have, given what they have and their fair part. What is short is given up by those that have
-/// more than their part, so that it is given up once; if `is_late`, they did not.
+/// What the models of this process should have, given what they have and their fair part. What is short is given up by
+/// those that have more than their part, so that it is given up once; if `is_late`, they did not.
 fn target_bytes(change: Change, before: u64, fair_bytes: u64, others: &[Neighbour], is_late: bool) -> u64 {
     if others.is_empty() || is_late {
         return match change {
@@ -516,7 +518,8 @@ mod tests {
         Neighbour { limited_by: String::new(), claim, pool_bytes, untouched_bytes: 0 }
     }
 
-    /// Processes that look one after the other, until nothing changes. Returns what they have, and after how many rounds.
+    /// Processes that look one after the other, until nothing changes. Returns what they have, and after how many
+    /// rounds.
     fn settle(mut pools: Vec<u64>, all_bytes: u64, margin: u64) -> (Vec<u64>, usize) {
         for round in 0..100 {
             let before = pools.clone();

@@ -1,8 +1,9 @@
 //! Other processes of this user that stream: what they hold and what they could do with.
 //!
-//! Each has a file in a directory that only this user may enter, and holds a lock on it for as long as it lives, so that what a killed
-//! process left behind is told from what is there. The contents are a line of numbers, which are parsed as if they came from anybody.
-//! Where there is no such directory, a process knows of no other, and memory is shared by pressure alone.
+//! Each has a file in a directory that only this user may enter, and holds a lock on it for as long as it lives, so
+//! that what a killed process left behind is told from what is there. The contents are a line of numbers, which are
+//! parsed as if they came from anybody. Where there is no such directory, a process knows of no other, and memory is
+//! shared by pressure alone.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};

@@ -19,9 +19,9 @@ impl Claim {
     }
 }
 
-/// Divides `total_bytes` among models: each gets the same, but no less than it needs and no more than it can use. A small draft
-/// model, which runs many times for one pass of its large one, thus gets all it wants. The sum exceeds `total_bytes` only when
-/// what the models need at least does.
+/// Divides `total_bytes` among models: each gets the same, but no less than it needs and no more than it can use. A
+/// small draft model, which runs many times for one pass of its large one, thus gets all it wants. The sum exceeds
+/// `total_bytes` only when what the models need at least does.
 pub fn share(total_bytes: u64, claims: &[Claim]) -> Vec<u64> {
     let at_level = |level: u64| claims.iter().map(move |claim| level.clamp(claim.least, claim.most.max(claim.least)));
     // The highest level that fits, by bisection: the sum only grows with it.

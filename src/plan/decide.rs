@@ -46,7 +46,7 @@ pub struct Plan {
 /// Room for what is not a weight (KV cache, compute buffers, the program) when judging whether a model fits.
 pub const WORKING_BYTES: u64 = 1 << 30;
 
-/// One byte of slots for so many streamed ones must find room beside what stays in RAM; else more of that is streamed.
+/// A role is enough when the rest fits beside slots for 1/16 of the streamed bytes; else the next role is streamed, too.
 const STREAMED_PER_SLOT_BYTE: u64 = 16;
 
 /// Decides which of the tensors on the host are streamed: one role after the other, until the rest fits.

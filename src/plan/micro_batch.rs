@@ -9,8 +9,8 @@ use crate::hw::MemoryReport;
 /// The share of the available memory that a larger micro-batch may take: the rest serves every token, prompt or not.
 const SHARE: u64 = 16;
 
-/// The largest micro-batch that is the host's own, doubled a number of times, is within `batch` tokens, and whose intermediate
-/// results take no more than their share of the memory; `micro_batch` itself if there is none.
+/// The largest micro-batch that is the host's own, doubled a number of times, is within `batch` tokens, and whose
+/// intermediate results take no more than their share of the memory; `micro_batch` itself if there is none.
 pub fn micro_batch(gguf: &Gguf, batch: u64, micro_batch: u64, memory: &MemoryReport) -> u64 {
     let affordable = memory.available_bytes / SHARE / bytes_per_token(gguf).max(1);
     let mut chosen = micro_batch;
@@ -20,7 +20,8 @@ pub fn micro_batch(gguf: &Gguf, batch: u64, micro_batch: u64, memory: &MemoryRep
     chosen
 }
 
-/// Bytes of intermediate results, roughly: logits, a few rows of the residual stream and of the widest layer, in 32 bits.
+/// Bytes of intermediate results, roughly: logits, a few rows of the residual stream and of the widest layer, in 32
+/// bits.
 fn bytes_per_token(gguf: &Gguf) -> u64 {
     const STREAM_ROWS: u64 = 16;
     const HIDDEN_ROWS: u64 = 4;

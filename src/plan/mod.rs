@@ -15,7 +15,7 @@ pub use decide::{Mode, Plan, WORKING_BYTES, decide};
 pub use micro_batch::micro_batch;
 pub use ring::{Pass, Step, pinned};
 
-/// Bytes for people.
+/// Bytes for people: MiB below 1 GiB, else GiB.
 pub fn in_gigabytes(bytes: u64) -> String {
     if bytes < 1 << 30 {
         format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))

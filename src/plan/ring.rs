@@ -2,10 +2,10 @@
 //!
 //! A dense pass uses every tensor once, in the same order each time. With fewer slots than tensors, least-recently-used
 //! replacement would evict each one just before it comes round again and miss every time. Under such cyclic access the
-//! best that any policy can do, Belady's included, is to keep a fixed set and let the rest flow through what is left: the
-//! *ring*. What is kept is spread evenly over the pass, so that the drive always has something to read and computing never
-//! waits in bursts. Which ring is best is a matter of times: too short, and the drive rests while a slot is computed on;
-//! too long, and more has to be read. It is found by playing through a pass.
+//! best that any policy can do, Belady's included, is to keep a fixed set and let the rest flow through what is left:
+//! the *ring*. What is kept is spread evenly over the pass, so that the drive always has something to read and
+//! computing never waits in bursts. Which ring is best is a matter of times: too short, and the drive rests while a
+//! slot is computed on; too long, and more has to be read. It is found by playing through a pass.
 
 /// One dense tensor in the order of use.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +26,8 @@ pub struct Pass<'a> {
     pub slots: &'a [usize],
 }
 
-/// Which steps stay in RAM, given each step's class in the order of use, when every class that does not fit whole leaves
+/// Which steps stay in RAM, given each step's class in the order of use, when every class that does not fit whole
+/// leaves
 /// `ring` slots (as far as it has them) to the rest.
 pub fn pinned(classes: impl Iterator<Item = usize> + Clone, slots: &[usize], ring: usize) -> Vec<bool> {
     let mut count = vec![0_usize; slots.len()];
@@ -58,8 +59,8 @@ impl Pass<'_> {
 
     /// How long a pass takes with a ring, once passes follow each other.
     ///
-    /// The drive reads one tensor after the other, each as soon as a slot of its class is free; a multiplication starts when
-    /// the one before it is over and its tensor is there.
+    /// The drive reads one tensor after the other, each as soon as a slot of its class is free; a multiplication starts
+    /// when the one before it is over and its tensor is there.
     pub fn seconds(&self, ring: usize) -> f64 {
         const PASSES: usize = 4;
         let pinned = pinned(self.steps.iter().map(|step| step.class), self.slots, ring);

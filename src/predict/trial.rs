@@ -1,8 +1,8 @@
 //! Whether acting on predictions pays, found out by doing it now and then not.
 //!
-//! Reads that turn out useless cost time on a busy drive, and no recall figure tells how much. So passes are divided into
-//! windows that act and windows that do not, and what decides is the time that computing waited in each. Which wins is asked
-//! again from time to time, since text and load change.
+//! Reads that turn out useless cost time on a busy drive, and no recall figure tells how much. So passes are divided
+//! into windows that act and windows that do not, and what decides is the time that computing waited in each. Which
+//! wins is asked again from time to time, since text and load change.
 
 use std::time::Duration;
 

@@ -44,8 +44,8 @@ impl Recall {
     }
 }
 
-/// Plays a trace to habits that know nothing at first. Before each layer of a generated token they foresee it; what is right
-/// counts. Prompts teach them nothing, since a trace does not tell which of a prompt's tokens used which expert.
+/// Plays a trace to habits that know nothing at first. Before each layer of a generated token they foresee it; what is
+/// right counts. Prompts teach them nothing, since a trace does not tell which of a prompt's tokens used which expert.
 pub fn habit_recall(trace: &Trace) -> HabitRecall {
     let numbers: Vec<u32> = (0..trace.shape.layer_count as u32).collect();
     let mut habits = Habits::new(&numbers, trace.shape.expert_count);

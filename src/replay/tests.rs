@@ -1,4 +1,5 @@
-//! Reading traces, Belady beside brute force, and the policies on routing that is made up but has the habits of the real.
+//! Reading traces, Belady beside brute force, and the policies on routing that is made up but has the habits of the
+//! real.
 
 use super::*;
 use crate::cache::policy::{Lru, Policy, PolicyKind, Position, Shape, Use};

@@ -1,7 +1,8 @@
 //! Reading traces.
 //!
-//! A trace is CSV, one line per token, layer and chosen expert, with the columns `turn, phase (0 prefill, 1 decode), step,
-//! layer, slot, expert` and more that are not looked at. Lines that start with `#` are a header, of which `model` and
+//! A trace is CSV, one line per token, layer and chosen expert, with the columns `turn, phase (0 prefill, 1 decode),
+//! step, layer, slot, expert` and more that are not looked at. Lines that start with `#` are a header, of which `model`
+//! and
 //! `n_expert` are read. A decode step is one token. The steps of a prefill are either tokens, and then all of a turn's
 //! are one batch, or batches, and then a layer's slots repeat within a step.
 

@@ -1,4 +1,5 @@
-//! What a warm start is worth: each text of a trace begun cold, and begun with the habits that the texts before it left.
+//! What a warm start is worth: each text of a trace begun cold, and begun with the habits that the texts before it
+//! left.
 
 use super::simulate::{Outcome, simulate_from};
 use super::trace::Trace;
@@ -17,7 +18,8 @@ pub struct WarmStart {
     pub warm: Outcome,
 }
 
-/// Plays the first [`WARM_TOKENS`] generated tokens of each text but the first with `slot_count` slots and the default policy.
+/// Plays the first [`WARM_TOKENS`] generated tokens of each text but the first with `slot_count` slots and the default
+/// policy.
 /// `None` when there is a single text.
 ///
 /// # Panics

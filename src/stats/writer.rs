@@ -16,8 +16,8 @@ use crate::persist::{self, NameLock};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// The files that writers of this process write to: two models must not replace each other's figures. Nor must two processes, which
-/// lock the names that they have.
+/// The files that writers of this process write to: two models must not replace each other's figures. Nor must two
+/// processes, which lock the names that they have.
 static WRITTEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Writes until dropped.

@@ -10,8 +10,8 @@ use crate::error::{Error, ErrorCode, Result};
 
 /// Writes one line per token, layer and expert.
 ///
-/// Columns: `turn, phase (0 prefill, 1 decode), step, layer, slot, expert, weight, residency, expert_bytes`. The router's
-/// weight is not known to us and written as 0; residency is 1 when the expert was in RAM.
+/// Columns: `turn, phase (0 prefill, 1 decode), step, layer, slot, expert, weight, residency, expert_bytes`. The
+/// router's weight is not known to us and written as 0; residency is 1 when the expert was in RAM.
 pub(super) struct Trace {
     file: Mutex<BufWriter<File>>,
 }

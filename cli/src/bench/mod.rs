@@ -1,6 +1,8 @@
-//! `hypura bench`: stock llama.cpp, streamed, and the physical limit, measured in turn so that a drifting machine drifts for all.
+//! `hypura bench`: stock llama.cpp, streamed, and the physical limit, measured in turn so that a drifting machine
+//! drifts for all.
 //!
-//! Every run is a llama-server of its own, because it says when each token came; figures are of the time after the first one.
+//! Every run is a llama-server of its own, because it says when each token came; figures are of the time after the
+//! first one.
 
 mod caches;
 mod chart;

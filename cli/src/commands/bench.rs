@@ -20,10 +20,10 @@ Examples:
 
 /// Measure a model: stock llama.cpp, streamed, and the physical limit
 ///
-/// In turn, with caches dropped before each run where that is allowed: stock llama.cpp by mmap and streamed, both under the same memory
-/// limit, and stock with everything in memory where that fits. The roofline is the longer of computing a token and of reading what was
-/// read for it at the drive's speed, which is measured before and after each streamed run. The memory limit is a cgroup, which usually
-/// takes root. Texts are compared: they must be equal.
+/// In turn, with caches dropped before each run where that is allowed: stock llama.cpp by mmap and streamed, both under
+/// the same memory limit, and stock with everything in memory where that fits. The roofline is the longer of computing
+/// a token and of reading what was read for it at the drive's speed, which is measured before and after each streamed
+/// run. The memory limit is a cgroup, which usually takes root. Texts are compared: they must be equal.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Bench {
@@ -58,7 +58,8 @@ pub struct Bench {
     #[arg(long)]
     pub json: bool,
 
-    /// Directory of llama.cpp's programs [default: beside this program, build/llama/bin of the checkout, or the search path]
+    /// Directory of llama.cpp's programs [default: beside this program, build/llama/bin of the checkout, or the search
+    /// path]
     #[arg(long, value_name = "DIR")]
     pub llama: Option<PathBuf>,
 

@@ -17,7 +17,8 @@ Examples:
 
 /// Talk with a model
 ///
-/// llama-cli has the conversation; /exit or Ctrl+C ends it. In a terminal a line at the bottom shows how streaming goes.
+/// llama-cli has the conversation; /exit or Ctrl+C ends it. In a terminal a line at the bottom shows how streaming
+/// goes.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Chat {

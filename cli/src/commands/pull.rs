@@ -22,9 +22,9 @@ Examples:
 
 /// Download a model from the Hugging Face hub
 ///
-/// It goes into the cache that other programs of the hub share (HF_HOME, HF_HUB_CACHE), with its projector where it has one, and
-/// is compared with its checksum. A download that was broken off goes on where it ended. The path of the model is printed.
-/// HF_ENDPOINT, HF_TOKEN and the usual variables of proxies are respected.
+/// It goes into the cache that other programs of the hub share (HF_HOME, HF_HUB_CACHE), with its projector where it has
+/// one, and is compared with its checksum. A download that was broken off goes on where it ended. The path of the model
+/// is printed. HF_ENDPOINT, HF_TOKEN and the usual variables of proxies are respected.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Pull {

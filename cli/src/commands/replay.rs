@@ -19,8 +19,8 @@ Examples:
 
 /// Compare cache policies with the best possible one, on recorded use of experts
 ///
-/// A trace is what HYPURA_TRACE records: which experts every token used. Each policy gets room for a share of all experts; Belady's,
-/// which knows the future, is what no policy can beat. Shown are hits in percent.
+/// A trace is what HYPURA_TRACE records: which experts every token used. Each policy gets room for a share of all
+/// experts; Belady's, which knows the future, is what no policy can beat. Shown are hits in percent.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Replay {

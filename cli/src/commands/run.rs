@@ -21,8 +21,8 @@ Examples:
 
 /// Answer one prompt
 ///
-/// llama-completion computes the answer, with the model's own chat template where it has one. The answer goes to standard output;
-/// in a terminal a line at the bottom shows how streaming goes.
+/// llama-completion computes the answer, with the model's own chat template where it has one. The answer goes to
+/// standard output; in a terminal a line at the bottom shows how streaming goes.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Run {

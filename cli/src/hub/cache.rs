@@ -1,4 +1,5 @@
-//! The cache of the Hugging Face hub, which many programs share: `models--OWNER--REPO` with `blobs/HASH`, links to them in
+//! The cache of the Hugging Face hub, which many programs share: `models--OWNER--REPO` with `blobs/HASH`, links to them
+//! in
 //! `snapshots/COMMIT/FILE`, and the commit of a branch in `refs/BRANCH`.
 
 use std::path::{Path, PathBuf};

@@ -1,8 +1,9 @@
 //! Bringing a model into the cache: several parts of a file at once, gone on with where an earlier attempt ended, and
 //! compared with its checksum before anybody can take it for the model.
 //!
-//! While it arrives, a file is `blobs/HASH.hypura-incomplete`, of its full size, and a list beside it tells which pieces are
-//! there. Other programs of the hub keep theirs as `HASH.incomplete` and go on at its end, so the name must be another.
+//! While it arrives, a file is `blobs/HASH.hypura-incomplete`, of its full size, and a list beside it tells which
+//! pieces are there. Other programs of the hub keep theirs as `HASH.incomplete` and go on at its end, so the name must
+//! be another.
 
 use std::collections::HashSet;
 use std::fs::File;

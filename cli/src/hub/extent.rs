@@ -1,5 +1,5 @@
-//! How long the header of a GGUF file is, told by its beginning: more of it is asked for until it is whole. Whether it is
-//! right is for the library's own reader.
+//! How long the header of a GGUF file is, told by its beginning: more of it is asked for until it is whole. Whether it
+//! is right is for the library's own reader.
 
 /// What the beginning of a file tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! A model's header, read by range requests into files that have the model's sizes and nothing else: the library's reader
-//! takes them for the model.
+//! A model's header, read by range requests into files that have the model's sizes and nothing else: the library's
+//! reader takes them for the model.
 
 use std::fs::File;
 use std::io::Write;

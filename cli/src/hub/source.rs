@@ -19,8 +19,8 @@ const HUB_PREFIXES: [&str; 6] =
     ["hf:", "hf.co/", "huggingface.co/", "https://hf.co/", "https://huggingface.co/", "http://hf.co/"];
 
 impl Source {
-    /// Reads `hf:OWNER/REPO`, `hf:OWNER/REPO:Q4_K_M`, `hf.co/...` as Ollama writes it, or `https://...`; `None` for anything
-    /// else, which is a path.
+    /// Reads `hf:OWNER/REPO`, `hf:OWNER/REPO:Q4_K_M`, `hf.co/...` as Ollama writes it, or `https://...`; `None` for
+    /// anything else, which is a path.
     pub fn parse(text: &str) -> Option<Self> {
         let in_hub = HUB_PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix));
         if let Some(rest) = in_hub.filter(|rest| !rest.contains("/resolve/") && !rest.contains("/blob/")) {

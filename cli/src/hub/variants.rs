@@ -58,8 +58,8 @@ impl Variants {
         Self { models, projectors }
     }
 
-    /// The model of a tag, in any case; without one what Ollama takes, `Q4_K_M`, or the only one, or the smallest that is not
-    /// smaller than 4 bits a weight would be.
+    /// The model of a tag, in any case; without one what Ollama takes, `Q4_K_M`, or the only one, or the smallest that
+    /// is not smaller than 4 bits a weight would be.
     ///
     /// # Errors
     /// A sentence that lists what there is.

@@ -155,7 +155,8 @@ impl Catalog {
         }
     }
 
-    /// All models, by name. A directory is looked through each time; headers are read again only when a file has changed.
+    /// All models, by name. A directory is looked through each time; headers are read again only when a file has
+    /// changed.
     pub fn list(&self) -> Vec<Arc<Model>> {
         let directory = match &self.place {
             Place::File(model) => return vec![Arc::clone(model)],

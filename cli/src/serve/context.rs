@@ -1,8 +1,8 @@
-//! How large the context of a request is: what the server was told, or what memory suggests; more when a request asks for
-//! more, and never more than the model was trained for or memory can hold.
+//! How large the context of a request is: what the server was told, or what memory suggests; more when a request asks
+//! for more, and never more than the model was trained for or memory can hold.
 //!
-//! Loading is dear, so the numbers are coarse: a request gets what is loaded if that is enough, and otherwise the next power
-//! of two, so that clients that ask for a little more each time cause few loads.
+//! Loading is dear, so the numbers are coarse: a request gets what is loaded if that is enough, and otherwise the next
+//! power of two, so that clients that ask for a little more each time cause few loads.
 
 use super::catalog::Model;
 use crate::kv_cache;
@@ -101,8 +101,8 @@ impl ContextPolicy {
         needed.checked_next_power_of_two().unwrap_or(needed).min(self.most_of(shape))
     }
 
-    /// The most that any request gets: what the model was trained for, as far as three quarters of memory hold it; but never
-    /// less than what the server was told to give.
+    /// The most that any request gets: what the model was trained for, as far as three quarters of memory hold it; but
+    /// never less than what the server was told to give.
     fn most_of(&self, shape: Shape) -> u32 {
         let token = self.bytes(shape, 1);
         let fits = (self.memory_bytes / 4 * 3).checked_div(token).unwrap_or(u64::MAX);

@@ -1,7 +1,7 @@
 //! `hypura serve`: Ollama's HTTP API in front of an unmodified llama-server.
 //!
-//! The way of a request: `auth` lets it pass, `request` reads it, `catalog` finds the model, `loader` loads it (`child` is
-//! the process), `options` and `messages` translate, `upstream` and `sse` carry it to llama-server and back,
+//! The way of a request: `auth` lets it pass, `request` reads it, `catalog` finds the model, `loader` loads it (`child`
+//! is the process), `options` and `messages` translate, `upstream` and `sse` carry it to llama-server and back,
 //! `generation` cuts the answer into pieces, `answer` puts them into Ollama's words.
 
 mod catalog;

@@ -1,5 +1,5 @@
-//! What models are called. Ollama's form is `NAME:TAG`, and `latest` where no tag is written; a file of a Hugging Face cache
-//! is called as Ollama calls those, `hf.co/OWNER/REPO:QUANTISATION`.
+//! What models are called. Ollama's form is `NAME:TAG`, and `latest` where no tag is written; a file of a Hugging Face
+//! cache is called as Ollama calls those, `hf.co/OWNER/REPO:QUANTISATION`.
 
 use std::path::Path;
 
@@ -31,8 +31,8 @@ fn hub_name(path: &Path) -> Option<String> {
     Some(format!("hf.co/{}:{}", file.repository, file.tag()?))
 }
 
-/// Which of the models a client means: `(name, path)` of each in, its place out. An exact name wins, then the name of the
-/// file, then of a repository without a tag what Ollama takes: `Q4_K_M`, or the first.
+/// Which of the models a client means: `(name, path)` of each in, its place out. An exact name wins, then the name of
+/// the file, then of a repository without a tag what Ollama takes: `Q4_K_M`, or the first.
 pub fn find<'a>(asked: &str, models: impl Iterator<Item = (&'a str, &'a Path)> + Clone) -> Option<usize> {
     let asked = normal(asked);
     let place = |is_it: &dyn Fn(&str, &Path) -> bool| models.clone().position(|(name, path)| is_it(name, path));

@@ -1,15 +1,15 @@
 //! Evicts what is likely to be used last, by an estimate of when each unit comes next.
 //!
-//! *Estimate.* The probability that the next token uses a unit is a weighted sum of three averages of its past uses: one
-//! that forgets within a few tokens (text stays with its subject), one over some dozen tokens, and one over some hundred
-//! (popular experts). The wait for the next use is then `1 / p - 1` tokens, if p stays, and the part of a pass until the
-//! layer of the unit is reached.
+//! *Estimate.* The probability that the next token uses a unit is a weighted sum of three averages of its past uses:
+//! one that forgets within a few tokens (text stays with its subject), one over some dozen tokens, and one over some
+//! hundred (popular experts). The wait for the next use is then `1 / p - 1` tokens, if p stays, and the part of a pass
+//! until the layer of the unit is reached.
 //!
 //! *Order.* The three averages shrink at different rates, so the order of two units changes with time and no heap stays
-//! valid. But of units that had nearly the same longer averages when they were last used, the one used longest ago is the
-//! least likely at any time, and of those as likely the one used just now has the longest way to go. So offered units are
-//! kept in *classes* of such, in the order of the offers, and the victim is the worst among the first and the last of each
-//! class, estimated exactly.
+//! valid. But of units that had nearly the same longer averages when they were last used, the one used longest ago is
+//! the least likely at any time, and of those as likely the one used just now has the longest way to go. So offered
+//! units are kept in *classes* of such, in the order of the offers, and the victim is the worst among the first and the
+//! last of each class, estimated exactly.
 
 use super::{Policy, Position, Shape, Use};
 use crate::cache::list::{Links, List};

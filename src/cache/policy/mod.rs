@@ -1,9 +1,9 @@
 //! Which expert to give up when a slot is needed.
 //!
-//! Terms: a *unit* is one expert of one layer, numbered `layer * expert_count + expert`. A *pass* is one run through the
-//! layers, for one token (decode) or for many (a prompt's batch). A unit is *offered* while it may be evicted: its bytes
-//! are in RAM and nobody holds them. Passes run through the layers in order, so for a unit of the layer just computed
-//! the next use is a whole pass away, and for one of the next layer it is near.
+//! Terms: a *unit* is one expert of one layer, numbered `layer * expert_count + expert`. A *pass* is one run through
+//! the layers, for one token (decode) or for many (a prompt's batch). A unit is *offered* while it may be evicted: its
+//! bytes are in RAM and nobody holds them. Passes run through the layers in order, so for a unit of the layer just
+//! computed the next use is a whole pass away, and for one of the next layer it is near.
 //!
 //! Every pool owns one policy. The policy knows units by number and never touches slots. It also remembers units that
 //! are not in RAM: there are few enough for flat arrays. No verb allocates, and none costs more than O(log units).
@@ -74,14 +74,13 @@ impl Use {
 
 /// An order of eviction.
 ///
-/// The owner withdraws a unit before it is used and offers it when it is let go of, so a policy may rank an offered unit
-/// by what it knew when the unit was offered.
+/// The owner withdraws a unit before it is used and offers it when it is let go of, so a policy may rank an offered
+/// unit by what it knew when the unit was offered.
 pub trait Policy: Send + std::fmt::Debug {
     /// The name in tables and logs.
     fn name(&self) -> &'static str;
 
-    /// A unit is used, in RAM or not. Called once for a unit and a pass; when its layer's turn comes, or before, if it is certain
-    /// by then.
+    /// A unit is used, in RAM or not. Called exactly once per (unit, pass), no later than the start of its layer.
     fn used(&mut self, unit: usize, at: Position, usage: Use);
 
     /// A unit may be evicted from now on. Nothing happens when it is offered already.
@@ -93,12 +92,13 @@ pub trait Policy: Send + std::fmt::Debug {
     /// The offered unit to evict at this point, `None` when none is offered. It stays offered until it is withdrawn.
     fn victim(&self, at: Position) -> Option<usize>;
 
-    /// How much a unit deserves its slot, offered or not, in RAM or not: of two units of one policy at one position, the
-    /// larger value is to be kept. What is about to be read on a guess should be worth more than the victim.
+    /// How much a unit deserves its slot, offered or not, in RAM or not: of two units of one policy at one position,
+    /// the larger value is to be kept. What is about to be read on a guess should be worth more than the victim.
     fn worth(&self, unit: usize, at: Position) -> f64;
 
-    /// What a unit would be worth if its layer uses it with this probability (0 to 1) when its turn comes next, to be compared with
-    /// the [`Self::worth`] of another. A policy without estimates takes what is foreseen to be worth more than anything.
+    /// What a unit would be worth if its layer uses it with this probability (0 to 1) when its turn comes next, to be
+    /// compared with the [`Self::worth`] of another. A policy without estimates takes what is foreseen to be worth more
+    /// than anything.
     fn foreseen_worth(&self, unit: usize, probability: f32, at: Position) -> f64 {
         let _ = (unit, probability, at);
         f64::INFINITY

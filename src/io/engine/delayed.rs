@@ -1,4 +1,5 @@
-//! `HYPURA_TEST_DELAY=SEED`: lets reads arrive late and out of step, as a loaded drive does. For tests of whole programs.
+//! `HYPURA_TEST_DELAY=SEED`: lets reads arrive late and out of step, as a loaded drive does. For tests of whole
+//! programs.
 
 use std::sync::Arc;
 use std::time::Duration;

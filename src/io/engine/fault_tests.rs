@@ -138,7 +138,8 @@ impl Drive {
         queue.part_done(&part, result, sink);
     }
 
-    /// Makes up what a system call returned, with its effect on memory; also the error that must come of it, if it is final.
+    /// Makes up what a system call returned, with its effect on memory; also the error that must come of it, if it is
+    /// final.
     fn outcome(
         &mut self,
         part: &Part,

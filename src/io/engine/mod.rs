@@ -1,5 +1,5 @@
-//! Carrying reads out: two engines with the same verbs, io_uring and a pool of threads that call `preadv`. What they share is the
-//! order of work ([`queue`]) and the handling of every outcome of a system call ([`part`]).
+//! Carrying reads out: two engines with the same verbs, io_uring and a pool of threads that call `preadv`. What they
+//! share is the order of work ([`queue`]) and the handling of every outcome of a system call ([`part`]).
 
 mod delayed;
 mod part;
@@ -39,8 +39,8 @@ pub enum Priority {
     Demand,
     /// They will be needed soon: served when no demand is queued.
     Ahead,
-    /// They may be needed: served when nothing else is queued, a few parts at a time, so that a demand which comes in between
-    /// does not wait for long.
+    /// They may be needed: served when nothing else is queued, a few parts at a time, so that a demand which comes in
+    /// between does not wait for long.
     Guess,
 }
 
@@ -90,8 +90,8 @@ unsafe impl Send for Destination {}
 pub struct Cancelled {
     /// How much of it has been given to the drive; with 0, the destination is as it was.
     pub begun_bytes: usize,
-    /// Whether the drive still works on that: then the read is reported when the last of it is over, as if it were complete. Otherwise
-    /// it is not reported.
+    /// Whether the drive still works on that: then the read is reported when the last of it is over, as if it were
+    /// complete. Otherwise it is not reported.
     pub is_in_flight: bool,
 }
 
@@ -116,14 +116,15 @@ fn run_thread(sink: &dyn Sink, body: impl FnOnce()) {
 /// Dropping an engine discards what is queued, waits for what is in flight, and only then returns: afterwards no
 /// destination is written any more. An idle engine sleeps.
 pub trait Engine: Send + Sync {
-    /// Queues reads and empties the list. Every read is reported to the sink exactly once, unless it is cancelled with nothing in
-    /// flight, or the engine is dropped first.
+    /// Queues reads and empties the list. Every read is reported to the sink exactly once, unless it is cancelled with
+    /// nothing in flight, or the engine is dropped first.
     fn submit(&self, requests: &mut Vec<Request>);
 
     /// Makes a queued read a demand read.
     fn promote(&self, token: usize, generation: u64);
 
-    /// Takes back what has not been given to the drive yet of a read that is no demand; `None` when there is no such thing.
+    /// Takes back what has not been given to the drive yet of a read that is no demand; `None` when there is no such
+    /// thing.
     fn cancel(&self, token: usize) -> Option<Cancelled>;
 
     /// The name for logs and statistics.

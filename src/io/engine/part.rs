@@ -13,8 +13,8 @@ pub(super) const MERGED_REQUESTS: usize = 8;
 /// How often in a row the system may ask to try again before that is an error.
 const ATTEMPTS: u32 = 1000;
 
-/// The pauses before a read is made again that has failed in a way that may pass, 1.4 s together: drives that reset and networks that
-/// switch over take about a second, and a user notices no more.
+/// The pauses before a read is made again that has failed in a way that may pass, 1.4 s together: drives that reset and
+/// networks that switch over take about a second, and a user notices no more.
 const PAUSES: [Duration; 5] = [
     Duration::from_millis(5),
     Duration::from_millis(20),
@@ -191,8 +191,8 @@ impl Part {
         pause.map_or(Step::Failed(failure), Step::Later)
     }
 
-    /// After a short read. A direct read can only go on from an aligned place, so some bytes are read twice; one that ends
-    /// where the file ends is truncation.
+    /// After a short read. A direct read can only go on from an aligned place, so some bytes are read twice; one that
+    /// ends where the file ends is truncation.
     fn resume(&mut self, file: &DirectFile, count: usize) -> Step {
         let end = self.position() + count as u64;
         match file.size_now() {

@@ -1,10 +1,13 @@
 //! What is to be read, in which order, and how far every request is.
 //!
 //! Invariants:
-//! 1. A request is in the queue of its priority until its last part has been handed out; parts are cut when they are taken, so
+//! 1. A request is in the queue of its priority until its last part has been handed out; parts are cut when they are
+//! taken, so
 //!    an urgent request that arrives meanwhile overtakes the rest of a large one.
-//! 2. Every part that was handed out comes back through [`Queue::part_done`] exactly once, and is counted off its requests.
-//! 3. Who counts off a request's last part reports it. None of its parts is in flight any more, so the sink may reuse the
+//! 2. Every part that was handed out comes back through [`Queue::part_done`] exactly once, and is counted off its
+//! requests.
+//! 3. Who counts off a request's last part reports it. None of its parts is in flight any more, so the sink may reuse
+//! the
 //!    destination at once, also after an error.
 //! 4. The lock is never held during a system call or while the sink runs.
 
@@ -54,8 +57,8 @@ impl Waiting {
 #[derive(Default)]
 struct Progress {
     remaining: AtomicU32,
-    /// The generation that was promoted last. It may not be queued yet: whoever found the read planned was faster than whoever planned
-    /// it. Or it may be over: then the next one is not meant.
+    /// The generation that was promoted last. When `promote` ran before `push`, that request is not queued yet and
+    /// starts as a demand. When its read is over already, the promotion does not apply to the token's next request.
     promoted: AtomicU64,
     error: Mutex<Option<Error>>,
 }
@@ -138,7 +141,8 @@ impl Queue {
         self.most_urgent(pending).is_some()
     }
 
-    /// The queue to take from. Guesses beyond their limit are left to whoever ends one that is in flight.
+    /// The highest priority that is not empty. `None` if only guesses wait and as many parts of guesses are in flight
+    /// as may be.
     fn most_urgent(&self, pending: &Pending) -> Option<usize> {
         let priority = pending.waiting.iter().position(|queue| !queue.is_empty())?;
         let too_many = self.guesses_in_flight.load(Ordering::Relaxed) >= GUESSES_IN_FLIGHT;

@@ -125,8 +125,8 @@ impl Shared {
         let file = &self.files[part.file];
         loop {
             let vectors = part.vectors();
-            // SAFETY: the submitter promised (`Destination::new`) that the requests' memory is writable and theirs alone
-            // until they are reported, which happens after this call; the descriptor is open while `files` lives.
+            // SAFETY: the submitter promised (`Destination::new`) that the requests' memory is writable and theirs
+            // alone until they are reported, which happens after this call; the descriptor is open while `files` lives.
             let count = unsafe {
                 libc::preadv(
                     file.as_raw_fd(),

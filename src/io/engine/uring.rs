@@ -1,12 +1,13 @@
 //! The Linux engine: one thread that keeps an io_uring filled to its depth.
 //!
-//! The thread owns the ring, so that nothing is shared with it but the queue. It sleeps in `poll` until a read completes or the
-//! wake-up event is signalled; who submits signals only when the thread has said that it would take more work. Not in
+//! The thread owns the ring, so that nothing is shared with it but the queue. It sleeps in `poll` until a read
+//! completes or the wake-up event is signalled; who submits signals only when the thread has said that it would take
+//! more work. Not in
 //! `io_uring_enter`, which would save a system call: valgrind lets no other thread go on meanwhile, and so nobody would
 //! wake it.
 //!
-//! A part's memory, and the vectors that describe it to the kernel, live in a table of fixed places until that part's own
-//! completion has arrived, whatever happens to others.
+//! A part's memory, and the vectors that describe it to the kernel, live in a table of fixed places until that part's
+//! own completion has arrived, whatever happens to others.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -162,8 +163,8 @@ impl Shared {
 
     fn signal(&self) {
         let one = 1u64;
-        // SAFETY: writes the 8 bytes of `one` to an open descriptor. It can only fail when the counter is full, and then
-        // the thread is woken anyhow.
+        // SAFETY: writes the 8 bytes of `one` to an open descriptor. It can only fail when the counter is full, and
+        // then the thread is woken anyhow.
         unsafe { libc::write(self.wake.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
     }
 
@@ -236,8 +237,8 @@ impl Driver {
         }
     }
 
-    /// Submits what was pushed. Refusals pass: interruptions, want of memory, a completion queue that is full until it is
-    /// reaped. One that does not pass ends the thread, and so the engine.
+    /// Submits what was pushed. Refusals pass: interruptions, want of memory, a completion queue that is full until it
+    /// is reaped. One that does not pass ends the thread, and so the engine.
     fn submit(&mut self) {
         if self.ring.submission().is_empty() {
             return;
@@ -264,7 +265,8 @@ impl Driver {
         }
     }
 
-    /// Until a read is complete, somebody signals or a pause is over; not at all while the kernel has not taken all that was pushed.
+    /// Polls the ring's and the event's descriptors until a read is complete, the event is signalled or a pause is
+    /// over. The timeout is 0 while entries wait to be submitted.
     fn sleep(&mut self) {
         let timeout = match self.paused.iter().map(|&(due, _)| due).min() {
             _ if !self.ring.submission().is_empty() => 0,
@@ -275,8 +277,8 @@ impl Driver {
         let watch =
             |descriptor: &dyn AsRawFd| libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let mut watched = [watch(&self.ring), watch(&self.shared.wake)];
-        // SAFETY: the array is as long as said, and its descriptors are open while `self` lives. A failure (an interruption)
-        // wakes us early, which is harmless.
+        // SAFETY: the array is as long as said, and its descriptors are open while `self` lives. A failure (an
+        // interruption) wakes us early, which is harmless.
         unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, timeout) };
         if watched[1].revents != 0 {
             self.shared.clear_signal();
@@ -313,9 +315,9 @@ impl Driver {
                 opcode::Readv::new(descriptor, vectors.as_ptr(), vectors.count() as u32).offset(part.position()).build()
             }
         };
-        // SAFETY: the memory behind the vectors is the requests' alone until they are reported (`Destination::new`), which
-        // happens after this entry's completion; the vectors themselves stay in the table until then; the descriptor
-        // is open while `files` lives, and the driver holds `files` until the ring is empty.
+        // SAFETY: the memory behind the vectors is the requests' alone until they are reported (`Destination::new`),
+        // which happens after this entry's completion; the vectors themselves stay in the table until then; the
+        // descriptor is open while `files` lives, and the driver holds `files` until the ring is empty.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(place as u64)) };
         assert!(pushed.is_ok(), "the ring has an entry for every place in the table");
     }
@@ -350,8 +352,8 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// Closing a ring does not wait for its reads. When a panic unwinds the thread, what the kernel still works on must end
-    /// before anyone frees the memory that it writes to.
+    /// Closing a ring does not wait for its reads. When a panic unwinds the thread, what the kernel still works on must
+    /// end before anyone frees the memory that it writes to.
     fn drop(&mut self) {
         for (_, place) in self.paused.drain(..) {
             self.table[place] = None;

@@ -50,7 +50,8 @@ const SETTLED: Duration = Duration::from_millis(100);
 pub enum Look {
     /// They are good.
     Good,
-    /// The file was touched, but holds what it held and has been left alone since: they are to be read once more, at once.
+    /// The file was touched, but holds what it held and has been left alone since: they are to be read once more, at
+    /// once.
     Settled,
     /// The file was touched just now and holds what it held so far: they are to be read once more, a little later.
     Touched,
@@ -90,10 +91,12 @@ impl DirectFile {
         self.direct
     }
 
-    /// Says what the file holds, so that one that was only touched goes on. Without, another time of change is an error.
+    /// Says what the file holds, so that one that was only touched goes on. Without, another time of change is an
+    /// error.
     ///
     /// # Errors
-    /// `Changed` unless it is the file that `identity` names or, of the same size, holds that; `Io` when it cannot be told.
+    /// `Changed` unless it is the file that `identity` names or, of the same size, holds that; `Io` when it cannot be
+    /// told.
     pub fn expect(&self, identity: FileIdentity, content: Content) -> Result<()> {
         let opened = self.known.lock().identity;
         let same_size = opened.size_bytes() == identity.size_bytes();
@@ -119,8 +122,8 @@ impl DirectFile {
         Widened { offset: start, length: (end - start) as usize, lead, required: lead + length }
     }
 
-    /// To be called after a range was read in full and before its bytes are used: drops what the page cache keeps of it, and
-    /// makes sure that the file is still the one that was opened.
+    /// To be called after a range was read in full and before its bytes are used: drops what the page cache keeps of
+    /// it, and makes sure that the file is still the one that was opened.
     ///
     /// # Errors
     /// `Truncated`, `Changed`, `Io`: the bytes must not be used.
@@ -154,8 +157,8 @@ impl DirectFile {
         drop_from_page_cache(&self.file, offset, length as u64);
     }
 
-    /// Weights of two versions of a file must never be mixed, so a file that changes under us is an error. One that was touched,
-    /// or written to with what it held, is not, once nobody has written to it for a while.
+    /// Weights of two versions of a file must never be mixed, so a file that changes under us is an error. One that was
+    /// touched, or written to with what it held, is not, once nobody has written to it for a while.
     fn look(&self) -> Result<Look> {
         let now = FileIdentity::of(&self.file).or_else(|_| {
             self.reopen();
@@ -222,8 +225,8 @@ impl DirectFile {
         Ok(())
     }
 
-    /// Opens the file anew by its path, when the open one does not answer any more: a network or a FUSE file system may have gone
-    /// away and come back. Whoever reads goes on with it if it holds what the lost one held.
+    /// Opens the file anew by its path, when the open one does not answer any more: a network or a FUSE file system may
+    /// have gone away and come back. Whoever reads goes on with it if it holds what the lost one held.
     pub(in crate::io) fn reopen(&self) {
         let opened = if self.direct { open_direct(&self.path) } else { open_buffered(&self.path) };
         let Some((file, alignment)) = opened else { return };

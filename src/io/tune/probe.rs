@@ -19,7 +19,8 @@ pub struct ReadSpeed {
     pub cpu_seconds_per_byte: f64,
 }
 
-/// Memory to read into, touched: the first touch of a page costs as much as reading it, and that is not the drive's time.
+/// Memory to read into, touched: the first touch of a page costs as much as reading it, and that is not the drive's
+/// time.
 ///
 /// # Errors
 /// `Resource` when the system refuses.
@@ -30,14 +31,15 @@ pub fn destination(bytes: usize) -> Result<Arena> {
     Ok(arena)
 }
 
-/// The least memory that a measurement needs: twice the depth is outstanding, so that the engine always finds a next part.
+/// The least memory that a measurement needs: twice the depth is outstanding, so that the engine always finds a next
+/// part.
 pub fn destination_bytes_min(tuning: &Tuning) -> usize {
     2 * tuning.depth * tuning.block_bytes
 }
 
 /// Reads random blocks of a file for about `duration`, keeping the tuning's depth filled, and says how fast that went.
-/// Every call reads other places, so that no cache on the way has seen them. All of `arena` is read into in turn: a drive is
-/// faster into a few buffers that stay in the processor's cache than into memory.
+/// Every call reads other places, so that no cache on the way has seen them. All of `arena` is read into in turn: a
+/// drive is faster into a few buffers that stay in the processor's cache than into memory.
 ///
 /// # Errors
 /// `Open`, `Resource`, also when the memory is less than [`destination_bytes_min`], and whatever a read fails with.
@@ -88,8 +90,8 @@ pub fn measure(
     };
     requests.extend((0..slots).map(&mut request));
     engine.submit(&mut requests);
-    // The reads that began together also end together, nearly: whoever counts from the first of them on counts what the others
-    // had already read. So the clock starts when those are done, and as it stops, with a completion.
+    // The reads that began together also end together, nearly: whoever counts from the first of them on counts what the
+    // others had already read. So the clock starts when those are done, and as it stops, with a completion.
     let mut early = 0;
     while early <= tuning.depth {
         let tokens = finished.wait()?;

@@ -13,8 +13,9 @@ use crate::hw;
 use crate::io::{DirectFile, EngineKind, uring_available};
 use crate::memory::Backing;
 
-/// Good on most drives: a few MiB-sized reads in flight saturate them. More than it would take on an idle machine, because while
-/// all cores compute, the thread that keeps the drive busy may have to wait some milliseconds for its turn.
+/// Good on most drives: a few MiB-sized reads in flight saturate them. More than it would take on an idle machine,
+/// because while all cores compute, the thread that keeps the drive busy may have to wait some milliseconds for its
+/// turn.
 const BLOCK_BYTES: usize = 4 << 20;
 const DEPTH: usize = 4;
 
@@ -25,11 +26,13 @@ const WORTH_MEASURING_BYTES: u64 = 256 << 20;
 const PROBE_TIME: Duration = Duration::from_millis(40);
 const ROUNDS: usize = 3;
 
-/// Memory that is read into: far more than a processor's cache, but no more than one part in so many of what is available.
+/// Memory that is read into: far more than a processor's cache, but no more than one part in so many of what is
+/// available.
 const DESTINATION_BYTES: usize = 256 << 20;
 const MEMORY_SHARE: u64 = 8;
 
-/// By how much another setting must be faster to be taken: less is noise, and the setting to start from is good on most drives.
+/// By how much another setting must be faster to be taken: less is noise, and the setting to start from is good on most
+/// drives.
 const GAIN: f64 = 1.1;
 
 /// The same for fewer bytes in flight, which are too few when cores are busy, as they are not while this is measured.
@@ -163,7 +166,8 @@ impl Search<'_> {
                 }
             }
         }
-        // The best was measured along with most others: all of it together tells more of a drive that is slow now and then.
+        // The best was measured along with most others: all of it together tells more of a drive that is slow now and
+        // then.
         let speed = median(probed.iter().filter(|(tuning, _)| *tuning == best).map(|&(_, speed)| speed).collect());
         best.bytes_per_second = Some(speed);
         let small = probe(&Tuning { block_bytes: SMALL_BYTES, ..best })?.bytes_per_second;
@@ -174,8 +178,8 @@ impl Search<'_> {
     }
 }
 
-/// The median speed of each setting in bytes per second. They take turns, because a drive's speed changes while it is measured and
-/// other programs use it too. A setting that the system refuses has none.
+/// The median speed of each setting in bytes per second. They take turns, because a drive's speed changes while it is
+/// measured and other programs use it too. A setting that the system refuses has none.
 fn in_turn(candidates: &[Tuning], mut probe: impl FnMut(&Tuning) -> f64) -> Vec<f64> {
     let mut speeds = vec![Vec::new(); candidates.len()];
     for _ in 0..ROUNDS {

@@ -1,14 +1,14 @@
 //! Habits of a model: which experts it uses often, and which are used together.
 //!
-//! Three things are counted for each expert of a layer: how many tokens used it, which experts of the following layer the same
-//! token used, and which experts of its own layer the next token used. The counts of a layer are halved whenever it has seen
-//! [`TOKENS_MAX`] tokens, so old habits fade and 16 bits suffice.
+//! Three things are counted for each expert of a layer: how many tokens used it, which experts of the following layer
+//! the same token used, and which experts of its own layer the next token used. The counts of a layer are halved
+//! whenever it has seen [`TOKENS_MAX`] tokens, so old habits fade and 16 bits suffice.
 //!
-//! *Memory.* Two square matrices of 2 bytes a pair for each layer: 3 MB for 48 layers of 128 experts, 15 MB for 58 of 256. A model
-//! for which they would exceed [`PAIRS_BYTES_MAX`] has its uses counted only.
+//! *Memory.* Two square matrices of 2 bytes a pair for each layer: 3 MB for 48 layers of 128 experts, 15 MB for 58 of
+//! 256. A model for which they would exceed [`PAIRS_BYTES_MAX`] has its uses counted only.
 //!
-//! *Work.* For a layer and a token, the square of the experts used, and nothing that grows with the number of experts, but for
-//! the rare halving. Of a batch at most [`ROWS_MAX`] tokens are counted.
+//! *Work.* For a layer and a token, the square of the experts used, and nothing that grows with the number of experts,
+//! but for the rare halving. Of a batch at most [`ROWS_MAX`] tokens are counted.
 
 mod encoding;
 mod recent;
@@ -61,15 +61,16 @@ pub struct Layer {
 }
 
 impl Habits {
-    /// Knows nothing yet of these layers, given by their numbers in the model, in order; each has at most `expert_count` experts.
+    /// Knows nothing yet of these layers, given by their numbers in the model, in order; each has at most
+    /// `expert_count` experts.
     pub fn new(numbers: &[u32], expert_count: usize) -> Self {
         let pairs = pair_count(numbers.len(), expert_count);
         let layer = |&number| Layer::new(number, expert_count, pairs);
         Self { expert_count, layers: numbers.iter().map(layer).collect(), has_news: false }
     }
 
-    /// Counts a batch: `routing` names the experts of a layer, the same number for each of `tokens` tokens, all below the number
-    /// of experts. `recent` is what the same user, whose batches follow one another, did before.
+    /// Counts a batch: `routing` names the experts of a layer, the same number for each of `tokens` tokens, all below
+    /// the number of experts. `recent` is what the same user, whose batches follow one another, did before.
     pub fn observe(&mut self, recent: &mut Recent, layer: usize, routing: &[i32], tokens: usize) {
         let Entered { rows, layer_before, token_before } = recent.enter(layer, self.layers.len(), routing, tokens);
         if rows.experts().is_empty() {
@@ -112,7 +113,8 @@ impl Habits {
         rank(this, &this.next_token, this, experts, foreseen);
     }
 
-    /// A copy of a layer, to be put together by [`Self::of_layers`]: copying all at once would take too long under a lock.
+    /// A copy of a layer, to be put together by [`Self::of_layers`]: copying all at once would take too long under a
+    /// lock.
     pub fn layer(&self, layer: usize) -> Layer {
         self.layers[layer].clone()
     }
@@ -137,8 +139,8 @@ impl Habits {
         std::mem::take(&mut self.has_news)
     }
 
-    /// Puts what others know into this: where both know a layer, the average, so that what both have from the same source does
-    /// not count twice.
+    /// Puts what others know into this: where both know a layer, the average, so that what both have from the same
+    /// source does not count twice.
     fn merge(&mut self, others: &Self) {
         for other in others.layers.iter().filter(|other| other.tokens > 0) {
             match self.layers.iter_mut().find(|layer| layer.number == other.number) {
@@ -213,8 +215,8 @@ fn count_pairs(pairs: &mut [u16], expert_count: usize, before: &Rows, rows: &Row
     }
 }
 
-/// Ranks the experts of `to` that follow these of `from`. An expert's probability is the average over `experts` of how often it
-/// followed each; an expert seen rarely is taken to be followed by what is popular.
+/// Ranks the experts of `to` that follow these of `from`. An expert's probability is the average over `experts` of how
+/// often it followed each; an expert seen rarely is taken to be followed by what is popular.
 fn rank(from: &Layer, pairs: &[u16], to: &Layer, experts: &[usize], foreseen: &mut Vec<Foreseen>) {
     let count = to.uses.len();
     if pairs.is_empty() || experts.is_empty() || from.tokens == 0 {

@@ -49,8 +49,8 @@ impl Recent {
         Entered {
             rows,
             layer_before: layer_before.filter(|before| follows && before.token_count == token_count),
-            // Rows of equal batches belong to the same sequences when each sequence has one, as in decode steps. Those of large
-            // batches are parts of prompts.
+            // Rows of equal batches belong to the same sequences when each sequence has one, as in decode steps. Those
+            // of large batches are parts of prompts.
             token_before: Some(before).filter(|before| before.token_count == token_count && token_count <= ROWS_MAX),
         }
     }

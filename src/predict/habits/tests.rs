@@ -102,7 +102,8 @@ fn of_a_large_batch_some_tokens_count_and_layers_are_joined_row_by_row() {
     assert_eq!((layer.tokens, &layer.uses[..3]), (2 * half, &[half, 0, half][..]));
     let pairs: Vec<usize> = (0..EXPERTS * EXPERTS).filter(|&pair| layer.next_layer[pair] > 0).collect();
     assert_eq!(pairs, [1, 2 * EXPERTS + 3]);
-    // Another number of tokens, as in the last layer of a prompt, cannot be joined with it; nor can a layer that was skipped.
+    // Another number of tokens, as in the last layer of a prompt, cannot be joined with it; nor can a layer that was
+    // skipped.
     habits.observe(&mut recent, 2, &[0], 1);
     habits.observe(&mut recent, 0, &[0], 1);
     habits.observe(&mut recent, 2, &[0], 1);

@@ -1,4 +1,5 @@
-//! Which dense tensors stay in RAM: chosen at the start, and again once it is known how long reading and computing take.
+//! Which dense tensors stay in RAM: chosen at the start, and again once it is known how long reading and computing
+//! take.
 
 use std::time::Duration;
 
@@ -40,8 +41,8 @@ impl Pins {
         self.ring
     }
 
-    /// A multiplication with a tensor took this long. Pauses between tokens come along now and then: a longer time is believed
-    /// slowly.
+    /// A multiplication with a tensor took this long. Pauses between tokens come along now and then: a longer time is
+    /// believed slowly.
     pub(in crate::stream) fn computed(&mut self, tensor: usize, time: Duration) {
         let (seconds, known) = (time.as_secs_f64(), self.compute_seconds[tensor]);
         self.compute_seconds[tensor] = match known {
@@ -50,8 +51,8 @@ impl Pins {
         };
     }
 
-    /// Chooses anew for the dense tensors in their order of use, and lets go what no longer stays. What stays from now on is
-    /// kept from its next read or use on. Says whether the ring has changed.
+    /// Chooses anew for the dense tensors in their order of use, and lets go what no longer stays. What stays from now
+    /// on is kept from its next read or use on. Says whether the ring has changed.
     pub(in crate::stream) fn retune(
         &mut self,
         streamed: &StreamedTensors,

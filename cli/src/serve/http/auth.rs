@@ -1,4 +1,4 @@
-//! Who may ask: whoever has the key, and no web page of another site.
+//! Who may ask: API keys, CORS, and a check of the Host header against DNS rebinding.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -139,8 +139,9 @@ fn is_this_machine(host: &str) -> bool {
     is_name || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback() || address.is_unspecified())
 }
 
-/// Whether a host's name or address can only lead to this machine or one near it: no web site can own it, so none can have
-/// made it point here. Containers and other machines reach this one by such names, through a proxy or a forwarded port.
+/// Whether a host's name or address can only lead to this machine or one near it: no web site can own it, so none can
+/// have made it point here. Containers and other machines reach this one by such names, through a proxy or a forwarded
+/// port.
 fn is_near(host: &str, own_name: &str) -> bool {
     let lower = host.to_ascii_lowercase();
     let is_name = lower.ends_with(".local") || lower.ends_with(".internal") || lower == own_name.to_ascii_lowercase();

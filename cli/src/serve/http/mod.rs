@@ -1,4 +1,5 @@
-//! What is the server's own, whichever API is asked: who may ask, the live page, metrics; and `/v1`, which is passed on.
+//! What is the server's own, whichever API is asked: who may ask, the live page, metrics; and `/v1`, which is passed
+//! on.
 
 pub mod auth;
 pub mod counts;

@@ -1,5 +1,5 @@
-//! `/v1/*`: passed to llama-server, which speaks OpenAI's and Anthropic's APIs itself. The model's name is looked at, to
-//! load it, and what llama-server would drop without a word.
+//! `/v1/*`: passed to llama-server, which speaks OpenAI's and Anthropic's APIs itself. The model's name is looked at,
+//! to load it, and what llama-server would drop without a word.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -88,7 +88,8 @@ async fn forward(server: &Server, path: &str, request: Request<Body>) -> ApiResu
     Ok(Response::from_parts(head, Body::from_stream(body)).into_response())
 }
 
-/// The model that a request is for: the only one there is, whatever it is called, the one of the name, or the loaded one.
+/// The model that a request is for: the only one there is, whatever it is called, the one of the name, or the loaded
+/// one.
 fn wanted(server: &Server, name: Option<&str>) -> ApiResult<Arc<Model>> {
     if let Some(model) = server.catalog.only() {
         return Ok(Arc::clone(model));

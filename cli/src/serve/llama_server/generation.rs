@@ -1,5 +1,5 @@
-//! What llama-server generates, piece by piece, from either of its two kinds of answers: chat (parsed by the model's own
-//! chat template) and plain completion.
+//! What llama-server generates, piece by piece, from either of its two kinds of answers: chat (parsed by the model's
+//! own chat template) and plain completion.
 
 use std::collections::VecDeque;
 
@@ -178,8 +178,8 @@ impl Generation {
         self.pieces.extend(call.map(piece));
     }
 
-    /// Gives an event's probabilities to the first piece that it made; where it made none (a tag that is not shown, a part
-    /// of a call), they are a piece without text.
+    /// Gives an event's probabilities to the first piece that it made; where it made none (a tag that is not shown, a
+    /// part of a call), they are a piece without text.
     fn attach(&mut self, known: usize, logprobs: &Value) {
         let Some(logprobs) = logprobs.as_array().filter(|tokens| !tokens.is_empty()) else { return };
         let logprobs = logprobs.iter().map(translated).collect();

@@ -1,5 +1,5 @@
-//! Requests to llama-server. Each has a connection of its own, closed as soon as nobody wants the answer any more: that is
-//! how llama-server learns that it can stop.
+//! Requests to llama-server. Each has a connection of its own, closed as soon as nobody wants the answer any more: that
+//! is how llama-server learns that it can stop.
 
 use std::net::SocketAddr;
 use std::pin::Pin;

@@ -99,8 +99,8 @@ pub fn request_logprobs(fields: &mut Map<String, Value>, top_logprobs: Option<us
     }
 }
 
-/// Has a conversation continued, shortened until it fits where the request allows that. Returns the messages that it was
-/// shortened to as well.
+/// Has a conversation continued, shortened until it fits where the request allows that. Returns the messages that it
+/// was shortened to as well.
 ///
 /// # Errors
 /// What llama-server refuses.

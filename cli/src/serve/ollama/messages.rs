@@ -126,8 +126,8 @@ impl Calls {
     }
 }
 
-/// Leaves out the oldest message that may go, so that a conversation fits: never a system message, never the last one, and
-/// with a call of a tool the results that follow it. Whether one could be left out.
+/// Leaves out the oldest message that may go, so that a conversation fits: never a system message, never the last one,
+/// and with a call of a tool the results that follow it. Whether one could be left out.
 pub fn drop_oldest(messages: &mut Vec<Value>) -> bool {
     let Some(last) = messages.len().checked_sub(1) else { return false };
     let Some(oldest) = messages[..last].iter().position(|message| message["role"] != "system") else { return false };

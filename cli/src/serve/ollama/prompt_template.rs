@@ -1,8 +1,8 @@
 //! The `template` of `/api/generate`: Go's template language, as far as prompts of one turn use it.
 //!
-//! `{{ .System }}`, `{{ .Prompt }}`, `{{ .Response }}` (where the answer begins), `{{ if .System }}...{{ else }}...{{ end }}`,
-//! comments, and dashes that trim white space. Anything more is refused, since a prompt that is quietly wrong costs more
-//! time than one that is refused; `/api/chat` uses the model's own template.
+//! `{{ .System }}`, `{{ .Prompt }}`, `{{ .Response }}` (where the answer begins), `{{ if .System }}...{{ else }}...{{
+//! end }}`, comments, and dashes that trim white space. Anything more is refused, since a prompt that is quietly wrong
+//! costs more time than one that is refused; `/api/chat` uses the model's own template.
 
 use crate::serve::errors::{ApiError, ApiResult};
 
