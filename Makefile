@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
-	test soak test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-llama versions stress-ollama \
+	test soak test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -190,6 +190,9 @@ build/node-host/.stamp: tests/node/package.json tests/node/package-lock.json
 
 test-hosts: pristine models build/node-host/.stamp ## the backend in hosts that are not llama.cpp's own: node-llama-cpp
 	$(USE_TOOLS) python3 -m pytest -ra tests/node
+
+test-python: pristine models ## llama-cpp-python over llama.cpp as it has it, built twice
+	$(USE_TOOLS) python3 -m pytest -ra tests/python
 
 stress-ollama: llama cli models ## a minute of 32 clients that hang up at random
 	$(USE_TOOLS) HYPURA_TEST_STRESS_SECONDS=60 python3 -m pytest -ra -s tests/ollama/test_stress.py
