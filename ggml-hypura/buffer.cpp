@@ -26,11 +26,6 @@ struct buffer_context {
     std::vector<ggml_backend_buffer_t> kept; // of tensors that stay in memory after all
 };
 
-size_t page_size() {
-    static const size_t size = sysconf(_SC_PAGESIZE);
-    return size;
-}
-
 buffer_context * context(ggml_backend_buffer_t buffer) {
     return (buffer_context *) buffer->context;
 }
@@ -52,7 +47,7 @@ void * buffer_get_base(ggml_backend_buffer_t buffer) {
 
 // gives a tensor memory of its own
 bool make_accessible(const ggml_tensor * tensor) {
-    if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()), PROT_READ | PROT_WRITE) == 0) {
+    if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), hypura_page_size()), PROT_READ | PROT_WRITE) == 0) {
         return true;
     }
     GGML_LOG_ERROR("hypura: the system refuses memory for %s\n", tensor->name);
@@ -78,7 +73,7 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
 
 // What is not certain to be in the file stays in memory: from now on in an ordinary buffer, which may be read through tensor->data.
 void keep_in_memory(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
-    ggml_backend_buffer_t kept = ggml_backend_cpu_buffer_from_ptr(tensor->data, GGML_PAD(ggml_nbytes(tensor), page_size()));
+    ggml_backend_buffer_t kept = ggml_backend_cpu_buffer_from_ptr(tensor->data, GGML_PAD(ggml_nbytes(tensor), hypura_page_size()));
     if (!kept || !make_accessible(tensor)) {
         GGML_ABORT("cannot make room for %s", tensor->name);
     }
@@ -173,13 +168,13 @@ ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t 
 
 size_t type_get_alignment(ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(buft);
-    return page_size();
+    return hypura_page_size();
 }
 
 size_t type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * tensor) {
     GGML_UNUSED(buft);
     // whole pages, so that protecting one tensor leaves its neighbours alone
-    return hypura_current_loading().model ? GGML_PAD(ggml_nbytes(tensor), page_size()) : ggml_nbytes(tensor);
+    return hypura_current_loading().model ? GGML_PAD(ggml_nbytes(tensor), hypura_page_size()) : ggml_nbytes(tensor);
 }
 
 bool type_is_host(ggml_backend_buffer_type_t buft) {
@@ -197,6 +192,11 @@ ggml_backend_buffer_type make_type() {
 }
 
 } // namespace
+
+size_t hypura_page_size() {
+    static const size_t size = sysconf(_SC_PAGESIZE);
+    return size;
+}
 
 ggml_backend_buffer_type_t hypura_buffer_type() {
     static ggml_backend_buffer_type type = make_type();

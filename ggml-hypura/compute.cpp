@@ -106,6 +106,7 @@ void backend_free(ggml_backend_t backend) {
 
 ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
     backend_context & ctx = *context(backend);
+    finish_copies(ctx);
     for (early_result & result : ctx.early) {
         result.node = nullptr; // of a graph that failed
     }

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "ggml-hypura.h"
 #include "model.h"
 
 #include "ggml-backend-impl.h"
@@ -13,6 +14,8 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <mutex>
+#include <utility>
 
 namespace hypura {
 
@@ -173,6 +176,10 @@ struct backend_context {
     std::vector<expert_rows> pending;
     std::vector<bool>       is_done;    // by expert: of the node that is computed
     std::array<early_result, MAX_EARLY> early;
+    std::vector<int32_t>    wanted;     // experts that another backend has no copy of
+    std::vector<std::pair<const hypura_tensor *, int32_t>> rescued; // whose copies are being moved into RAM
+    hypura_fetch_t * copies_from = nullptr; // what it keeps is being copied
+    ggml_backend_t   copies_to   = nullptr;
 
     char error[1024];
 
@@ -233,5 +240,13 @@ ggml_status compute_early(backend_context & ctx, ggml_cgraph * graph, int curren
 
 // puts the rows of experts that were computed early in their place; returns how many of the blocks, first in the array, are left
 size_t take_early(backend_context & ctx, const ggml_tensor * node, hypura_block * blocks, size_t n_blocks);
+
+// for other backends (copy.cpp), as ggml_backend_hypura_loader tells
+bool copy_weight(const ggml_backend_hypura_copy & copy);
+void finish_copies(backend_context & ctx);
+void finish_copies_of(ggml_backend_t ours);
+void add_copy(const ggml_tensor * weight, int32_t expert);
+void drop_copy(ggml_backend_t ours, ggml_backend_t from, const ggml_tensor * weight, int32_t expert, const ggml_tensor * cache, int32_t slot);
+void use_device(const ggml_tensor * weight, ggml_backend_dev_t dev);
 
 } // namespace hypura

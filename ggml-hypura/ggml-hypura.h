@@ -16,7 +16,33 @@ GGML_BACKEND_API ggml_backend_reg_t ggml_backend_hypura_reg(void);
 // The name by which ggml_backend_reg_get_proc_address gives out a const struct ggml_backend_hypura_loader *.
 #define GGML_BACKEND_HYPURA_LOADER "ggml_backend_hypura_loader"
 
-#define GGML_BACKEND_HYPURA_LOADER_VERSION 3
+#define GGML_BACKEND_HYPURA_LOADER_VERSION 4
+
+// A streamed weight that is to be copied to another backend.
+struct ggml_backend_hypura_copy {
+    ggml_backend_t ours; // the context's Hypura backend
+    ggml_backend_t to;
+
+    const struct ggml_tensor * weight;
+    struct ggml_tensor * copy;
+
+    // of a weight with experts: the router's choices, one token after the other
+    const int32_t * ids;
+    size_t n_ids;
+    size_t n_tokens;
+
+    // by expert: its position in the copy, -1 if it is not wanted; NULL for a weight without experts
+    const int32_t * slots;
+
+    // by expert: whether it is used, be it wanted or not; NULL where the copy is a cache
+    const char * is_used;
+
+    // the copy is kept: libhypura need not hold what is in it
+    bool is_cache;
+
+    // the graph has failed already: zeros do
+    bool is_lost;
+};
 
 // Loading a model, in the order of the calls; all on one thread. Those that can fail return false and write the reason.
 struct ggml_backend_hypura_loader {
@@ -42,6 +68,32 @@ struct ggml_backend_hypura_loader {
 
     // so much memory is about to be taken: models that are streamed give up what is needed for it
     void (*make_room)(size_t size);
+
+    // the weights of the model of this tensor are going to be copied to a device
+    void (*use_device)(const struct ggml_tensor * tensor, ggml_backend_dev_t dev);
+
+    // copies; false when a weight cannot be read: then the copy is zeros and the reason is logged
+    bool (*copy)(const struct ggml_backend_hypura_copy * copy);
+
+    // waits for what is being copied, and lets go of where it came from; to be called when a graph has been computed, and before the
+    // copies of one layer into a cache
+    void (*finish_copies)(ggml_backend_t ours);
+
+    // a cache has an expert now that it did not get by copy()
+    void (*add_copy)(const struct ggml_tensor * weight, int32_t expert);
+
+    // how much an expert deserves to be in a cache, compared with others
+    double (*worth)(const struct ggml_tensor * weight, int32_t expert);
+
+    // an expert's slot of a cache is about to be used for another. With `ours` its bytes may be copied into RAM first, which the next
+    // copy() to that backend completes
+    void (*drop_copy)(ggml_backend_t ours, ggml_backend_t from, const struct ggml_tensor * weight, int32_t expert, const struct ggml_tensor * cache, int32_t slot);
+
+    // how much of a device's memory a cache of the experts of this tensor's model may take
+    size_t (*vram_budget)(const struct ggml_tensor * tensor, size_t free, size_t total);
+
+    // how much one has taken, or, if negative, given back
+    void (*note_vram)(const struct ggml_tensor * tensor, int64_t bytes);
 };
 
 #ifdef __cplusplus

@@ -9,14 +9,14 @@
 #include <regex>
 #include <stdexcept>
 
-static const ggml_backend_hypura_loader * get_loader() {
+const ggml_backend_hypura_loader * llama_hypura_get_loader() {
     ggml_backend_reg_t reg = ggml_backend_reg_by_name("Hypura");
     auto * loader = reg ? (const ggml_backend_hypura_loader *) ggml_backend_reg_get_proc_address(reg, GGML_BACKEND_HYPURA_LOADER) : nullptr;
     return loader && loader->version == GGML_BACKEND_HYPURA_LOADER_VERSION ? loader : nullptr;
 }
 
 llama_hypura_load::llama_hypura_load(const std::string & fname, const std::vector<std::string> & splits) {
-    const auto * loader = get_loader();
+    const auto * loader = llama_hypura_get_loader();
     if (!loader || fname.empty()) {
         return;
     }
@@ -31,7 +31,7 @@ llama_hypura_load::llama_hypura_load(const std::string & fname, const std::vecto
 }
 
 llama_hypura_load::~llama_hypura_load() {
-    if (const auto * loader = get_loader()) {
+    if (const auto * loader = llama_hypura_get_loader()) {
         loader->end();
     }
 }
@@ -62,7 +62,7 @@ bool on_host(const char * name, void * user_data) {
 } // namespace
 
 void llama_hypura_plan(llama_model_loader & ml, int n_layer, const std::function<bool(int)> & layer_on_cpu) {
-    const auto * loader = get_loader();
+    const auto * loader = llama_hypura_get_loader();
     if (!loader) {
         return;
     }
@@ -78,7 +78,7 @@ void llama_hypura_plan(llama_model_loader & ml, int n_layer, const std::function
 }
 
 bool llama_hypura_bind(const ggml_tensor * tensor, uint16_t file, size_t offset) {
-    const auto * loader = get_loader();
+    const auto * loader = llama_hypura_get_loader();
     if (!loader || !loader->is_streamed(tensor)) {
         return false;
     }
@@ -89,8 +89,8 @@ bool llama_hypura_bind(const ggml_tensor * tensor, uint16_t file, size_t offset)
     return true;
 }
 
-static const ggml_tensor * find_streamed(const llama_model & model) {
-    const auto * loader = get_loader();
+const ggml_tensor * llama_hypura_find_streamed(const llama_model & model) {
+    const auto * loader = llama_hypura_get_loader();
     for (const auto & [_, tensor] : model.tensors_by_name) {
         if (loader && loader->is_streamed(tensor)) {
             return tensor;
@@ -100,7 +100,7 @@ static const ggml_tensor * find_streamed(const llama_model & model) {
 }
 
 bool llama_hypura_streams(const llama_model & model) {
-    return find_streamed(model) != nullptr;
+    return llama_hypura_find_streamed(model) != nullptr;
 }
 
 void llama_hypura_refuse_training(const llama_model & model) {
@@ -123,14 +123,17 @@ static size_t context_bytes(const llama_model & model, const llama_context_param
 }
 
 uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch) {
-    const auto * loader = get_loader();
+    const auto * loader = llama_hypura_get_loader();
     if (!loader) {
         return n_ubatch;
     }
-    const ggml_tensor * streamed = find_streamed(model);
+    const ggml_tensor * streamed = llama_hypura_find_streamed(model);
     // any other value than llama.cpp's own is the user's choice
     if (streamed && n_ubatch == llama_context_default_params().n_ubatch) {
         n_ubatch = loader->micro_batch(streamed, n_batch, n_ubatch);
+    }
+    if (streamed && !model.devices.empty()) {
+        loader->use_device(streamed, model.devices[0].dev);
     }
     loader->make_room(context_bytes(model, params, n_ctx, n_ubatch));
     return n_ubatch;

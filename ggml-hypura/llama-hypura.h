@@ -6,14 +6,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+struct ggml_backend;
+struct ggml_backend_buffer_type;
+struct ggml_backend_hypura_loader;
+struct ggml_cgraph;
 struct ggml_tensor;
 struct llama_context_params;
 struct llama_model;
 struct llama_model_loader;
 struct llama_model_tensor_buft_override;
+class llama_moe_cache;
 
 // Brackets the loading of a model.
 struct llama_hypura_load {
@@ -38,3 +44,46 @@ void llama_hypura_refuse_training(const llama_model & model);
 // A context is about to be made: lets models that are streamed already make room for it. Returns the micro-batch to use: larger
 // than llama.cpp's default while weights are streamed, since each is read once for all of it.
 uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch);
+
+// The rest is for GPUs, which compute with copies of streamed weights. `backends` are all of the context.
+
+// Copies a streamed weight to another backend, as a whole. False if it is not streamed.
+bool llama_hypura_copy(const std::vector<ggml_backend *> & backends, ggml_backend * backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * graph);
+
+// Copies the experts that are used to where they are in the weight. False if it is not streamed.
+bool llama_hypura_copy_experts(const std::vector<ggml_backend *> & backends, llama_moe_cache * cache, ggml_backend * backend, const ggml_tensor * src, ggml_tensor * dst,
+    const ggml_tensor * ids, const std::vector<int32_t> & ids_data, const std::vector<bool> & used);
+
+// An expert that gets a slot of the cache of experts, and what was in the slot before, if anything.
+struct llama_hypura_fill {
+    int32_t expert;
+    int32_t slot;
+    const std::vector<ggml_tensor *> * evicted; // the tensors of its layer
+    int32_t evicted_expert;
+};
+
+// Fills slots of the cache with a layer's experts. With a read that fails, what is in them must not be used again.
+enum llama_hypura_filled { LLAMA_HYPURA_NOT_STREAMED, LLAMA_HYPURA_FILLED, LLAMA_HYPURA_FAILED };
+llama_hypura_filled llama_hypura_fill_cache(const std::vector<ggml_backend *> & backends, ggml_backend * backend, const std::vector<ggml_tensor *> & experts,
+    const std::vector<ggml_tensor *> & banks, const std::vector<int32_t> & ids, ggml_cgraph * graph, const std::vector<llama_hypura_fill> & fills, size_t & bytes);
+
+bool llama_hypura_is_streamed(const ggml_tensor * weight);
+
+// How much an expert deserves to be in the cache, compared with others; 0 for one that is not streamed.
+double llama_hypura_worth(const ggml_tensor * weight, int32_t expert);
+
+// The cache holds so many bytes for experts of this weight's model, or, if negative, no longer.
+void llama_hypura_note_cache(const ggml_tensor * weight, int64_t bytes);
+
+// An expert is no longer in the cache, which is gone.
+void llama_hypura_forget(const std::vector<ggml_tensor *> & experts, int32_t expert);
+
+// A graph has been computed. Whether copying a weight has failed since the last call by this thread: then its result is worth nothing.
+bool llama_hypura_copy_failed(const std::vector<ggml_backend *> & backends);
+
+// The cache of experts for a model that is streamed, as large as device memory allows. Null if there is none.
+std::unique_ptr<llama_moe_cache> llama_hypura_new_cache(const llama_model & model, const std::vector<ggml_backend *> & backends, const std::vector<ggml_backend_buffer_type *> & bufts);
+
+// Between the parts of this file.
+const ggml_backend_hypura_loader * llama_hypura_get_loader();
+const ggml_tensor * llama_hypura_find_streamed(const llama_model & model);

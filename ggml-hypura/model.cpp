@@ -1,4 +1,4 @@
-#include "model.h"
+#include "context.h"
 
 #include "ggml-hypura.h"
 
@@ -107,6 +107,26 @@ static void loader_make_room(size_t size) {
     hypura_make_room(size);
 }
 
+static bool loader_copy(const ggml_backend_hypura_copy * copy) {
+    return hypura::copy_weight(*copy);
+}
+
+static double loader_worth(const ggml_tensor * weight, int32_t expert) {
+    const hypura_tensor * t = hypura_find_tensor(weight);
+    return t ? hypura_copy_worth(t->model->handle, t->index, expert) : 0;
+}
+
+static size_t loader_vram_budget(const ggml_tensor * tensor, size_t free, size_t total) {
+    const hypura_tensor * t = hypura_find_tensor(tensor);
+    return t ? hypura_copy_budget(t->model->handle, free, total) : 0;
+}
+
+static void loader_note_vram(const ggml_tensor * tensor, int64_t bytes) {
+    if (const hypura_tensor * t = hypura_find_tensor(tensor)) {
+        hypura_copy_note_memory(t->model->handle, bytes);
+    }
+}
+
 const ggml_backend_hypura_loader * hypura_get_loader() {
     static const ggml_backend_hypura_loader loader = {
         /* .version     = */ GGML_BACKEND_HYPURA_LOADER_VERSION,
@@ -117,6 +137,14 @@ const ggml_backend_hypura_loader * hypura_get_loader() {
         /* .is_streamed = */ loader_is_streamed,
         /* .micro_batch = */ loader_micro_batch,
         /* .make_room   = */ loader_make_room,
+        /* .use_device  = */ hypura::use_device,
+        /* .copy        = */ loader_copy,
+        /* .finish_copies = */ hypura::finish_copies_of,
+        /* .add_copy    = */ hypura::add_copy,
+        /* .worth       = */ loader_worth,
+        /* .drop_copy   = */ hypura::drop_copy,
+        /* .vram_budget = */ loader_vram_budget,
+        /* .note_vram   = */ loader_note_vram,
     };
     return &loader;
 }

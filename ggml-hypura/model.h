@@ -18,6 +18,9 @@ struct hypura_model {
     // tensors that have their addresses, and whose bytes a loader that knows nothing of this is about to hand over
     std::atomic<size_t> n_awaited { 0 };
 
+    // whether it is known which device weights are copied to
+    std::atomic<bool> has_device { false };
+
     hypura_model() = default;
     hypura_model(const hypura_model &) = delete;
     ~hypura_model() { hypura_model_free(handle); }
@@ -61,6 +64,7 @@ bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const v
 // why this build does not fit the ggml that has loaded it (host.cpp); empty if it does
 std::string hypura_host_mismatch();
 
+size_t                     hypura_page_size();
 ggml_backend_buffer_type_t hypura_buffer_type();
 ggml_backend_buffer_type_t hypura_protected_type();
 bool                       hypura_is_buffer(ggml_backend_buffer_t buffer);

@@ -3,6 +3,7 @@ set(HYPURA_ADAPTER_SOURCES
     ggml-hypura.cpp
     buffer.cpp
     compute.cpp
+    copy.cpp
     discover.cpp
     early.cpp
     experts.cpp

@@ -203,6 +203,13 @@ typedef struct hypura_block {
   const void *data;
 } hypura_block;
 
+/// Gives out memory for slots: `size_bytes` of it, writable, aligned to pages; NULL when there is none. Called from any thread; it
+/// must not call the library.
+typedef void *(*hypura_allocate_callback)(size_t size_bytes, void *user_data);
+
+/// Takes memory back that was given out. Called from any thread, at the latest in hypura_model_free().
+typedef void (*hypura_release_callback)(void *memory, void *user_data);
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -505,6 +512,26 @@ int32_t hypura_fetch_begin(struct hypura_fetch_t *fetch,
                            char *error,
                            size_t error_size);
 
+/// As hypura_fetch_begin(), for a host that has copies of some of the experts (hypura_copy_add()): all that are used count, but only those
+/// that are wanted are delivered.
+///
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param ids,id_count,token_count as for hypura_fetch_begin()
+/// @param wanted which experts are to be delivered, each of them among `ids`
+/// @param wanted_count how many; 0 is allowed
+/// @param error,error_size where the reason goes
+/// @return as hypura_fetch_begin()
+int32_t hypura_fetch_begin_some(struct hypura_fetch_t *fetch,
+                                size_t tensor,
+                                const int32_t *ids,
+                                size_t id_count,
+                                size_t token_count,
+                                const int32_t *wanted,
+                                size_t wanted_count,
+                                char *error,
+                                size_t error_size);
+
 /// Tells what goes into the multiplication that was demanded last, as the experts get it, or as the router got it where their
 /// widths differ. The library can then foresee what the next layer wants, and learns from any layer, a prompt's too. Optional; what is not
 /// what it should be makes no difference but in time.
@@ -566,10 +593,104 @@ int32_t hypura_fetch_early(struct hypura_fetch_t *fetch,
 /// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
 void hypura_fetch_end(struct hypura_fetch_t *fetch);
 
+/// Keeps what hypura_fetch_next() has just delivered: it stays valid until hypura_fetch_release(), whatever is demanded with this fetch in
+/// the meantime. A host that copies weights elsewhere need not wait for each copy then. What is kept is room that a demand may need: where
+/// hypura_fetch_is_ready() says that hypura_fetch_next() would wait, release first.
+///
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+void hypura_fetch_keep(struct hypura_fetch_t *fetch);
+
+/// Gives back what was kept.
+///
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+void hypura_fetch_release(struct hypura_fetch_t *fetch);
+
 /// Frees a fetch; what it held is given back.
 ///
 /// @param fetch from hypura_fetch_new(), not used any more and freed once; NULL is allowed
 void hypura_fetch_free(struct hypura_fetch_t *fetch);
+
+/// Has a streamed model keep its weights in memory that the host gives out, such as pages that a GPU's driver reaches directly. To be
+/// called before the first demand. Where the host has none left, the library takes its own.
+///
+/// @param model from hypura_model_open()
+/// @param allocate,release give out memory and take it back, for as long as the model lives
+/// @param user_data handed to both
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT, also when the model has such memory or has been demanded from
+int32_t hypura_model_use_memory(const struct hypura_model_t *model,
+                                hypura_allocate_callback allocate,
+                                hypura_release_callback release,
+                                void *user_data,
+                                char *error,
+                                size_t error_size);
+
+/// How much of a GPU's memory copies of experts may take: HYPURA_VRAM, or what is free but for a margin.
+///
+/// @param model from hypura_model_open(); NULL is allowed
+/// @param free_bytes,total_bytes of the GPU's memory
+/// @return bytes; 0 for a model that is not streamed
+uint64_t hypura_copy_budget(const struct hypura_model_t *model, uint64_t free_bytes, uint64_t total_bytes);
+
+/// Notes that the host has taken memory of a GPU for copies, or, with a negative number, has given some back. For the statistics.
+///
+/// @param model from hypura_model_open(); NULL is allowed
+/// @param bytes the change
+void hypura_copy_note_memory(const struct hypura_model_t *model,
+                             int64_t bytes);
+
+/// The host has made a copy of an expert that was delivered. The library then gives up its own bytes of it first, and does not foresee
+/// it.
+///
+/// @param model from hypura_model_open()
+/// @param tensor its index
+/// @param expert which one
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT
+int32_t hypura_copy_add(const struct hypura_model_t *model,
+                        size_t tensor,
+                        size_t expert,
+                        char *error,
+                        size_t error_size);
+
+/// How much an expert deserves a copy: of experts of one model at one time, those with the larger numbers are likely to be used sooner.
+///
+/// @param model from hypura_model_open(); NULL is allowed
+/// @param tensor its index
+/// @param expert which one
+/// @return a number above 0; 0 for what is not a streamed expert
+double hypura_copy_worth(const struct hypura_model_t *model,
+                         size_t tensor,
+                         size_t expert);
+
+/// The host drops a copy. If the library has not got the expert and thinks it worth keeping, it tells where the host is to put the bytes
+/// first; the host then calls hypura_copy_rescued(), before it waits for any demand.
+///
+/// @param model from hypura_model_open()
+/// @param tensor its index
+/// @param expert which one
+/// @param rescue receives where the bytes go, or NULL when they need not be kept; NULL when the host has no bytes to give
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT
+int32_t hypura_copy_remove(const struct hypura_model_t *model,
+                           size_t tensor,
+                           size_t expert,
+                           void **rescue,
+                           char *error,
+                           size_t error_size);
+
+/// All bytes of an expert are where hypura_copy_remove() said.
+///
+/// @param model from hypura_model_open()
+/// @param tensor its index
+/// @param expert which one
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT
+int32_t hypura_copy_rescued(const struct hypura_model_t *model,
+                            size_t tensor,
+                            size_t expert,
+                            char *error,
+                            size_t error_size);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -56,6 +56,18 @@ pub enum PrefetchSetting {
     Off,
 }
 
+/// How much of a GPU's memory to use for weights that would have to be streamed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VramSetting {
+    /// What is free, but for a margin.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// So many bytes on each GPU.
+    Bytes(u64),
+}
+
 /// How much of a model to stream, when it is streamed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TensorsSetting {
@@ -101,6 +113,8 @@ pub struct Config {
     pub mode: ModeSetting,
     /// `HYPURA_RAM`: bytes of host memory that may be held for weights; `None` leaves it to the machine's limits.
     pub ram_bytes: Option<u64>,
+    /// `HYPURA_VRAM`: how much of a GPU's memory experts may take that would have to be streamed.
+    pub vram: VramSetting,
     /// `HYPURA_IO`: which I/O engine to use.
     pub io: IoSetting,
     /// `HYPURA_DIRECT`: whether to read past the page cache.
@@ -126,9 +140,10 @@ pub struct Config {
 }
 
 /// The variables that are settings.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 13] = [
     "HYPURA",
     "HYPURA_RAM",
+    "HYPURA_VRAM",
     "HYPURA_IO",
     "HYPURA_DIRECT",
     "HYPURA_PREFETCH",
@@ -180,6 +195,7 @@ impl Config {
             match name {
                 "HYPURA" => config.mode = choice(name, value, &MODES)?,
                 "HYPURA_RAM" => config.ram_bytes = Some(size(name, value)?),
+                "HYPURA_VRAM" => config.vram = vram(name, value)?,
                 "HYPURA_IO" => config.io = choice(name, value, &ENGINES)?,
                 "HYPURA_DIRECT" => config.direct = choice(name, value, &DIRECT)?,
                 "HYPURA_PREFETCH" => config.prefetch = choice(name, value, &PREFETCH)?,
@@ -265,6 +281,20 @@ fn size(name: &str, value: &str) -> Result<u64> {
         Err(SizeProblem::TooLarge) => {
             Err(refused(format!("{name}={value} is more memory than can be addressed; write a size such as 6G")))
         }
+    }
+}
+
+fn vram(name: &str, value: &str) -> Result<VramSetting> {
+    match value.trim().to_ascii_lowercase().as_str() {
+        "auto" => Ok(VramSetting::Auto),
+        "off" => Ok(VramSetting::Off),
+        text => match parse_size(text) {
+            Ok(bytes) => Ok(VramSetting::Bytes(bytes)),
+            Err(SizeProblem::TooLarge) => size(name, value).map(VramSetting::Bytes),
+            Err(SizeProblem::Malformed) => {
+                Err(refused(format!("{name}={value} is not a setting; write auto, off, or a size such as 6G")))
+            }
+        },
     }
 }
 
@@ -395,6 +425,7 @@ mod tests {
         let config = config(&[
             ("HYPURA", "stream"),
             ("HYPURA_RAM", "6G"),
+            ("HYPURA_VRAM", "4G"),
             ("HYPURA_IO", "Threads"),
             ("HYPURA_DIRECT", "on"),
             ("HYPURA_PREFETCH", "off"),
@@ -409,6 +440,7 @@ mod tests {
         let expected = Config {
             mode: ModeSetting::Stream,
             ram_bytes: Some(6 << 30),
+            vram: VramSetting::Bytes(4 << 30),
             io: IoSetting::Threads,
             direct: DirectSetting::On,
             prefetch: PrefetchSetting::Off,
@@ -458,6 +490,8 @@ mod tests {
         let expected = "HYPURA_RAM=6X is not a size; write a number with K, M, G or T, such as 6G";
         assert_eq!(error.message(), expected);
         assert_refused("HYPURA_RAM", "99999999T", &["HYPURA_RAM=99999999T", "more memory"]);
+        assert_refused("HYPURA_VRAM", "on", &["HYPURA_VRAM=on", "auto, off, or a size"]);
+        assert_refused("HYPURA_VRAM", "99999999T", &["more memory"]);
         assert_refused("HYPURA", "on", &["HYPURA=on", "auto, off, stream"]);
         assert_refused("HYPURA_IO", "aio", &["auto, uring, threads"]);
         assert_refused("HYPURA_DIRECT", "1", &["auto, on, off"]);

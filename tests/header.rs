@@ -12,6 +12,7 @@ fn generate() -> String {
         .with_src(root.join("src/ffi/model.rs"))
         .with_src(root.join("src/ffi/discover.rs"))
         .with_src(root.join("src/ffi/fetch.rs"))
+        .with_src(root.join("src/ffi/copy.rs"))
         .generate()
         .expect("the sources parse");
     let mut text = Vec::new();

@@ -14,6 +14,8 @@
 //!    *closed*, because memory ran short, is in none of them and gets no block.
 //! 4. A read ahead of need takes an empty or an offered slot, never another guess; a demand read takes those first, and
 //!    then the guess made last, so a ring full of guesses can never starve a demand.
+//! 5. A slot whose block the host also keeps elsewhere, in the memory of a GPU, goes before all others but empty ones: nothing has to be
+//!    read again for it. While it may be evicted it is in `copied`, and not offered to the policy.
 
 mod list;
 pub mod policy;

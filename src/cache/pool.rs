@@ -100,6 +100,8 @@ struct Slot {
     guess: bool,
     /// Never evicted.
     permanent: bool,
+    /// The host has the block elsewhere, too.
+    copied: bool,
     /// Where the block's first byte is within the slot.
     lead: usize,
     /// How often it was taken: tells a read into it from those before.
@@ -133,6 +135,8 @@ pub struct Pool {
     /// Open slots that are not touched.
     untouched_count: usize,
     guessed: List,
+    /// In the order in which they were let go of.
+    copied: List,
     policy: Box<dyn Policy>,
     /// By unit: the slot that it is in. Only that of an offered unit is ever looked at.
     slot_of_unit: Vec<u32>,
@@ -170,6 +174,7 @@ impl Pool {
             members: Members::default(),
             guess: false,
             permanent: false,
+            copied: false,
             lead: 0,
             generation: 0,
             touched: false,
@@ -187,6 +192,7 @@ impl Pool {
             empty_count: slots.now,
             untouched_count: slots.now,
             guessed: List::new(),
+            copied: List::new(),
             policy,
             slot_of_unit: vec![0; unit_count],
         }
@@ -238,19 +244,29 @@ impl Pool {
             entry.touched = false;
             self.memory.release(slot * self.slot_bytes, self.slot_bytes);
         }
+        if let Some(slab_bytes) = self.memory.slab_bytes() {
+            let (slots, slot_bytes) = (&self.slots, self.slot_bytes);
+            let is_used = |offset: usize| {
+                let mut of_slab = slots.iter().skip(offset / slot_bytes).take(slab_bytes / slot_bytes);
+                of_slab.any(|slot| slot.state != SlotState::Empty)
+            };
+            self.memory.hand_back(slot_count * slot_bytes, &is_used);
+        }
     }
 
     /// Bytes of slots that no read was ever completed into: reserved, but not yet taken from the system. What is being read for
     /// the first time counts in full, since many reads may be waiting for the drive.
     pub fn untouched_bytes(&self) -> u64 {
-        (self.untouched_count * self.slot_bytes) as u64
+        let untouched = || self.untouched_count * self.slot_bytes;
+        self.memory.untaken_bytes(self.slot_count * self.slot_bytes).unwrap_or_else(untouched) as u64
     }
 
     /// A block is wanted, now or later in this pass; `slot` is where it is, if it is in one. To be called once for each block and
     /// pass.
     pub fn used(&mut self, unit: usize, slot: Option<usize>, at: Position, usage: Use) {
         // What is offered is ranked by what was known then: it is offered anew.
-        let offered = slot.filter(|&slot| self.is_listed(slot) && !self.slots[slot].guess);
+        let is_offered = |slot: &Slot| !slot.guess && !slot.copied;
+        let offered = slot.filter(|&slot| self.is_listed(slot) && is_offered(&self.slots[slot]));
         if offered.is_some() {
             self.policy.withdraw(unit);
         }
@@ -269,7 +285,37 @@ impl Pool {
     /// probability, and what would go for it is worth less.
     pub fn would_gain(&self, unit: usize, probability: f32, at: Position) -> bool {
         let is_better = |victim| self.policy.foreseen_worth(unit, probability, at) > self.policy.worth(victim, at);
-        self.empty_count > 0 || self.policy.victim(at).is_some_and(is_better)
+        self.has_spare() || self.policy.victim(at).is_some_and(is_better)
+    }
+
+    /// How much a unit deserves a slot, in one or not: see [`Policy::worth`].
+    pub fn worth(&self, unit: usize, at: Position) -> f64 {
+        self.policy.worth(unit, at)
+    }
+
+    /// Whether a slot can be had for which nothing would have to be read again.
+    fn has_spare(&self) -> bool {
+        self.empty_count > 0 || self.copied.front().is_some()
+    }
+
+    /// As [`Self::take`], for a block that comes from elsewhere than the drive and would otherwise be lost: `None` also when every block
+    /// that could go for it is worth more.
+    pub fn take_for_copy(&mut self, new: NewBlock, at: Position) -> Option<(usize, Option<usize>)> {
+        let worth = self.policy.worth(new.unit, at);
+        let is_better = |victim| worth > self.policy.worth(victim, at);
+        match self.has_spare() || self.policy.victim(at).is_some_and(is_better) {
+            true => self.take(new, at, TakeFor::Demand),
+            false => None,
+        }
+    }
+
+    /// Notes whether the host has a slot's block elsewhere, too: then it goes first.
+    pub fn set_copied(&mut self, slot: usize, copied: bool) {
+        if self.slots[slot].copied != copied {
+            self.unlist(slot);
+            self.slots[slot].copied = copied;
+            self.settle(slot);
+        }
     }
 
     /// Slots that hold nothing.
@@ -281,6 +327,10 @@ impl Pool {
     /// slot is in use, or, for a read ahead of need, not worth taking.
     pub fn take(&mut self, new: NewBlock, at: Position, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
         let (slot, before) = match self.take_empty(new.home) {
+            Some(slot) if !self.memory.provide(slot * self.slot_bytes) => {
+                self.add_empty(slot);
+                return None;
+            }
             Some(slot) => (slot, None),
             None => {
                 let slot = self.victim(at, purpose)?;
@@ -300,6 +350,7 @@ impl Pool {
             members: Members::default(),
             guess: purpose != TakeFor::Demand,
             permanent: false,
+            copied: false,
             lead: new.lead,
             generation: self.slots[slot].generation + 1,
             touched: self.slots[slot].touched,
@@ -328,6 +379,11 @@ impl Pool {
     }
 
     fn victim(&mut self, at: Position, purpose: TakeFor) -> Option<usize> {
+        // Of copies, that which was let go of last stays elsewhere the longest.
+        if let Some(slot) = self.copied.back() {
+            self.unlist(slot);
+            return Some(slot);
+        }
         let slot = match self.policy.victim(at) {
             Some(unit) => self.slot_of_unit[unit] as usize,
             None if purpose == TakeFor::Demand => self.guessed.back()?,
@@ -518,7 +574,9 @@ impl Pool {
         let guessed: Vec<usize> = self.guessed.iter(&self.links).collect();
         assert_eq!(guessed.len(), open(&listed_guess), "guesses");
         assert!(guessed.iter().all(|&slot| listed_guess(slot)), "{guessed:?}");
-        let offered = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess);
+        let offered = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess && !self.slots[slot].copied);
+        let copied = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess && self.slots[slot].copied);
+        assert_eq!(self.copied.iter(&self.links).count(), copied, "copies");
         assert_eq!(self.policy.offered_count(), offered, "what the policy may give up");
         assert_eq!(self.untouched_count, open(&|slot| !self.slots[slot].touched), "untouched slots");
         for (index, slot) in self.slots.iter().enumerate() {
@@ -535,18 +593,20 @@ impl Pool {
 
     fn unlist(&mut self, slot: usize) {
         if self.is_listed(slot) {
-            match self.slots[slot].guess {
-                true => self.guessed.remove(&mut self.links, slot),
-                false => self.policy.withdraw(self.slots[slot].unit),
+            match self.slots[slot] {
+                Slot { guess: true, .. } => self.guessed.remove(&mut self.links, slot),
+                Slot { copied: true, .. } => self.copied.remove(&mut self.links, slot),
+                Slot { unit, .. } => self.policy.withdraw(unit),
             }
         }
     }
 
     fn settle(&mut self, slot: usize) {
         if self.is_listed(slot) {
-            match self.slots[slot].guess {
-                true => self.guessed.push_back(&mut self.links, slot),
-                false => self.policy.offer(self.slots[slot].unit),
+            match self.slots[slot] {
+                Slot { guess: true, .. } => self.guessed.push_back(&mut self.links, slot),
+                Slot { copied: true, .. } => self.copied.push_back(&mut self.links, slot),
+                Slot { unit, .. } => self.policy.offer(unit),
             }
         }
     }
@@ -555,7 +615,10 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::cache::policy::{PolicyKind, Shape};
+    use crate::memory::{HostMemory, Slabs};
 
     const HERE: Position = Position { pass: 1, layer: 0 };
 
@@ -762,5 +825,90 @@ mod tests {
         pool.leave(used, 0);
         take(&mut pool, 0, 0, TakeFor::Demand).unwrap();
         assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(1))));
+    }
+
+    #[test]
+    fn what_the_host_has_a_copy_of_goes_first_and_nothing_is_lost_for_a_guess() {
+        let mut pool = pool(3);
+        let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
+        pool.set_copied(slots[1], true);
+        pool.set_copied(slots[2], true);
+        pool.join(slots[2], 0);
+        assert!(pool.would_gain(0, 0.0, HERE), "a copy costs nothing");
+        assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((slots[1], Some(1))), "2 is in use");
+        pool.leave(slots[2], 0);
+        pool.set_copied(slots[2], false);
+        assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((slots[0], Some(0))), "2 was used later");
+    }
+
+    #[test]
+    fn a_copy_that_is_dropped_gets_a_slot_only_from_what_is_worth_less() {
+        let shape = Shape { layer_count: 1, expert_count: 4 };
+        let slots = SlotCount { now: 1, most: 1 };
+        let mut pool = Pool::new(64, slots, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
+        let new = |block| NewBlock { block, unit: block, home: 0, lead: 0 };
+        for (unit, uses_per_token) in [(0, 0.5), (1, 0.9), (2, 0.1)] {
+            pool.remember(unit, uses_per_token);
+        }
+        let (slot, _) = pool.take_for_copy(new(0), HERE).unwrap();
+        assert_eq!(pool.take_for_copy(new(1), HERE), None, "its bytes are still on their way");
+        pool.loaded(slot);
+        assert_eq!(pool.take_for_copy(new(2), HERE), None, "2 is worth less");
+        assert_eq!(pool.take_for_copy(new(1), HERE), Some((slot, Some(0))));
+    }
+
+    #[derive(Debug, Default)]
+    struct Lender {
+        lent: std::sync::Mutex<Vec<(usize, std::alloc::Layout)>>,
+        is_empty: std::sync::atomic::AtomicBool,
+    }
+
+    impl HostMemory for Lender {
+        fn allocate(&self, size_bytes: usize) -> Option<*mut std::ffi::c_void> {
+            if self.is_empty.load(std::sync::atomic::Ordering::Relaxed) {
+                return None;
+            }
+            let layout = std::alloc::Layout::from_size_align(size_bytes, 4096).unwrap();
+            // SAFETY: the size is not zero.
+            let memory = unsafe { std::alloc::alloc(layout) };
+            self.lent.lock().unwrap().push((memory as usize, layout));
+            Some(memory.cast())
+        }
+
+        fn free(&self, memory: *mut std::ffi::c_void) {
+            let mut lent = self.lent.lock().unwrap();
+            let index = lent.iter().position(|&(address, _)| address == memory as usize).expect("it was lent");
+            let (_, layout) = lent.swap_remove(index);
+            // SAFETY: it was allocated with this layout and is freed once.
+            unsafe { std::alloc::dealloc(memory.cast(), layout) };
+        }
+    }
+
+    #[test]
+    fn the_hosts_memory_is_taken_as_slots_are_used_and_given_back_with_the_last_of_them() {
+        let slot_bytes = 16 << 20; // two to a slab
+        let lender = Arc::new(Lender::default());
+        let shape = Shape { layer_count: 1, expert_count: 16 };
+        let slots = SlotCount { now: 4, most: 4 };
+        let policy = PolicyKind::Lru.build(shape);
+        let memory = Slabs::new(slot_bytes, 0, slots.most, lender.clone());
+        let mut pool = Pool::over(Box::new(memory), slot_bytes, slots, policy, shape.unit_count());
+        let count = || lender.lent.lock().unwrap().len();
+        assert_eq!(count(), 0);
+        let placed: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
+        assert_eq!((placed, count()), (vec![0, 1, 2], 2));
+        assert_eq!(pool.address(1) as usize - pool.address(0) as usize, slot_bytes);
+        // SAFETY: the slot has that much memory, and nobody else uses it.
+        unsafe { pool.address(2).add(slot_bytes - 1).write(1) };
+        assert_eq!((resize(&mut pool, 3), count()), (vec![], 2));
+        assert_eq!((resize(&mut pool, 2), count()), (vec![2], 1));
+        lender.is_empty.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!((resize(&mut pool, 4), count()), (vec![], 1));
+        let own = load(&mut pool, 3, TakeFor::Demand).unwrap();
+        // SAFETY: as above; where the host has none left, the memory is our own.
+        unsafe { pool.address(own).add(slot_bytes - 1).write(1) };
+        assert_eq!(count(), 1);
+        drop(pool);
+        assert_eq!(count(), 0);
     }
 }

@@ -89,6 +89,44 @@ pub unsafe extern "C" fn hypura_fetch_begin(
     unsafe { guard(error, error_size, body) }
 }
 
+/// As hypura_fetch_begin(), for a host that has copies of some of the experts (hypura_copy_add()): all that are used count, but only those
+/// that are wanted are delivered.
+///
+/// # Safety
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param ids,id_count,token_count as for hypura_fetch_begin()
+/// @param wanted which experts are to be delivered, each of them among `ids`
+/// @param wanted_count how many; 0 is allowed
+/// @param error,error_size where the reason goes
+/// @return as hypura_fetch_begin()
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_begin_some(
+    fetch: *mut HypuraFetch,
+    tensor: usize,
+    ids: *const i32,
+    id_count: usize,
+    token_count: usize,
+    wanted: *const i32,
+    wanted_count: usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let this = unsafe { pointers::exclusive(fetch, "fetch") }?;
+        // SAFETY: the contract of this function.
+        let ids = unsafe { pointers::slice(ids, id_count, "ids") }?;
+        // SAFETY: the contract of this function.
+        let wanted = unsafe { pointers::slice(wanted, wanted_count, "wanted") }?;
+        this.delivered.clear();
+        this.position = 0;
+        this.fetch.begin_some(tensor, ids, token_count, Some(wanted))
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
 /// Tells what goes into the multiplication that was demanded last, as the experts get it, or as the router got it where their
 /// widths differ. The library can then foresee what the next layer wants, and learns from any layer, a prompt's too. Optional; what is not
 /// what it should be makes no difference but in time.
@@ -225,6 +263,32 @@ pub unsafe extern "C" fn hypura_fetch_end(fetch: *mut HypuraFetch) {
             this.position = 0;
             this.fetch.end();
         });
+    }
+}
+
+/// Keeps what hypura_fetch_next() has just delivered: it stays valid until hypura_fetch_release(), whatever is demanded with this fetch in
+/// the meantime. A host that copies weights elsewhere need not wait for each copy then. What is kept is room that a demand may need: where
+/// hypura_fetch_is_ready() says that hypura_fetch_next() would wait, release first.
+///
+/// # Safety
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_keep(fetch: *mut HypuraFetch) {
+    // SAFETY: the contract of this function.
+    if let Some(this) = unsafe { fetch.as_mut() } {
+        guard_infallible((), || this.fetch.keep());
+    }
+}
+
+/// Gives back what was kept.
+///
+/// # Safety
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_release(fetch: *mut HypuraFetch) {
+    // SAFETY: the contract of this function.
+    if let Some(this) = unsafe { fetch.as_mut() } {
+        guard_infallible((), || this.fetch.release());
     }
 }
 

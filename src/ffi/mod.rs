@@ -4,6 +4,7 @@
 //! The contract that holds for all functions is written at the top of the header (`cbindgen.toml`).
 
 mod boundary;
+mod copy;
 mod discover;
 mod fetch;
 mod library;
@@ -11,6 +12,7 @@ mod log;
 mod model;
 mod pointers;
 
+pub use copy::*;
 pub use discover::*;
 pub use fetch::*;
 pub use library::*;

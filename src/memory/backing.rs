@@ -12,4 +12,22 @@ pub trait Backing: std::fmt::Debug + Send {
     /// Nothing in this range is needed any more: what can be given back to the system is. Its contents are undefined afterwards; its
     /// addresses stay valid, and writing to them takes the memory again.
     fn release(&mut self, offset: usize, length: usize);
+
+    /// Sees to it that there is memory at an offset, before its address is asked for. Says whether there is.
+    fn provide(&mut self, _offset: usize) -> bool {
+        true
+    }
+
+    /// How much is taken and given back at once, where that is not as one likes.
+    fn slab_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Gives back slabs that lie wholly behind an offset, unless in use, which is asked with the offset of their first byte.
+    fn hand_back(&mut self, _from: usize, _is_used: &dyn Fn(usize) -> bool) {}
+
+    /// How much of the first bytes has not been taken from the system, where that is known better than from what was used.
+    fn untaken_bytes(&self, _length: usize) -> Option<usize> {
+        None
+    }
 }

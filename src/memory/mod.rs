@@ -11,6 +11,7 @@ mod governor;
 mod margin;
 mod neighbours;
 mod share;
+mod slabs;
 
 pub use arena::Arena;
 pub use backing::Backing;
@@ -21,3 +22,4 @@ pub use governor::{
 };
 pub use margin::margin_bytes;
 pub use share::{Claim, share};
+pub use slabs::{HostMemory, Slabs};

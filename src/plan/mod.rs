@@ -9,11 +9,13 @@ mod budget;
 mod decide;
 mod micro_batch;
 mod ring;
+mod vram;
 
 pub use budget::{SlotClass, distribute, minimum_bytes};
 pub use decide::{Mode, Plan, WORKING_BYTES, decide};
 pub use micro_batch::micro_batch;
 pub use ring::{Pass, Step, pinned};
+pub use vram::vram_budget;
 
 /// Bytes for people: MiB below 1 GiB, else GiB.
 pub fn in_gigabytes(bytes: u64) -> String {

@@ -69,6 +69,10 @@ pub struct Counters {
     pub expert_hits: Counter,
     /// Experts that had to be read for the request.
     pub expert_misses: Counter,
+    /// Experts that the host had a copy of, in the memory of a GPU.
+    pub device_hits: Counter,
+    /// Bytes of such copies that were moved into slots when they were dropped.
+    pub rescued_bytes: Counter,
     /// Blocks read before they were asked for.
     pub prefetch_issued: Counter,
     /// Those that were asked for later, while still there.
@@ -102,6 +106,8 @@ pub struct Facts {
     pub resident_bytes: u64,
     /// What streamed weights may occupy; 0 before the first compute.
     pub budget_bytes: u64,
+    /// The most memory of GPUs that held copies of experts.
+    pub vram_bytes: u64,
     /// Whether reads bypass the page cache.
     pub direct_io: bool,
     /// The engine's name.
@@ -141,6 +147,9 @@ impl Counters {
             "stall_seconds": self.stall_time.seconds(),
             "expert_hits": self.expert_hits.get(),
             "expert_misses": self.expert_misses.get(),
+            "vram_bytes": facts.vram_bytes,
+            "vram_hits": self.device_hits.get(),
+            "vram_rescued_bytes": self.rescued_bytes.get(),
             "prefetch_issued": self.prefetch_issued.get(),
             "prefetch_used": self.prefetch_used.get(),
             "prefetch_cancelled": self.prefetch_cancelled.get(),

@@ -10,7 +10,7 @@ use crate::cache::{Members, NewBlock, Pool, SlotCount, SlotState, TakeFor};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
-use crate::memory::{Claim, Tenant};
+use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::plan::{distribute, minimum_bytes};
 use crate::predict::Habits;
 use crate::stats::Counters;
@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) pools: Vec<Pool>,
     /// By block: the slot that it is in or being read into.
     pub(super) location: Vec<Option<SlotId>>,
+    /// By block: how many copies of it the host keeps in memory of its own, a GPU's.
+    pub(super) copies: Vec<u16>,
     pub(super) order: Order,
     /// Where the computation is, as policies count it.
     pub(super) position: Position,
@@ -62,6 +64,11 @@ pub(super) struct Failure {
 }
 
 impl State {
+    /// Whether a block has to be read before it can be used.
+    pub(super) fn is_missing(&self, block: usize) -> bool {
+        self.location[block].is_none() && self.copies[block] == 0
+    }
+
     /// Whether nothing more needs to be read.
     pub(super) fn is_over(&self) -> bool {
         self.stopping || self.failure.is_some()
@@ -96,6 +103,7 @@ impl Core {
         slots_per_pool: &[SlotCount],
         timeline: Option<Timeline>,
         prefetch: PrefetchSetting,
+        host: Option<&Arc<dyn HostMemory>>,
     ) -> Result<Arc<Self>> {
         let pools = streamed
             .classes
@@ -105,7 +113,11 @@ impl Core {
                 // Dense blocks come round in turn; which of them stay is not left to a policy.
                 let kind = if class.every_pass { PolicyKind::Lru } else { PolicyKind::DEFAULT };
                 let shape = streamed.policy_shape(class.every_pass);
-                Pool::new(class.slot_bytes as usize, slots, kind.build(shape), shape.unit_count())
+                let (policy, unit_count, slot_bytes) =
+                    (kind.build(shape), shape.unit_count(), class.slot_bytes as usize);
+                let Some(host) = host else { return Pool::new(slot_bytes, slots, policy, unit_count) };
+                let memory = Slabs::new(slot_bytes, slots.now, slots.most, Arc::clone(host));
+                Ok(Pool::over(Box::new(memory), slot_bytes, slots, policy, unit_count))
             })
             .collect::<Result<Vec<_>>>()?;
         let next_token =
@@ -115,6 +127,7 @@ impl Core {
         let state = State {
             pools,
             location: vec![None; streamed.blocks.len()],
+            copies: vec![0; streamed.blocks.len()],
             order: Order::new(&streamed.likely_order()),
             position: Position { pass: 0, layer: 0 },
             pins: Pins::new(&streamed, &slots_now),
@@ -178,10 +191,8 @@ impl Core {
         assert!(state.location[block].is_none(), "a block is read that has a slot already");
         let extent = self.streamed.blocks[block];
         let range = files[extent.file].widen(extent.offset, extent.size_bytes);
-        let (tensor, number) = self.streamed.tensor_of(block);
-        assert_eq!(tensor.pool, pool, "a block belongs into slots of its own size");
-        let (home, unit) = (tensor.first_in_pool + number, tensor.first_unit + number);
-        let new = NewBlock { block, unit, home, lead: range.lead };
+        let new = self.new_block(block, range.lead);
+        assert_eq!(self.streamed.tensor_of(block).0.pool, pool, "a block belongs into slots of its own size");
         let purpose = if priority == Priority::Demand { TakeFor::Demand } else { TakeFor::Prefetch };
         let (slot, evicted) = state.pools[pool].take(new, state.position, purpose)?;
         if let Some(evicted) = evicted {
@@ -192,6 +203,7 @@ impl Core {
         }
         let id = SlotId { pool, slot };
         state.location[block] = Some(id);
+        state.pools[pool].set_copied(slot, state.copies[block] > 0);
         self.count_read_time(state);
         state.reads_in_flight += 1;
         self.record(Event::ReadBegin, block);
@@ -207,6 +219,12 @@ impl Core {
             priority,
         });
         Some(id)
+    }
+
+    /// A block as its pool gets to know it; its first byte will be `lead` bytes into the slot.
+    pub(super) fn new_block(&self, block: usize, lead: usize) -> NewBlock {
+        let (tensor, number) = self.streamed.tensor_of(block);
+        NewBlock { block, unit: tensor.first_unit + number, home: tensor.first_in_pool + number, lead }
     }
 
     /// Brings the time with a read in flight up to date: a busy drive may not pause for minutes.

@@ -46,8 +46,12 @@ pub struct Fetch {
     awaited: Vec<SlotId>,
     /// Delivered by the latest `next` or `early`.
     held: Vec<SlotId>,
+    /// Delivered before, and not to be given back yet.
+    kept: Vec<SlotId>,
     /// The distinct experts of the demand, in order of first use.
     experts: Vec<usize>,
+    /// Those of them that are to be delivered.
+    wanted: Vec<usize>,
     /// By expert: how many rows of the demand are sent to it, if any.
     row_counts: Vec<u32>,
     /// The expert layer that the latest demand is the first one of, if it is.
@@ -82,7 +86,9 @@ impl Fetch {
             missing: Vec::new(),
             awaited: Vec::new(),
             held: Vec::new(),
+            kept: Vec::new(),
             experts: Vec::new(),
+            wanted: Vec::new(),
             row_counts: Vec::new(),
             entered: None,
             visit: Visit::default(),
@@ -103,6 +109,15 @@ impl Fetch {
     /// `InvalidArgument` for a tensor that is not streamed or an expert that does not exist, `Budget` and `Resource` when
     /// the pools cannot be made; the reason of an earlier failure that has not passed.
     pub fn begin(&mut self, tensor: usize, routing: &[i32], tokens: usize) -> Result<()> {
+        self.begin_some(tensor, routing, tokens, None)
+    }
+
+    /// As [`Self::begin`], for a host that has copies of some experts: of the experts that are used, only `wanted` are delivered, all of
+    /// them if there is no list.
+    ///
+    /// # Errors
+    /// As [`Self::begin`]; `InvalidArgument` also when something is wanted that is not used.
+    pub fn begin_some(&mut self, tensor: usize, routing: &[i32], tokens: usize, wanted: Option<&[i32]>) -> Result<()> {
         self.end();
         let session = Arc::clone(&self.session);
         let running = session.running()?;
@@ -112,6 +127,7 @@ impl Fetch {
         let streamed = &session.streamed.tensors[index];
         self.collect_experts(streamed, routing, tokens)?;
         running.core.recover(&session.files)?;
+        self.collect_wanted(wanted)?;
         self.first_block = streamed.first_block;
         self.pool = streamed.pool;
 
@@ -144,8 +160,9 @@ impl Fetch {
             core.settle_guesses(&mut state, &*running.engine, self.visit, &self.experts);
         }
         self.announce(&mut state, streamed, tokens);
-        for index in 0..self.experts.len() {
-            let block = streamed.first_block + self.experts[index];
+        core.counters.device_hits.add((self.experts.len() - self.wanted.len()) as u64);
+        for index in 0..self.wanted.len() {
+            let block = streamed.first_block + self.wanted[index];
             let hit = match state.location[block] {
                 Some(id) => {
                     self.awaited.push(id);
@@ -163,8 +180,8 @@ impl Fetch {
         }
         self.missing.reverse();
         self.request_missing(core, &mut state, member);
-        let Self { experts, requests, .. } = self;
-        core.read_ahead(&mut state, &session.files, session.config.prefetch, index, experts, requests);
+        let Self { wanted, requests, .. } = self;
+        core.read_ahead(&mut state, &session.files, session.config.prefetch, index, wanted, requests);
         drop(state);
         if let Some(slots) = new_ring {
             tracing::debug!("dense weights now flow through {slots} slots of each size");
@@ -325,7 +342,29 @@ impl Fetch {
         self.session.started().map_or(Ok(()), |running| running.core.state.lock().check())
     }
 
-    /// Gives everything back, finished or not.
+    /// Keeps what the last call delivered until [`Self::release`]: whatever is demanded in the meantime, those bytes stay. Nobody else gets
+    /// these slots, so a demand that would wait must be preceded by a release.
+    pub fn keep(&mut self) {
+        self.kept.append(&mut self.held);
+    }
+
+    /// Gives back what was kept.
+    pub fn release(&mut self) {
+        if self.kept.is_empty() {
+            return;
+        }
+        let session = Arc::clone(&self.session);
+        if let (Ok(running), Some(member)) = (session.running(), self.member) {
+            let mut state = running.core.state.lock();
+            std::mem::swap(&mut self.held, &mut self.kept);
+            let freed = self.release_held(&running.core, &mut state, member);
+            std::mem::swap(&mut self.held, &mut self.kept);
+            drop(state);
+            running.core.wake(freed);
+        }
+    }
+
+    /// Gives everything back but what is kept, finished or not.
     pub fn end(&mut self) {
         self.begun = false;
         if self.held.is_empty() && self.awaited.is_empty() && self.missing.is_empty() {
@@ -398,6 +437,25 @@ impl Fetch {
         let used = routing.len() / tokens.max(1);
         self.routing.clear();
         self.routing.extend_from_slice(&routing[routing.len() - used * tokens.min(LOOK_AHEAD_ROWS_MAX)..]);
+    }
+
+    fn collect_wanted(&mut self, wanted: Option<&[i32]>) -> Result<()> {
+        self.wanted.clear();
+        let Some(wanted) = wanted else {
+            self.wanted.extend_from_slice(&self.experts);
+            return Ok(());
+        };
+        for &id in wanted {
+            let is_used = |&expert: &usize| self.row_counts.get(expert).is_some_and(|&count| count > 0);
+            let Some(expert) = usize::try_from(id).ok().filter(is_used) else {
+                let message = format!("expert {id} is wanted, but not used");
+                return Err(Error::new(ErrorCode::InvalidArgument, message));
+            };
+            if !self.wanted.contains(&expert) {
+                self.wanted.push(expert);
+            }
+        }
+        Ok(())
     }
 
     /// Tells the policies what is used: a dense tensor, or, when a layer is entered, its experts of all matrices. Were those of
@@ -528,6 +586,7 @@ impl Fetch {
 
 impl Drop for Fetch {
     fn drop(&mut self) {
+        self.release();
         self.end();
         if let (Some(running), Some(member)) = (self.session.started(), self.member) {
             running.core.state.lock().fetches.remove(member);

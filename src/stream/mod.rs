@@ -10,6 +10,7 @@
 
 mod core;
 mod dense;
+mod device;
 mod fetch;
 #[cfg(test)]
 mod invariants;

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -12,7 +13,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
 use crate::hw;
 use crate::io::{self, DirectFile, Engine, Sink, Tuning};
-use crate::memory::{self, Admission, Claim, MappedWeights, Membership, Tenant};
+use crate::memory::{self, Admission, Claim, HostMemory, MappedWeights, Membership, Tenant};
 use crate::persist;
 use crate::plan::{self, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
 use crate::predict::{Lookahead, Store};
@@ -39,6 +40,12 @@ pub struct Session {
     pub(super) files: Arc<[DirectFile]>,
     pub(super) streamed: Arc<StreamedTensors>,
     mapped_weights: OnceLock<MappedWeights>,
+    /// Where slots are, if the host has memory for them.
+    pub(super) host_memory: OnceLock<Arc<dyn HostMemory>>,
+    /// Memory of GPUs that holds copies of experts.
+    pub(super) vram_bytes: AtomicI64,
+    /// The most that it was.
+    pub(super) most_vram_bytes: Arc<AtomicU64>,
     running: OnceLock<Running>,
     /// Held by whoever starts it.
     starting: Mutex<()>,
@@ -97,6 +104,9 @@ impl Session {
             files,
             streamed,
             mapped_weights: OnceLock::new(),
+            host_memory: OnceLock::new(),
+            vram_bytes: AtomicI64::default(),
+            most_vram_bytes: Arc::default(),
             running: OnceLock::new(),
             starting: Mutex::new(()),
         })))
@@ -161,7 +171,7 @@ impl Session {
     /// The statistics as JSON, with the keys of `HYPURA_STATS`.
     pub fn stats_json(&self) -> String {
         match self.running.get() {
-            Some(running) => snapshot(&running.core, &running.outlook, &running.facts(self)),
+            Some(running) => snapshot(&running.core, &running.outlook, &running.facts(self), &self.most_vram_bytes),
             _ => Counters::default().to_json(&self.idle_facts()).to_string(),
         }
     }
@@ -220,7 +230,13 @@ impl Session {
         let slot_counts =
             slot_counts.map(|(&now, class)| SlotCount { now, most: if may_reserve { class.block_count } else { now } });
         let slot_counts: Vec<SlotCount> = slot_counts.collect();
-        let core = Core::new(Arc::clone(&self.streamed), &slot_counts, timeline, self.config.prefetch)?;
+        let core = Core::new(
+            Arc::clone(&self.streamed),
+            &slot_counts,
+            timeline,
+            self.config.prefetch,
+            self.host_memory.get(),
+        )?;
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
         let foresight = self.foresight(&core, &engine)?;
         let keeper = self.keeper(&core, &engine)?;
@@ -247,18 +263,20 @@ impl Session {
         };
         if let Some(path) = &self.config.stats {
             let (core, outlook, facts) = (Arc::clone(&running.core), Arc::clone(&running.outlook), running.facts(self));
-            running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &outlook, &facts))?);
+            let vram = Arc::clone(&self.most_vram_bytes);
+            running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &outlook, &facts, &vram))?);
         }
         self.warn_of_the_cliff(&slots);
         // A warning, because that is the least level that llama.cpp's tools show unasked, and how a model runs is something
         // that its user should know.
         tracing::warn!(
-            "{}: {} of {} streamed through {} of RAM ({} slots); reads: {}",
+            "{}: {} of {} streamed through {} of RAM ({} slots){}; reads: {}",
             self.plan.mode.name(),
             in_gigabytes(self.plan.streamed_bytes),
             in_gigabytes(self.gguf.model_bytes()),
             in_gigabytes(running.core.pool_bytes()),
             slots.iter().sum::<usize>(),
+            self.vram_phrase(),
             self.tuning,
         );
         running.outlook.log();
@@ -325,6 +343,7 @@ impl Session {
             model_bytes: self.gguf.model_bytes(),
             resident_bytes: 0,
             budget_bytes: 0,
+            vram_bytes: 0,
             direct_io: self.is_direct(),
             io_engine: "none",
             prefetch_pays: None,
@@ -372,7 +391,7 @@ impl Running {
     }
 }
 
-fn snapshot(core: &Core, outlook: &Outlook, facts: &Facts) -> String {
+fn snapshot(core: &Core, outlook: &Outlook, facts: &Facts, vram_bytes: &AtomicU64) -> String {
     let mut state = core.state.lock();
     core.count_read_time(&mut state);
     let resident_bytes = state
@@ -388,6 +407,7 @@ fn snapshot(core: &Core, outlook: &Outlook, facts: &Facts) -> String {
     let facts = Facts {
         resident_bytes,
         budget_bytes: core.pool_bytes(),
+        vram_bytes: vram_bytes.load(Ordering::Relaxed),
         prefetch_pays,
         plan: outlook.summary(),
         predicted_tokens_per_second: Some(outlook.prediction().tokens_per_second()),

@@ -1,6 +1,6 @@
 // Writes the logits of every position of a text, as float32, so that two runs can be compared bit for bit.
 //
-//   logits MODEL MODE POSITIONS TEXT OUTPUT
+//   logits MODEL MODE POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU]]
 //
 // A plain llama.h program: it knows nothing of libhypura. What is fixed here decides which kernels run (batches, threads,
 // flash attention, no weight repacking); the environment decides where the weights are. MODE is how the positions are
@@ -12,6 +12,8 @@
 //   embeddings  one micro-batch, of a model that computes an embedding of every token instead of logits
 //
 // A model with an encoder and a decoder reads the text with the one before it computes the logits of the same text with the other.
+//
+// GPU_LAYERS is llama.cpp's -ngl; weights whose names match the regular expression ON_CPU stay in RAM.
 
 #include "llama.h"
 
@@ -74,8 +76,8 @@ static int decode_and_write(llama_context * ctx, const llama_batch & batch, bool
 }
 
 int main(int argc, char ** argv) {
-    if (argc != 6) {
-        fprintf(stderr, "usage: logits MODEL single|ubatch|parallel|embeddings POSITIONS TEXT OUTPUT\n");
+    if (argc < 6 || argc > 8) {
+        fprintf(stderr, "usage: logits MODEL single|ubatch|parallel|embeddings POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU]]\n");
         return 2;
     }
     const std::string mode = argv[2];
@@ -92,6 +94,11 @@ int main(int argc, char ** argv) {
 
     llama_model_params model_params = llama_model_default_params();
     model_params.use_extra_bufts = false;
+    const llama_model_tensor_buft_override on_cpu[] = { { argc > 7 ? argv[7] : nullptr, ggml_backend_cpu_buffer_type() }, { nullptr, nullptr } };
+    if (argc > 6) {
+        model_params.n_gpu_layers = atoi(argv[6]);
+        model_params.tensor_buft_overrides = argc > 7 ? on_cpu : nullptr;
+    }
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model(llama_model_load_from_file(argv[1], model_params), llama_model_free);
     if (!model) {
         fprintf(stderr, "logits: cannot load the model\n");

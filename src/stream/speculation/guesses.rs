@@ -112,8 +112,9 @@ impl Core {
         if state.failure.is_some() || next.is_none_or(|next| next.layer != layer) {
             return;
         }
-        let State { guesses, location, .. } = state;
-        let is_missing = |expert| self.blocks_of(layer, expert).any(|(_, block)| location[block].is_none());
+        let State { guesses, location, copies, .. } = state;
+        let has_none = |block: usize| location[block].is_none() && copies[block] == 0;
+        let is_missing = |expert| self.blocks_of(layer, expert).any(|(_, block)| has_none(block));
         let named = |expert, probability| Named { expert, probability, is_missing: is_missing(expert) };
         guesses.layer = layer;
         guesses.named.clear();
@@ -141,9 +142,7 @@ impl Core {
             }
             for (tensor, block) in self.blocks_of(layer, expert) {
                 let unit = tensor.first_unit + expert;
-                if state.location[block].is_some()
-                    || !state.pools[tensor.pool].would_gain(unit, probability, state.position)
-                {
+                if !state.is_missing(block) || !state.pools[tensor.pool].would_gain(unit, probability, state.position) {
                     continue;
                 }
                 let Some(id) = self.read(state, files, tensor.pool, block, Priority::Guess, requests) else {
@@ -207,7 +206,7 @@ impl Core {
 
     /// Lets a guess go that is not wanted. As far as the drive has not begun with it, it is not read any more.
     fn take_back(&self, state: &mut State, engine: &dyn Engine, block: usize, id: SlotId) {
-        let State { pools, location, .. } = state;
+        let State { pools, location, copies, .. } = state;
         let pool = &mut pools[id.pool];
         let Some(Cancelled { begun_bytes, is_in_flight }) = engine.cancel(self.token(id)) else {
             pool.expire(id.slot);
@@ -222,6 +221,7 @@ impl Core {
         } else {
             if let Some(before) = pool.give_back(id.slot, |before| location[before].is_some()) {
                 location[before] = Some(id);
+                pool.set_copied(id.slot, copies[before] > 0);
             }
             self.counters.prefetch_cancelled.add(1);
         }

@@ -106,7 +106,7 @@ impl Core {
                 return;
             }
             let pool = self.streamed.tensor_of(block).0.pool;
-            if state.location[block].is_some() || state.pools[pool].empty_count() <= IN_FLIGHT {
+            if !state.is_missing(block) || state.pools[pool].empty_count() <= IN_FLIGHT {
                 continue;
             }
             let Some(id) = self.read(&mut state, files, pool, block, Priority::Guess, &mut requests) else { continue };

@@ -1,0 +1,289 @@
+// What libllama calls when a streamed weight is to be copied to another backend, and when it makes its cache of experts.
+
+#include "llama-hypura.h"
+
+#include "ggml-hypura.h"
+
+#include "llama-impl.h"
+#include "llama-model.h"
+#include "llama-moe-cache.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+using backend_list = std::vector<ggml_backend_t>;
+
+// of the graph that is being computed by this thread
+static thread_local bool copy_failed = false;
+
+// the context's Hypura backend, if it has one
+static ggml_backend_t find_backend(const backend_list & backends) {
+    if (!llama_hypura_get_loader()) {
+        return nullptr;
+    }
+    const ggml_backend_reg_t reg = ggml_backend_reg_by_name("Hypura");
+    const auto is_ours = [&](ggml_backend_t backend) { return ggml_backend_dev_backend_reg(ggml_backend_get_device(backend)) == reg; };
+    const auto found = std::find_if(backends.begin(), backends.end(), is_ours);
+    return found == backends.end() ? nullptr : *found;
+}
+
+// the same, if it takes part with this weight
+static ggml_backend_t find_backend(const backend_list & backends, const ggml_tensor * weight) {
+    const auto * loader = llama_hypura_get_loader();
+    return loader && loader->is_streamed(weight) ? find_backend(backends) : nullptr;
+}
+
+static void copy(ggml_backend_hypura_copy & what) {
+    what.is_lost = copy_failed;
+    if (!llama_hypura_get_loader()->copy(&what)) {
+        copy_failed = true;
+    }
+}
+
+// how many tokens a graph multiplies with a weight, or with a view of it
+static size_t count_tokens(const ggml_tensor * weight, ggml_cgraph * graph) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        if (node->src[0] && (node->src[0] == weight || node->src[0]->view_src == weight)) {
+            return node->op == GGML_OP_MUL_MAT_ID ? node->src[2]->ne[1] : node->ne[1];
+        }
+    }
+    return 1;
+}
+
+bool llama_hypura_copy(const backend_list & backends, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * graph) {
+    ggml_backend_hypura_copy what = {};
+    what.ours   = find_backend(backends, src);
+    what.to     = backend;
+    what.weight = src;
+    what.copy   = dst;
+    if (!what.ours) {
+        return false;
+    }
+    if (src->ne[2] == 1) {
+        what.n_tokens = count_tokens(dst, graph);
+        copy(what);
+        return true;
+    }
+    // nothing is known of the experts that are used: all of them
+    std::vector<int32_t> all(src->ne[2]);
+    for (size_t e = 0; e < all.size(); ++e) {
+        all[e] = (int32_t) e;
+    }
+    const std::vector<char> used(all.size(), true);
+    what.ids     = what.slots = all.data();
+    what.n_ids   = all.size();
+    what.n_tokens = 1;
+    what.is_used = used.data();
+    copy(what);
+    return true;
+}
+
+// A prompt leaves the experts that it uses most in the cache, as far as that has room: what follows is likely to use them, too.
+static void admit(llama_moe_cache & cache, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, const std::vector<int32_t> & routing) {
+    std::vector<int32_t> n_rows(src->ne[2], 0);
+    for (int32_t expert : routing) {
+        n_rows[expert]++;
+    }
+    std::vector<int32_t> experts;
+    for (int32_t e = 0; e < (int32_t) n_rows.size(); ++e) {
+        if (n_rows[e] > 0) {
+            experts.push_back(e);
+        }
+    }
+    std::stable_sort(experts.begin(), experts.end(), [&](int32_t a, int32_t b) { return n_rows[a] > n_rows[b]; });
+    for (int32_t expert : cache.admit(backend, src, dst, experts)) {
+        for (const ggml_tensor * weight : *cache.layer_experts(src)) {
+            llama_hypura_get_loader()->add_copy(weight, expert);
+        }
+    }
+}
+
+bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * cache, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst,
+        const ggml_tensor * ids, const std::vector<int32_t> & ids_data, const std::vector<bool> & used) {
+    const ggml_backend_t ours = find_backend(backends, src);
+    if (!ours) {
+        return false;
+    }
+    std::vector<int32_t> routing;
+    for (int64_t token = 0; token < ids->ne[1]; ++token) {
+        for (int64_t choice = 0; choice < ids->ne[0]; ++choice) {
+            routing.push_back(ids_data[(token*ids->nb[1] + choice*ids->nb[0])/sizeof(int32_t)]);
+        }
+    }
+    const std::vector<char> is_used(used.begin(), used.end());
+    std::vector<int32_t> slots(used.size(), -1);
+    for (int64_t e = 0; e < (int64_t) used.size();) {
+        int64_t last = e;
+        while (is_used[e] && last + 1 < (int64_t) used.size() && is_used[last + 1]) {
+            last++;
+        }
+        // those in the cache of experts are copied within the device
+        const int64_t n_cached = is_used[e] && cache ? cache->copy_experts(backend, src, dst, e, last) : 0;
+        if (n_cached == 0 && is_used[e]) {
+            slots[e] = (int32_t) e;
+        }
+        e += std::max<int64_t>(n_cached, 1);
+    }
+    ggml_backend_hypura_copy what = {};
+    what.ours     = ours;
+    what.to       = backend;
+    what.weight   = src;
+    what.copy     = dst;
+    what.ids      = routing.data();
+    what.n_ids    = routing.size();
+    what.n_tokens = ids->ne[1];
+    what.slots    = slots.data();
+    what.is_used  = is_used.data();
+    copy(what);
+    if (cache && !copy_failed) {
+        admit(*cache, backend, src, dst, routing);
+    }
+    return true;
+}
+
+llama_hypura_filled llama_hypura_fill_cache(const backend_list & backends, ggml_backend_t backend, const std::vector<ggml_tensor *> & experts,
+        const std::vector<ggml_tensor *> & banks, const std::vector<int32_t> & ids, ggml_cgraph * graph,
+        const std::vector<llama_hypura_fill> & fills, size_t & bytes) {
+    const ggml_backend_t ours = find_backend(backends, experts[0]);
+    if (!ours) {
+        return LLAMA_HYPURA_NOT_STREAMED;
+    }
+    const auto * loader = llama_hypura_get_loader();
+    loader->finish_copies(ours); // of another layer: the scheduler has waited for them
+    for (size_t i = 0; i < banks.size(); ++i) {
+        for (const auto & fill : fills) {
+            if (fill.evicted) {
+                loader->drop_copy(ours, backend, (*fill.evicted)[i], fill.evicted_expert, banks[i], fill.slot);
+            }
+        }
+    }
+    std::vector<int32_t> slots(experts[0]->ne[2], -1);
+    for (const auto & fill : fills) {
+        slots[fill.expert] = fill.slot;
+    }
+    for (size_t i = 0; i < banks.size(); ++i) {
+        ggml_backend_hypura_copy what = {};
+        what.ours     = ours;
+        what.to       = backend;
+        what.weight   = experts[i];
+        what.copy     = banks[i];
+        what.ids      = ids.data();
+        what.n_ids    = ids.size();
+        what.n_tokens = count_tokens(banks[0], graph);
+        what.slots    = slots.data();
+        what.is_cache = true;
+        copy(what);
+        bytes += fills.size()*experts[i]->nb[2];
+    }
+    if (!copy_failed) {
+        return LLAMA_HYPURA_FILLED;
+    }
+    for (const auto & fill : fills) {
+        llama_hypura_forget(experts, fill.expert);
+    }
+    return LLAMA_HYPURA_FAILED;
+}
+
+void llama_hypura_forget(const std::vector<ggml_tensor *> & experts, int32_t expert) {
+    const auto * loader = llama_hypura_get_loader();
+    for (const ggml_tensor * weight : experts) {
+        if (loader && loader->is_streamed(weight)) {
+            loader->drop_copy(nullptr, nullptr, weight, expert, nullptr, 0);
+        }
+    }
+}
+
+bool llama_hypura_is_streamed(const ggml_tensor * weight) {
+    const auto * loader = llama_hypura_get_loader();
+    return loader && loader->is_streamed(weight);
+}
+
+double llama_hypura_worth(const ggml_tensor * weight, int32_t expert) {
+    const auto * loader = llama_hypura_get_loader();
+    return loader ? loader->worth(weight, expert) : 0;
+}
+
+void llama_hypura_note_cache(const ggml_tensor * weight, int64_t bytes) {
+    const auto * loader = llama_hypura_get_loader();
+    if (loader && loader->is_streamed(weight)) {
+        loader->note_vram(weight, bytes);
+    }
+}
+
+bool llama_hypura_copy_failed(const backend_list & backends) {
+    const ggml_backend_t ours = find_backend(backends);
+    if (ours) {
+        llama_hypura_get_loader()->finish_copies(ours);
+    }
+    const bool failed = copy_failed;
+    copy_failed = false;
+    return failed;
+}
+
+// What the caches of all devices may take together. The cache divides it as llama.cpp divides layers, so the device with the least
+// room for its part decides.
+static size_t cache_size(const llama_model & model, const backend_list & backends, const ggml_tensor * streamed) {
+    const auto * loader = llama_hypura_get_loader();
+    const float * split = model.tensor_split();
+    const bool by_free = !split || std::all_of(split, split + model.n_devices(), [](float part) { return part == 0.0f; });
+    std::vector<double> parts;
+    std::vector<double> rooms;
+    for (ggml_backend_t backend : backends) {
+        ggml_backend_dev_t dev = ggml_backend_get_device(backend);
+        const auto is_dev = [&](const llama_device & d) { return d.dev == dev; };
+        const auto found = std::find_if(model.devices.begin(), model.devices.end(), is_dev);
+        bool has_layers = false;
+        for (size_t il = 0; il < model.layers.size(); ++il) {
+            has_layers = has_layers || model.dev_layer(il) == dev;
+        }
+        if (found == model.devices.end() || !has_layers) {
+            continue;
+        }
+        size_t free  = 0;
+        size_t total = 0;
+        ggml_backend_dev_memory(dev, &free, &total);
+        parts.push_back(by_free ? (double) free : (double) split[found - model.devices.begin()]);
+        rooms.push_back((double) loader->vram_budget(streamed, free, total));
+    }
+    double sum = 0;
+    for (double part : parts) {
+        sum += part;
+    }
+    double size = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+        const double fits = parts[i] > 0 ? rooms[i]*sum/parts[i] : 0;
+        size = i == 0 ? fits : std::min(size, fits);
+    }
+    return (size_t) size;
+}
+
+std::unique_ptr<llama_moe_cache> llama_hypura_new_cache(const llama_model & model, const backend_list & backends, const std::vector<ggml_backend_buffer_type_t> & bufts) {
+    // kernels of some GPUs give other bits for more tokens, depending on where an expert lies
+    constexpr int64_t MAX_BATCH = 8;
+    constexpr int MAX_TRIES = 6;
+
+    const ggml_tensor * streamed = llama_hypura_find_streamed(model);
+    if (!streamed || model.hparams.no_alloc || model.hparams.n_expert == 0 || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return nullptr;
+    }
+    size_t size = cache_size(model, backends, streamed);
+    for (int i = 0; i < MAX_TRIES && size > 0; ++i, size /= 2) {
+        try {
+            auto cache = std::make_unique<llama_moe_cache>(model, backends, bufts, size);
+            size_t taken = 0;
+            for (const auto & [buft, bytes] : cache->memory_breakdown()) {
+                taken += ggml_backend_buft_is_host(buft) ? 0 : bytes;
+            }
+            if (taken == 0) {
+                return nullptr;
+            }
+            cache->set_max_batch(MAX_BATCH);
+            return cache;
+        } catch (const std::exception & error) {
+            // others may have taken the memory in the meantime
+            LLAMA_LOG_WARN("%s: no cache of %.2f MiB: %s\n", __func__, size/1024.0/1024.0, error.what());
+        }
+    }
+    return nullptr;
+}

@@ -1,0 +1,220 @@
+// A device of type GPU for machines without one: preloaded into a program, it registers itself with ggml.
+//
+// Its memory is not the host's, as far as anyone can tell: buffers say so, and nothing may be read through their tensors' addresses. It
+// computes with the CPU's kernels, so results are those of the CPU bit for bit. Copies are made as late as they may be, when someone
+// waits for them: a source that is given back too early shows.
+//
+//   HYPURA_TEST_GPU_BYTES        how much memory it has (default 4 GiB)
+//   HYPURA_TEST_GPU_PINS         set: it has host memory of its own
+//   HYPURA_TEST_GPU_CUTS         a file that loses its second half when the device first computes
+
+#include "ggml-backend-impl.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <vector>
+
+namespace {
+
+size_t setting(const char * name, size_t otherwise) {
+    const char * value = getenv(name);
+    return value ? strtoull(value, nullptr, 10) : otherwise;
+}
+
+size_t total_bytes() { return setting("HYPURA_TEST_GPU_BYTES", size_t(4) << 30); }
+size_t used_bytes = 0;
+
+size_t free_bytes() { return total_bytes() - used_bytes; }
+
+void cut_file() {
+    static bool is_done = false;
+    const char * path = getenv("HYPURA_TEST_GPU_CUTS");
+    if (path && !is_done) {
+        const auto size = std::filesystem::file_size(path);
+        std::filesystem::resize_file(path, size/2);
+    }
+    is_done = true;
+}
+
+ggml_backend_dev_t device();
+
+// buffers
+
+struct buffer_context {
+    char * base;
+    size_t size;
+};
+
+char * at(const ggml_tensor * t, size_t offset) { return (char *) t->data + offset; }
+
+ggml_backend_buffer_i make_buffer_interface() {
+    ggml_backend_buffer_i iface = {};
+    iface.free_buffer = [](ggml_backend_buffer_t b) {
+        auto * ctx = (buffer_context *) b->context;
+        used_bytes -= ctx->size;
+        free(ctx->base);
+        delete ctx;
+    };
+    iface.get_base = [](ggml_backend_buffer_t b) { return (void *) ((buffer_context *) b->context)->base; };
+    iface.memset_tensor = [](ggml_backend_buffer_t, ggml_tensor * t, uint8_t value, size_t offset, size_t size) { memset(at(t, offset), value, size); };
+    iface.set_tensor = [](ggml_backend_buffer_t, ggml_tensor * t, const void * data, size_t offset, size_t size) { memcpy(at(t, offset), data, size); };
+    iface.get_tensor = [](ggml_backend_buffer_t, const ggml_tensor * t, void * data, size_t offset, size_t size) { memcpy(data, at(t, offset), size); };
+    iface.clear = [](ggml_backend_buffer_t b, uint8_t value) { memset(((buffer_context *) b->context)->base, value, b->size); };
+    return iface;
+}
+
+ggml_backend_buffer_type_t buffer_type() {
+    static ggml_backend_buffer_type type = [] {
+        ggml_backend_buffer_type type = {};
+        type.iface.get_name = [](ggml_backend_buffer_type_t) { return "TestGPU"; };
+        type.iface.alloc_buffer = [](ggml_backend_buffer_type_t buft, size_t size) -> ggml_backend_buffer_t {
+            if (size > free_bytes()) {
+                fprintf(stderr, "test device: out of memory\n");
+                return nullptr;
+            }
+            void * base = nullptr;
+            if (posix_memalign(&base, 4096, std::max<size_t>(size, 1)) != 0) {
+                return nullptr;
+            }
+            memset(base, 0xff, size); // NaN in every type of number
+            used_bytes += size;
+            return ggml_backend_buffer_init(buft, make_buffer_interface(), new buffer_context { (char *) base, size }, size);
+        };
+        type.iface.get_alignment = [](ggml_backend_buffer_type_t) { return size_t(128); };
+        type.device = device();
+        return type;
+    }();
+    return &type;
+}
+
+// the backend
+
+struct backend_context {
+    ggml_backend_t cpu;
+    std::vector<std::function<void()>> pending;
+
+    void finish() {
+        for (const auto & copy : pending) {
+            copy();
+        }
+        pending.clear();
+    }
+};
+
+backend_context & context(ggml_backend_t backend) { return *(backend_context *) backend->context; }
+
+ggml_backend_i make_backend_interface() {
+    ggml_backend_i iface = {};
+    iface.get_name = [](ggml_backend_t) { return "TestGPU"; };
+    iface.free = [](ggml_backend_t b) {
+        ggml_backend_free(context(b).cpu);
+        delete &context(b);
+        delete b;
+    };
+    iface.set_tensor_async = [](ggml_backend_t b, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+        char * to = at(t, offset);
+        context(b).pending.push_back([=] { memcpy(to, data, size); });
+    };
+    iface.get_tensor_async = [](ggml_backend_t b, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+        const char * from = at(t, offset);
+        context(b).pending.push_back([=] { memcpy(data, from, size); });
+    };
+    iface.cpy_tensor_async = [](ggml_backend_t from, ggml_backend_t to, const ggml_tensor * src, ggml_tensor * dst) {
+        if (from != to) {
+            return false;
+        }
+        const char * source = at(src, 0);
+        char * destination = at(dst, 0);
+        const size_t size = ggml_nbytes(src);
+        context(to).pending.push_back([=] { memcpy(destination, source, size); });
+        return true;
+    };
+    iface.synchronize = [](ggml_backend_t b) { context(b).finish(); };
+    iface.graph_compute = [](ggml_backend_t b, ggml_cgraph * graph) {
+        context(b).finish();
+        cut_file();
+        return ggml_backend_graph_compute(context(b).cpu, graph);
+    };
+    return iface;
+}
+
+ggml_guid_t guid() {
+    static ggml_guid guid = { 0x74, 0x65, 0x73, 0x74, 0x67, 0x70, 0x75, 0x21, 0x9b, 0x10, 0x42, 0xc7, 0x5e, 0x33, 0x08, 0xd1 };
+    return &guid;
+}
+
+// the device
+
+int64_t batch_size(const ggml_tensor * op) {
+    switch (op->op) {
+        case GGML_OP_GET_ROWS:   return 0;
+        case GGML_OP_MUL_MAT:    return op->ne[1];
+        case GGML_OP_MUL_MAT_ID: return op->ne[2];
+        default:                 return ggml_nrows(op);
+    }
+}
+
+ggml_backend_device_i make_device_interface() {
+    ggml_backend_device_i iface = {};
+    iface.get_name        = [](ggml_backend_dev_t) { return "TestGPU"; };
+    iface.get_description = [](ggml_backend_dev_t) { return "the CPU in the guise of a GPU"; };
+    iface.get_memory      = [](ggml_backend_dev_t, size_t * free, size_t * total) { *free = free_bytes(); *total = total_bytes(); };
+    iface.get_type        = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
+    iface.get_props       = [](ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
+        *props = {};
+        props->name        = dev->iface.get_name(dev);
+        props->description = dev->iface.get_description(dev);
+        props->type        = dev->iface.get_type(dev);
+        dev->iface.get_memory(dev, &props->memory_free, &props->memory_total);
+        props->caps.async = true;
+    };
+    iface.init_backend    = [](ggml_backend_dev_t dev, const char *) {
+        ggml_backend_t cpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+        return new ggml_backend { guid(), make_backend_interface(), dev, new backend_context { cpu, {} } };
+    };
+    iface.get_buffer_type = [](ggml_backend_dev_t) { return buffer_type(); };
+    iface.supports_op     = [](ggml_backend_dev_t, const ggml_tensor * op) {
+        return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), op);
+    };
+    iface.supports_buft   = [](ggml_backend_dev_t, ggml_backend_buffer_type_t buft) { return buft == buffer_type(); };
+    iface.offload_op      = [](ggml_backend_dev_t, const ggml_tensor * op) { return batch_size(op) >= 32; };
+    iface.get_host_buffer_type = [](ggml_backend_dev_t) -> ggml_backend_buffer_type_t {
+        return getenv("HYPURA_TEST_GPU_PINS") ? ggml_backend_cpu_buffer_type() : nullptr;
+    };
+    return iface;
+}
+
+void set_n_threads(ggml_backend_t backend, int n_threads) {
+    ggml_backend_t cpu = context(backend).cpu;
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu));
+    ((ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"))(cpu, n_threads);
+}
+
+ggml_backend_reg_t registry() {
+    static ggml_backend_reg reg = [] {
+        ggml_backend_reg reg = {};
+        reg.api_version            = GGML_BACKEND_API_VERSION;
+        reg.iface.get_name         = [](ggml_backend_reg_t) { return "TestGPU"; };
+        reg.iface.get_device_count = [](ggml_backend_reg_t) { return size_t(1); };
+        reg.iface.get_device       = [](ggml_backend_reg_t, size_t) { return device(); };
+        reg.iface.get_proc_address = [](ggml_backend_reg_t, const char * name) {
+            return strcmp(name, "ggml_backend_set_n_threads") == 0 ? (void *) set_n_threads : nullptr;
+        };
+        return reg;
+    }();
+    return &reg;
+}
+
+ggml_backend_dev_t device() {
+    static ggml_backend_device device = { make_device_interface(), registry(), nullptr };
+    return &device;
+}
+
+__attribute__((constructor)) void register_device() { ggml_backend_register(registry()); }
+
+} // namespace

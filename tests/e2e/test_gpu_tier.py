@@ -1,0 +1,130 @@
+"""GPUs compute with streamed weights, and hold some of them: bits, faults and memory, on a device that stands in for one.
+
+The device (gpu_device.cpp) computes with the CPU's kernels in memory that is not the host's, and copies as late as it may. Results are
+compared with those of the same flags and `HYPURA=off`.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from logits import LogitsProgram, difference
+from models import SMOLLM2, SMOLLM2_MOE, Model, tiny
+from programs import BIN, OFF, REPOSITORY, Finished, run
+
+EXPERTS_ON_CPU = ("99", "ffn_.*_exps")
+PLACES = [("0",), ("1",), EXPERTS_ON_CPU]
+MIXTURES = (tiny("mixtral"), tiny("many-experts"), tiny("gptoss"), SMOLLM2_MOE)
+
+
+@pytest.fixture(scope="session")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The device, as a library to be preloaded."""
+    path = tmp_path_factory.mktemp("device") / "libtestgpu.so"
+    ggml = REPOSITORY / "build" / "llama-src" / "ggml"
+    command = ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", path, Path(__file__).with_name("gpu_device.cpp")]
+    command += ["-I", ggml / "include", "-I", ggml / "src", "-L", BIN, "-lggml", "-lggml-base", f"-Wl,-rpath,{BIN}"]
+    subprocess.run(list(map(str, command)), check=True)
+    return path
+
+
+class Gpu:
+    """Logits of a machine that has the device."""
+
+    def __init__(self, program: LogitsProgram, device: Path, scratch: Path) -> None:
+        self.program, self.device, self.scratch = program, device, scratch
+        self.stats = scratch / "stats.json"
+
+    def run(self, model: Model, mode: str, positions: int, place: tuple[str, ...], settings: dict[str, str], name: str = "logits") -> tuple[Finished, Path]:
+        output = self.scratch / name
+        arguments = [model.path, mode, str(positions), self.program.text, output, *place]
+        return run(self.program.path, arguments, {"LD_PRELOAD": str(self.device)} | settings, self.scratch), output
+
+    def resident(self, model: Model, mode: str, positions: int, place: tuple[str, ...]) -> Path:
+        finished, output = self.run(model, mode, positions, place, OFF, "resident")
+        finished.succeeded()
+        return output
+
+    def streamed(self, model: Model, mode: str, positions: int, place: tuple[str, ...], share: float, **more: str) -> tuple[Path, dict]:
+        """Under a budget that is a share of what can be streamed, every byte verified; with the statistics."""
+        budget = max(int(share * model.streamable_bytes), self.program.smallest_budget(model))
+        settings = {"HYPURA": "stream", "HYPURA_RAM": str(budget), "HYPURA_VERIFY": "1", "HYPURA_STATS": str(self.stats)}
+        self.stats.unlink(missing_ok=True)
+        finished, output = self.run(model, mode, positions, place, settings | more)
+        finished.succeeded()
+        return output, json.loads(self.stats.read_text())
+
+
+@pytest.fixture
+def gpu(logits: LogitsProgram, device: Path, tmp_path: Path) -> Gpu:
+    return Gpu(logits, device, tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6], ids=lambda share: f"{share:.0%}")
+@pytest.mark.parametrize("place", PLACES, ids="-".join)
+@pytest.mark.parametrize("model", [*MIXTURES, tiny("dense-mixed"), SMOLLM2], ids=lambda model: model.name)
+def test_a_prompt_on_the_gpu_has_the_bits_of_stock(gpu: Gpu, model: Model, place: tuple[str, ...], share: float) -> None:
+    """Weights in RAM are multiplied on the GPU from 32 tokens on, streamed or not."""
+    positions = 512 + 64
+    streamed, stats = gpu.streamed(model, "ubatch", positions, place, share, HYPURA_VRAM="off")
+    assert difference(gpu.resident(model, "ubatch", positions, place), streamed, positions) is None
+    assert stats["errors"] == 0 and stats["read_bytes"] > 0 and stats["vram_bytes"] == 0
+
+
+@pytest.mark.parametrize("mode", ["single", "parallel", "ubatch"])
+@pytest.mark.parametrize("ram", [0.1, 0.5], ids=lambda share: f"ram-{share:.0%}")
+@pytest.mark.parametrize("vram", [0.3, 0.6, 2.0], ids=lambda share: f"vram-{share:.0%}")
+@pytest.mark.parametrize("model", MIXTURES, ids=lambda model: model.name)
+def test_experts_in_vram_have_the_bits_of_stock(gpu: Gpu, model: Model, vram: float, ram: float, mode: str) -> None:
+    """Whether an expert lies in VRAM, in RAM or on the drive changes no bit, while they move between the three."""
+    positions = 576 if mode == "ubatch" else 96
+    vram_bytes = str(int(vram * model.streamable_bytes))
+    streamed, stats = gpu.streamed(model, mode, positions, EXPERTS_ON_CPU, ram, HYPURA_VRAM=vram_bytes)
+    assert difference(gpu.resident(model, mode, positions, EXPERTS_ON_CPU), streamed, positions) is None
+    assert stats["errors"] == 0
+    assert 0 < stats["vram_bytes"] <= int(vram_bytes)
+    assert stats["vram_hits"] > 0
+
+
+def test_what_leaves_vram_moves_down_and_is_not_read_again(gpu: Gpu) -> None:
+    """RAM and VRAM hold different experts: together they hold the model, so each is read once and a bit."""
+    streamed, stats = gpu.streamed(SMOLLM2_MOE, "single", 256, EXPERTS_ON_CPU, 0.6, HYPURA_VRAM=str(int(0.6 * SMOLLM2_MOE.streamable_bytes)))
+    assert stats["vram_rescued_bytes"] > 0
+    assert stats["read_bytes"] < 1.1 * SMOLLM2_MOE.streamable_bytes
+
+
+def test_the_gpus_own_host_memory_holds_the_slots(gpu: Gpu) -> None:
+    """Slots in memory that the device's driver gives out, as pinned memory is."""
+    model = SMOLLM2_MOE
+    streamed, stats = gpu.streamed(model, "single", 96, EXPERTS_ON_CPU, 0.4, HYPURA_VRAM=str(model.streamable_bytes // 3), HYPURA_TEST_GPU_PINS="1")
+    assert difference(gpu.resident(model, "single", 96, EXPERTS_ON_CPU), streamed, 96) is None
+    assert stats["errors"] == 0
+
+
+def test_what_is_free_is_used_but_for_a_margin(gpu: Gpu) -> None:
+    """Unasked, with enough memory all experts are in VRAM; with little, none, and nothing fails."""
+    model = SMOLLM2_MOE
+    _, stats = gpu.streamed(model, "single", 48, EXPERTS_ON_CPU, 0.3)
+    assert stats["vram_bytes"] >= model.streamable_bytes
+    _, stats = gpu.streamed(model, "single", 48, EXPERTS_ON_CPU, 0.3, HYPURA_TEST_GPU_BYTES=str(700 << 20))
+    assert stats["vram_bytes"] == 0
+
+
+def test_a_failed_read_fails_the_decode_on_the_gpu_too(gpu: Gpu, tmp_path: Path) -> None:
+    """The file ends early: no output, a message, and the process lives to say so."""
+    model = SMOLLM2_MOE
+    short = Model("short", tmp_path / "short.gguf")
+    budget = str(max(model.streamable_bytes // 5, gpu.program.smallest_budget(model)))
+    for mode, vram in (("ubatch", "off"), ("single", str(model.streamable_bytes // 3))):
+        short.path.write_bytes(model.path.read_bytes())
+        settings = {"HYPURA": "stream", "HYPURA_RAM": budget, "HYPURA_VRAM": vram, "HYPURA_TEST_GPU_CUTS": str(short.path)}
+        finished, _ = gpu.run(short, mode, 96 if mode == "single" else 576, EXPERTS_ON_CPU, settings)
+        finished.refused("hypura: cannot copy", "llama_decode failed")
+
+
+@pytest.mark.parametrize(("value", "words"), [("some", "HYPURA_VRAM=some is not a setting"), ("-1G", "HYPURA_VRAM=-1G")])
+def test_a_malformed_variable_is_refused(gpu: Gpu, value: str, words: str) -> None:
+    finished, _ = gpu.run(SMOLLM2_MOE, "single", 4, EXPERTS_ON_CPU, {"HYPURA": "stream", "HYPURA_VRAM": value})
+    finished.refused(words)
