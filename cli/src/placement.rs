@@ -81,7 +81,7 @@ impl Placement {
     pub fn find_in(directory: &Path, model: &ModelFile, request: &Request) -> Result<Self, String> {
         let place = directory.ancestors().find(|place| place.is_dir()).unwrap_or(Path::new("/"));
         let mut profile = hypura::hw::profile(place);
-        measure_memory(&mut profile);
+        measure_memory(&mut profile, persist::cache_directory().as_deref());
         profile.drive_bytes_per_second = drive::speed_of_place(place)?;
         Self::on(model, profile, request)
     }
