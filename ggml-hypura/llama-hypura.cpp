@@ -104,7 +104,7 @@ bool llama_hypura_streams(const llama_model & model) {
 }
 
 void llama_hypura_refuse_training(const llama_model & model) {
-    if (const ggml_tensor * tensor = find_streamed(model)) {
+    if (const ggml_tensor * tensor = llama_hypura_find_streamed(model)) {
         throw std::runtime_error(std::string("hypura: ") + tensor->name + " is streamed from its file and cannot be trained; run with HYPURA=off");
     }
 }
