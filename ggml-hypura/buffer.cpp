@@ -65,7 +65,7 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
         return make_accessible(tensor) ? GGML_STATUS_SUCCESS : GGML_STATUS_ALLOC_FAILED;
     }
     const bool is_awaited = ctx->model == loading.found;
-    ctx->tensors.push_back({ ctx->model, index, is_awaited });
+    ctx->tensors.push_back({ ctx->model, index, is_awaited, hypura_model_is_table(ctx->model->handle, index) });
     ctx->model->n_awaited += is_awaited;
     tensor->extra = &ctx->tensors.back();
     return GGML_STATUS_SUCCESS;

@@ -88,6 +88,14 @@ ggml_status compute_node(backend_context & ctx, ggml_cgraph * graph, int index) 
         case GGML_OP_MUL_MAT_ID:
             GGML_ASSERT(weight);
             return compute_mul_mat_id(ctx, graph, index, weight);
+        case GGML_OP_GET_ROWS:
+            GGML_ASSERT(weight);
+            return compute_get_rows(ctx, node, weight);
+        case GGML_OP_CPY:
+        case GGML_OP_CONT:
+        case GGML_OP_DUP:
+            GGML_ASSERT(weight);
+            return compute_copy_of_table(ctx, node, weight);
         default:
             ctx.graph.add(node);
             return ctx.graph.compute(ctx.cpu);
@@ -107,6 +115,7 @@ void backend_free(ggml_backend_t backend) {
 ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
     backend_context & ctx = *context(backend);
     finish_copies(ctx);
+    ctx.enter(cgraph);
     for (early_result & result : ctx.early) {
         result.node = nullptr; // of a graph that failed
     }

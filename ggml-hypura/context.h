@@ -163,6 +163,9 @@ struct backend_context {
 
     inner_graph graph;
 
+    // of the graph that is computed: where the latest sub-graph has its nodes
+    ggml_tensor ** nodes = nullptr;
+
     // a model stays open for as long as a fetch of it exists
     std::map<std::shared_ptr<hypura_model>, fetch_ptr> fetches;
 
@@ -203,9 +206,21 @@ struct backend_context {
                 return nullptr;
             }
             fetch.reset(created);
+            hypura_fetch_begin_pass(created);
             hypura_measure_speeds(cpu, n_threads, *model);
         }
         return fetch.get();
+    }
+
+    // The scheduler hands over the sub-graphs of a graph in order, each a view of its nodes. One that lies no further than the one before
+    // is the first of the next graph.
+    void enter(const ggml_cgraph * graph) {
+        if (graph->nodes <= nodes) {
+            for (auto & [_, fetch] : fetches) {
+                hypura_fetch_begin_pass(fetch.get());
+            }
+        }
+        nodes = graph->nodes;
     }
 
     early_result * early_of(const ggml_tensor * node) {
@@ -237,6 +252,12 @@ ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, con
 // Computes what can be of the nodes that follow in the layer while `current` waits for the drive: with experts that are in RAM, on inputs
 // that are there. Otherwise the last reads of a layer would be followed by everything that the matrices after the first have to compute.
 ggml_status compute_early(backend_context & ctx, ggml_cgraph * graph, int current, hypura_fetch_t * fetch);
+
+// a GET_ROWS of a table
+ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table);
+
+// a copy of a part of a table, which some models take for padding
+ggml_status compute_copy_of_table(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table);
 
 // puts the rows of experts that were computed early in their place; returns how many of the blocks, first in the array, are left
 size_t take_early(backend_context & ctx, const ggml_tensor * node, hypura_block * blocks, size_t n_blocks);

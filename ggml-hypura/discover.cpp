@@ -66,14 +66,17 @@ void hypura_discover(const ggml_tensor * weight) {
 }
 
 bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const void * data, size_t size) {
-    awaited.is_awaited = false;
-    if (--awaited.model->n_awaited == 0 && hypura_current_loading().found == awaited.model) {
-        forget();
-    }
     char error[1024];
-    if (hypura_model_bind_memory(awaited.model->handle, awaited.index, (const uint8_t *) data, size, error, sizeof(error)) == HYPURA_STATUS_OK) {
-        return true;
+    const bool is_bound = hypura_model_bind_memory(awaited.model->handle, awaited.index, (const uint8_t *) data, size, error, sizeof(error)) == HYPURA_STATUS_OK;
+    if (!is_bound) {
+        GGML_LOG_WARN("hypura: %s is kept in memory: %s\n", tensor->name, error);
     }
-    GGML_LOG_WARN("hypura: %s is kept in memory: %s\n", tensor->name, error);
-    return false;
+    awaited.is_awaited = false;
+    if (--awaited.model->n_awaited == 0) {
+        hypura_model_loaded(awaited.model->handle);
+        if (hypura_current_loading().found == awaited.model) {
+            forget();
+        }
+    }
+    return is_bound;
 }

@@ -16,6 +16,13 @@ bool is_streamed_mul_mat(const ggml_tensor * op) {
     return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID) && hypura_find_tensor(op->src[0]);
 }
 
+// what is done with a streamed table: rows of it, or a copy of a part
+bool is_streamed_lookup(const ggml_tensor * op) {
+    const bool may_be = op->op == GGML_OP_GET_ROWS || op->op == GGML_OP_CPY || op->op == GGML_OP_CONT || op->op == GGML_OP_DUP;
+    const hypura_tensor * table = may_be ? hypura_find_tensor(op->src[0]) : nullptr;
+    return table && table->is_table;
+}
+
 bool is_view(const ggml_tensor * op) {
     return op->op == GGML_OP_VIEW || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_PERMUTE || op->op == GGML_OP_TRANSPOSE;
 }
@@ -32,7 +39,8 @@ bool is_ours(const ggml_tensor * t) {
 bool is_offered_weight(const ggml_tensor * op) {
     const ggml_tensor * weight = op->src[0];
     const bool expert = op->op == GGML_OP_MUL_MAT_ID;
-    if (!(expert || op->op == GGML_OP_MUL_MAT)
+    const bool lookup = op->op == GGML_OP_GET_ROWS;
+    if (!(expert || lookup || op->op == GGML_OP_MUL_MAT)
         || !weight->buffer || weight->buffer->buft != hypura_buffer_type() || weight->buffer->size != 0
         || expert != (weight->ne[2] > 1)) {
         return false;
@@ -41,7 +49,8 @@ bool is_offered_weight(const ggml_tensor * op) {
     const hypura_loading & loading = hypura_current_loading();
     size_t index;
     // a model that must not be loaded is taken, too: allocating memory for it fails
-    return !loading.refusal.empty() || loading.takes(weight->name, &index);
+    return !loading.refusal.empty()
+        || (loading.takes(weight->name, &index) && hypura_model_is_table(loading.model->handle, index) == lookup);
 }
 
 const char * device_get_name(ggml_backend_dev_t dev) {
@@ -94,7 +103,7 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
     if (op->op == GGML_OP_GLU) {
         return is_ours(op->src[0]) && (!op->src[1] || is_ours(op->src[1]));
     }
-    return is_streamed_mul_mat(op) || is_offered_weight(op);
+    return is_streamed_mul_mat(op) || is_streamed_lookup(op) || is_offered_weight(op);
 }
 
 bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
@@ -141,6 +150,9 @@ void * reg_get_proc_address(ggml_backend_reg_t reg, const char * name) {
     if (strcmp(name, GGML_BACKEND_HYPURA_LOADER) == 0) {
         return const_cast<ggml_backend_hypura_loader *>(hypura_get_loader());
     }
+    if (strcmp(name, GGML_BACKEND_HYPURA_KEEP_MICRO_BATCH) == 0) {
+        return (void *) hypura_keep_micro_batch;
+    }
     if (strcmp(name, "ggml_backend_set_n_threads") == 0) {
         return (void *) hypura_backend_set_n_threads;
     }
@@ -157,6 +169,18 @@ void forward_log(int32_t level, const char * message, void * user_data) {
         case HYPURA_LOG_LEVEL_WARN:  GGML_LOG_WARN ("hypura: %s\n", message); break;
         case HYPURA_LOG_LEVEL_INFO:  GGML_LOG_INFO ("hypura: %s\n", message); break;
         default:                     GGML_LOG_DEBUG("hypura: %s\n", message); break;
+    }
+}
+
+// libhypura may be older than this ggml and its types
+void define_types() {
+    for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
+        const ggml_type_traits * traits = ggml_get_type_traits((ggml_type) type);
+        char error[256];
+        if (traits->blck_size > 0 && traits->type_size > 0
+            && hypura_type_define(type, traits->type_name, traits->blck_size, traits->type_size, error, sizeof(error)) != HYPURA_STATUS_OK) {
+            GGML_LOG_WARN("hypura: %s\n", error);
+        }
     }
 }
 
@@ -191,6 +215,7 @@ ggml_backend_reg_t ggml_backend_hypura_reg(void) {
         }
 #endif
         hypura_log_set(forward_log, nullptr);
+        define_types();
         return true;
     }();
     return ready ? &reg : nullptr;

@@ -44,6 +44,16 @@ struct ggml_backend_hypura_copy {
     bool is_lost;
 };
 
+// The name by which it gives out a void (*)(void) to call when the user has chosen the size of micro-batches: it stays as it is then.
+#define GGML_BACKEND_HYPURA_KEEP_MICRO_BATCH "ggml_backend_hypura_keep_micro_batch"
+
+// Where a model's tensor would be kept that is not streamed; the numbers are those of hypura_place.
+enum ggml_backend_hypura_place {
+    GGML_BACKEND_HYPURA_PLACE_DEVICE = 0,
+    GGML_BACKEND_HYPURA_PLACE_RAM    = 1,
+    GGML_BACKEND_HYPURA_PLACE_SPARE  = 2, // probably nowhere: it is in the file and not loaded
+};
+
 // Loading a model, in the order of the calls; all on one thread. Those that can fail return false and write the reason.
 struct ggml_backend_hypura_loader {
     int version;
@@ -51,8 +61,11 @@ struct ggml_backend_hypura_loader {
     // a model with these files is about to be loaded
     void (*begin)(const char * const * paths, size_t n_paths);
 
-    // decides what is streamed: on_host tells which tensors would be kept in RAM, *streamed whether any of them is taken
-    bool (*plan)(bool (*on_host)(const char * name, void * user_data), void * user_data, bool * streamed, char * error, size_t error_size);
+    // the model goes by another number than its file has under a key
+    void (*override_key)(const char * key, uint64_t value);
+
+    // decides what is streamed: place tells where each tensor would be kept, *streamed whether any of them is taken
+    bool (*plan)(enum ggml_backend_hypura_place (*place)(const char * name, void * user_data), void * user_data, bool * streamed, char * error, size_t error_size);
 
     // instead of reading a tensor that is_streamed: checks that both sides mean the same bytes
     bool (*bind)(const struct ggml_tensor * tensor, size_t file, size_t offset, char * error, size_t error_size);

@@ -40,12 +40,12 @@ namespace {
 
 struct placement {
     int n_layer;
+    int n_layer_loaded; // the layers after these draft tokens, and are not loaded
     const std::function<bool(int)> & layer_on_cpu;
     const llama_model_tensor_buft_override * overrides;
 };
 
-bool on_host(const char * name, void * user_data) {
-    const auto & where = *(const placement *) user_data;
+bool on_host(const char * name, const placement & where) {
     for (const auto * o = where.overrides; o && o->pattern; ++o) {
         if (std::regex_search(name, std::regex(o->pattern))) {
             return o->buft == ggml_backend_cpu_buffer_type();
@@ -59,21 +59,42 @@ bool on_host(const char * name, void * user_data) {
     return std::string(name).rfind("output", 0) != 0 || where.layer_on_cpu(where.n_layer);
 }
 
+ggml_backend_hypura_place place(const char * name, void * user_data) {
+    const auto & where = *(const placement *) user_data;
+    int layer;
+    if (sscanf(name, "blk.%d.", &layer) == 1 && layer >= where.n_layer_loaded) {
+        return GGML_BACKEND_HYPURA_PLACE_SPARE;
+    }
+    return on_host(name, where) ? GGML_BACKEND_HYPURA_PLACE_RAM : GGML_BACKEND_HYPURA_PLACE_DEVICE;
+}
+
 } // namespace
 
-void llama_hypura_plan(llama_model_loader & ml, int n_layer, const std::function<bool(int)> & layer_on_cpu) {
+// Tables are offered to us like any weight, unless llama.cpp (where it can) maps them to fault in one page at a time.
+template <typename L> auto offer_tables(L & ml, int) -> decltype((void) ml.lazy.mode) {
+    ml.lazy.mode = decltype(ml.lazy.mode)(0); // off
+}
+template <typename L> void offer_tables(L &, long) {}
+
+void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, const std::function<bool(int)> & layer_on_cpu) {
     const auto * loader = llama_hypura_get_loader();
     if (!loader) {
         return;
     }
-    placement where = { n_layer, layer_on_cpu, ml.tensor_buft_overrides };
+    for (const auto & [key, value] : ml.kv_overrides) {
+        if (value.tag == LLAMA_KV_OVERRIDE_TYPE_INT && value.val_i64 >= 0) {
+            loader->override_key(key.c_str(), value.val_i64);
+        }
+    }
+    placement where = { n_layer, ml.load_mtp ? n_layer : n_layer_trunk, layer_on_cpu, ml.tensor_buft_overrides };
     bool streamed = false;
     char error[1024];
-    if (!loader->plan(on_host, &where, &streamed, error, sizeof(error))) {
+    if (!loader->plan(place, &where, &streamed, error, sizeof(error))) {
         throw std::runtime_error(std::string("hypura: ") + error);
     }
     if (streamed) {
         ml.use_mmap = false;
+        offer_tables(ml, 0);
     }
 }
 
@@ -128,7 +149,7 @@ uint32_t llama_hypura_new_context(const llama_model & model, const llama_context
         return n_ubatch;
     }
     const ggml_tensor * streamed = llama_hypura_find_streamed(model);
-    // any other value than llama.cpp's own is the user's choice
+    // any other value than llama.cpp's own is a choice, too
     if (streamed && n_ubatch == llama_context_default_params().n_ubatch) {
         n_ubatch = loader->micro_batch(streamed, n_batch, n_ubatch);
     }

@@ -33,10 +33,33 @@ bool hypura_stands_aside(int32_t status, int32_t setting, const char * reason) {
 }
 
 static void loader_begin(const char * const * paths, size_t n_paths) {
+    hypura_current_loading() = {};
     hypura_current_loading().paths.assign(paths, paths + n_paths);
 }
 
-static bool loader_plan(bool (*on_host)(const char *, void *), void * user_data, bool * streamed, char * error, size_t error_size) {
+static_assert(int(GGML_BACKEND_HYPURA_PLACE_DEVICE) == int(HYPURA_PLACE_DEVICE), "one set of numbers");
+static_assert(int(GGML_BACKEND_HYPURA_PLACE_RAM)    == int(HYPURA_PLACE_RAM),    "one set of numbers");
+static_assert(int(GGML_BACKEND_HYPURA_PLACE_SPARE)  == int(HYPURA_PLACE_SPARE),  "one set of numbers");
+
+static void loader_override_key(const char * key, uint64_t value) {
+    hypura_current_loading().overrides.emplace_back(key, value);
+}
+
+static int32_t open_model(const hypura_loading & loading, hypura_model & model, char * error, size_t error_size) {
+    std::vector<const char *> paths;
+    for (const auto & path : loading.paths) {
+        paths.push_back(path.c_str());
+    }
+    int32_t status = hypura_model_open(paths.data(), paths.size(), nullptr, &model.handle, error, error_size);
+    for (const auto & [key, value] : loading.overrides) {
+        if (status == HYPURA_STATUS_OK) {
+            status = hypura_model_override(model.handle, key.c_str(), value, error, error_size);
+        }
+    }
+    return status;
+}
+
+static bool loader_plan(ggml_backend_hypura_place (*place)(const char *, void *), void * user_data, bool * streamed, char * error, size_t error_size) {
     hypura_loading & loading = hypura_current_loading();
     *streamed = false;
 
@@ -48,29 +71,25 @@ static bool loader_plan(bool (*on_host)(const char *, void *), void * user_data,
         return true;
     }
 
-    std::vector<const char *> paths;
-    for (const auto & path : loading.paths) {
-        paths.push_back(path.c_str());
-    }
     auto model = std::make_shared<hypura_model>();
-    int32_t status = hypura_model_open(paths.data(), paths.size(), nullptr, &model->handle, error, error_size);
+    int32_t status = open_model(loading, *model, error, error_size);
     if (status != HYPURA_STATUS_OK) {
         return hypura_stands_aside(status, setting, error);
     }
 
-    std::vector<uint8_t> host(hypura_model_tensor_count(model->handle));
-    for (size_t i = 0; i < host.size(); ++i) {
+    std::vector<uint8_t> places(hypura_model_tensor_count(model->handle));
+    for (size_t i = 0; i < places.size(); ++i) {
         hypura_tensor_info info = {};
         info.size = sizeof(info);
         if (hypura_model_tensor_info(model->handle, i, &info, error, error_size) != HYPURA_STATUS_OK) {
             return false;
         }
-        host[i] = on_host(info.name, user_data);
+        places[i] = place(info.name, user_data);
     }
 
     hypura_plan plan = {};
     plan.size = sizeof(plan);
-    status = hypura_model_plan(model->handle, host.data(), host.size(), &plan, error, error_size);
+    status = hypura_model_plan(model->handle, places.data(), places.size(), &plan, error, error_size);
     if (status != HYPURA_STATUS_OK) {
         return hypura_stands_aside(status, setting, error);
     }
@@ -91,6 +110,9 @@ static bool loader_bind(const ggml_tensor * tensor, size_t file, size_t offset, 
 }
 
 static void loader_end() {
+    if (const auto & model = hypura_current_loading().model) {
+        hypura_model_loaded(model->handle);
+    }
     hypura_current_loading() = {};
 }
 
@@ -98,9 +120,15 @@ static bool loader_is_streamed(const ggml_tensor * tensor) {
     return hypura_find_tensor(tensor) != nullptr;
 }
 
+static std::atomic<bool> micro_batch_is_kept { false };
+
+void hypura_keep_micro_batch() {
+    micro_batch_is_kept = true;
+}
+
 static size_t loader_micro_batch(const ggml_tensor * tensor, size_t n_batch, size_t n_ubatch) {
     const hypura_tensor * t = hypura_find_tensor(tensor);
-    return t ? hypura_model_micro_batch(t->model->handle, n_batch, n_ubatch) : n_ubatch;
+    return t && !micro_batch_is_kept ? hypura_model_micro_batch(t->model->handle, n_batch, n_ubatch) : n_ubatch;
 }
 
 static void loader_make_room(size_t size) {
@@ -131,6 +159,7 @@ const ggml_backend_hypura_loader * hypura_get_loader() {
     static const ggml_backend_hypura_loader loader = {
         /* .version     = */ GGML_BACKEND_HYPURA_LOADER_VERSION,
         /* .begin       = */ loader_begin,
+        /* .override_key = */ loader_override_key,
         /* .plan        = */ loader_plan,
         /* .bind        = */ loader_bind,
         /* .end         = */ loader_end,

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 // an opened model; shared by the buffers that stand for its weights and the backends that compute on them
@@ -31,11 +32,13 @@ struct hypura_tensor {
     std::shared_ptr<hypura_model> model;
     size_t index;
     bool   is_awaited;
+    bool   is_table;   // looked up by the row, and nothing else
 };
 
 // the model that this thread is loading; empty otherwise
 struct hypura_loading {
     std::vector<std::string> paths;       // told by a patched llama.cpp
+    std::vector<std::pair<std::string, uint64_t>> overrides; // so are these
     std::shared_ptr<hypura_model> found;  // or found out, whether anything of it is streamed or not
     std::shared_ptr<hypura_model> model;  // if anything of it is streamed
     std::string refusal;                  // why loading must fail, if it must
@@ -55,6 +58,9 @@ const hypura_tensor * hypura_find_tensor(const ggml_tensor * t);
 
 struct ggml_backend_hypura_loader;
 const ggml_backend_hypura_loader * hypura_get_loader();
+
+// from now on the user's choice of micro-batch holds
+void hypura_keep_micro_batch();
 
 // for a llama.cpp that tells nothing (discover.cpp)
 void hypura_discover(const ggml_tensor * weight);

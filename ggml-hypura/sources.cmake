@@ -10,5 +10,6 @@ set(HYPURA_ADAPTER_SOURCES
     host.cpp
     lookahead.cpp
     model.cpp
+    rows.cpp
     speed.cpp
 )

@@ -118,9 +118,28 @@ enum hypura_mode
   HYPURA_MODE_EXPERT_STREAMING = 1,
   /// Weights that every token uses are streamed: those of feed-forward layers, shared experts and attention.
   HYPURA_MODE_DENSE_STREAMING = 2,
+  /// Only tables are streamed, of which a token uses some rows.
+  HYPURA_MODE_TABLE_STREAMING = 3,
 };
 #ifndef __cplusplus
 typedef int32_t hypura_mode;
+#endif // __cplusplus
+
+/// Where the host keeps a tensor that is not streamed: an element of `places` of hypura_model_plan(). Append-only.
+enum hypura_place
+#ifdef __cplusplus
+  : int32_t
+#endif // __cplusplus
+ {
+  /// On a device.
+  HYPURA_PLACE_DEVICE = 0,
+  /// In RAM; any other value than these means the same.
+  HYPURA_PLACE_RAM = 1,
+  /// Nowhere, probably: it is in the file, but not loaded. It counts as no memory, and is streamed if it is bound after all.
+  HYPURA_PLACE_SPARE = 2,
+};
+#ifndef __cplusplus
+typedef int32_t hypura_place;
 #endif // __cplusplus
 
 /// How much a message matters: the first argument of a log callback. Append-only.
@@ -238,6 +257,23 @@ const char *hypura_status_name(int32_t status);
 /// @return HYPURA_STATUS_OK; HYPURA_STATUS_CONFIG when any HYPURA_* variable is malformed
 int32_t hypura_setting_from_environment(int32_t *setting, char *error, size_t error_size);
 
+/// Tells how a ggml type is stored, for models that are opened from now on. A host whose ggml is newer than the library may have
+/// types that it does not know: tensors of such a type are not streamed. Optional; to tell of a type that is known already changes
+/// nothing.
+///
+/// @param ggml_type its number in the host's ggml
+/// @param name its name, up to 64 bytes
+/// @param block_elements elements in a block, at least 1
+/// @param block_bytes bytes of a block, at least 1
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT also when the number was defined with other sizes before
+int32_t hypura_type_define(uint32_t ggml_type,
+                           const char *name,
+                           uint64_t block_elements,
+                           uint64_t block_bytes,
+                           char *error,
+                           size_t error_size);
+
 /// Announces that the host is about to take memory, for another context say. Streamed models of this process give up what
 /// is needed for it, as far as they can, and take it back when it turns out to be free after all. Optional: they also
 /// give way when memory runs short, but take a moment to see it.
@@ -305,19 +341,33 @@ int32_t hypura_model_find_tensor(const struct hypura_model_t *model,
                                  char *error,
                                  size_t error_size);
 
+/// Tells that the host goes by another number than the file has under a key, as llama.cpp's --override-kv makes it do. Before
+/// hypura_model_plan(); keys that nothing goes by are ignored.
+///
+/// @param model from hypura_model_open(), used by no other thread during the call
+/// @param key such as "qwen3moe.expert_used_count"
+/// @param value the number
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT also when the model has been planned already
+int32_t hypura_model_override(struct hypura_model_t *model,
+                              const char *key,
+                              uint64_t value,
+                              char *error,
+                              size_t error_size);
+
 /// Decides what is streamed, once per model.
 ///
 /// @param model from hypura_model_open(), used by no other thread during the call
-/// @param on_host for each tensor of the model whether the host would keep it in RAM (not 0) or on a device (0); NULL: all
-///     in RAM
-/// @param tensor_count how many bytes `on_host` has: hypura_model_tensor_count()
+/// @param places for each tensor of the model a value of hypura_place: where the host would keep it; NULL: all in RAM, but for
+///     layers that draft tokens (MTP), which are spare
+/// @param tensor_count how many bytes `places` has: hypura_model_tensor_count()
 /// @param plan receives the decision, its `size` is set before the call; NULL is allowed
 /// @param error,error_size where the reason goes
 /// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` was not set;
 ///     HYPURA_STATUS_BUDGET when HYPURA_RAM is below the working minimum; HYPURA_STATUS_CHANGED when a file is not what it was
 ///     when the model was opened; HYPURA_STATUS_OPEN, HYPURA_STATUS_IO, HYPURA_STATUS_RESOURCE
 int32_t hypura_model_plan(struct hypura_model_t *model,
-                          const uint8_t *on_host,
+                          const uint8_t *places,
                           size_t tensor_count,
                           struct hypura_plan *plan,
                           char *error,
@@ -329,6 +379,14 @@ int32_t hypura_model_plan(struct hypura_model_t *model,
 /// @param tensor its index, below hypura_model_tensor_count()
 /// @return false for NULL, and for a tensor that does not exist
 bool hypura_model_streams(const struct hypura_model_t *model, size_t tensor);
+
+/// Whether a streamed tensor is a table: its rows are copied by hypura_fetch_rows(), and nothing else of it is demanded.
+///
+/// @param model from hypura_model_open(), or NULL
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @return false for NULL, and for a tensor that does not exist or is not streamed
+bool hypura_model_is_table(const struct hypura_model_t *model,
+                           size_t tensor);
 
 /// Advises how many tokens to compute at once: more than usual where memory allows it, because what is streamed is read once
 /// for all of them.
@@ -384,6 +442,12 @@ int32_t hypura_model_bind(const struct hypura_model_t *model,
                           uint64_t size_bytes,
                           char *error,
                           size_t error_size);
+
+/// Says that all streamed tensors that will be demanded have been bound, by hypura_model_bind() or hypura_model_bind_memory(): what
+/// is in the file and was not bound takes no part, in memory, reads or predictions. Optional; before the first demand.
+///
+/// @param model from hypura_model_open(), or NULL
+void hypura_model_loaded(const struct hypura_model_t *model);
 
 /// Copies a part of a tensor, streamed or not, from its file: for weights that are not streamed, and for hosts that save or
 /// inspect weights.
@@ -532,6 +596,13 @@ int32_t hypura_fetch_begin_some(struct hypura_fetch_t *fetch,
                                 char *error,
                                 size_t error_size);
 
+/// Tells that the next demand is the first of a pass: of the graph that is computed for a batch of tokens. Optional, and for all passes
+/// of a fetch or none: without it a pass begins whenever the tensor is demanded that was demanded first of all, which is wrong for
+/// models that use a tensor several times for one token, and counts such a token several times.
+///
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+void hypura_fetch_begin_pass(struct hypura_fetch_t *fetch);
+
 /// Tells what goes into the multiplication that was demanded last, as the experts get it, or as the router got it where their
 /// widths differ. The library can then foresee what the next layer wants, and learns from any layer, a prompt's too. Optional; what is not
 /// what it should be makes no difference but in time.
@@ -544,6 +615,27 @@ void hypura_fetch_look_ahead(struct hypura_fetch_t *fetch,
                              const float *rows,
                              size_t row_length,
                              size_t row_count);
+
+/// Copies rows of a table (hypura_model_is_table()), one after the other, waiting for those that have to be read. It is no demand: what
+/// one delivers stays valid.
+///
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call
+/// @param tensor the table's index
+/// @param ids the rows, in any order; a row may be wanted many times
+/// @param id_count how many
+/// @param rows receives them
+/// @param rows_size bytes there: `id_count` times those of a row
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; at the first use what hypura_fetch_begin() returns then; any read
+///     error of this model, also of earlier demands, and then what `rows` holds is undefined
+int32_t hypura_fetch_rows(struct hypura_fetch_t *fetch,
+                          size_t tensor,
+                          const int32_t *ids,
+                          size_t id_count,
+                          uint8_t *rows,
+                          size_t rows_size,
+                          char *error,
+                          size_t error_size);
 
 /// Delivers blocks that are ready, what was in RAM first, and waits only when none is. Each block of the demand comes exactly
 /// once, in any order, and stays valid until the next call with this fetch.

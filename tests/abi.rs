@@ -115,7 +115,9 @@ fn values_in_rust() -> BTreeMap<String, i64> {
     values_of!(values, "HYPURA_SETTING", HypuraSetting { Auto = "AUTO", Off = "OFF", Stream = "STREAM" });
     values_of!(values, "HYPURA_MODE", HypuraMode {
         FullResident = "FULL_RESIDENT", ExpertStreaming = "EXPERT_STREAMING", DenseStreaming = "DENSE_STREAMING",
+        TableStreaming = "TABLE_STREAMING",
     });
+    values_of!(values, "HYPURA_PLACE", HypuraPlace { Device = "DEVICE", Ram = "RAM", Spare = "SPARE" });
     values_of!(values, "HYPURA_LOG_LEVEL", HypuraLogLevel {
         Error = "ERROR", Warn = "WARN", Info = "INFO", Debug = "DEBUG", Trace = "TRACE",
     });
@@ -133,7 +135,7 @@ fn constants_have_the_same_values_in_c_and_rust() {
             })
             .collect();
         assert_eq!(in_c, values_in_rust(), "{language}");
-        for name in ["hypura_status", "hypura_setting", "hypura_mode", "hypura_log_level"] {
+        for name in ["hypura_status", "hypura_setting", "hypura_mode", "hypura_place", "hypura_log_level"] {
             assert!(header.contains(&format!("pubtype{name}=i32;")), "{name} is not an int32_t in {language}");
         }
     }
@@ -195,8 +197,12 @@ signatures! {
     hypura_model_tensor_count: fn(*const HypuraModel) -> usize;
     hypura_model_tensor_info: fn(*const HypuraModel, usize, *mut HypuraTensorInfo, *mut c_char, usize) -> i32;
     hypura_model_find_tensor: fn(*const HypuraModel, *const c_char, *mut usize, *mut c_char, usize) -> i32;
+    hypura_model_override: fn(*mut HypuraModel, *const c_char, u64, *mut c_char, usize) -> i32;
+    hypura_model_loaded: fn(*const HypuraModel);
     hypura_model_plan: fn(*mut HypuraModel, *const u8, usize, *mut HypuraPlan, *mut c_char, usize) -> i32;
+    hypura_model_is_table: fn(*const HypuraModel, usize) -> bool;
     hypura_model_streams: fn(*const HypuraModel, usize) -> bool;
+    hypura_type_define: fn(u32, *const c_char, u64, u64, *mut c_char, usize) -> i32;
     hypura_make_room: fn(u64);
     hypura_model_micro_batch: fn(*const HypuraModel, usize, usize) -> usize;
     hypura_model_next_unmeasured: fn(*const HypuraModel, usize, u64, *mut u32) -> bool;
@@ -210,8 +216,24 @@ signatures! {
     hypura_model_read: fn(*const HypuraModel, usize, u64, usize, *mut u8, *mut c_char, usize) -> i32;
     hypura_model_stats_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_model_plan_json: fn(*const HypuraModel, *mut c_char, usize, *mut usize, *mut c_char, usize) -> i32;
+    hypura_model_use_memory: fn(
+        *const HypuraModel, HypuraAllocate, HypuraRelease, *mut c_void, *mut c_char, usize
+    ) -> i32;
+    hypura_copy_budget: fn(*const HypuraModel, u64, u64) -> u64;
+    hypura_copy_note_memory: fn(*const HypuraModel, i64);
+    hypura_copy_add: fn(*const HypuraModel, usize, usize, *mut c_char, usize) -> i32;
+    hypura_copy_worth: fn(*const HypuraModel, usize, usize) -> f64;
+    hypura_copy_remove: fn(*const HypuraModel, usize, usize, *mut *mut c_void, *mut c_char, usize) -> i32;
+    hypura_copy_rescued: fn(*const HypuraModel, usize, usize, *mut c_char, usize) -> i32;
     hypura_fetch_new: fn(*const HypuraModel, *mut *mut HypuraFetch, *mut c_char, usize) -> i32;
     hypura_fetch_begin: fn(*mut HypuraFetch, usize, *const i32, usize, usize, *mut c_char, usize) -> i32;
+    hypura_fetch_begin_some: fn(
+        *mut HypuraFetch, usize, *const i32, usize, usize, *const i32, usize, *mut c_char, usize
+    ) -> i32;
+    hypura_fetch_begin_pass: fn(*mut HypuraFetch);
+    hypura_fetch_keep: fn(*mut HypuraFetch);
+    hypura_fetch_release: fn(*mut HypuraFetch);
+    hypura_fetch_rows: fn(*mut HypuraFetch, usize, *const i32, usize, *mut u8, usize, *mut c_char, usize) -> i32;
     hypura_fetch_look_ahead: fn(*mut HypuraFetch, *const f32, usize, usize);
     hypura_fetch_next: fn(*mut HypuraFetch, *mut HypuraBlock, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_fetch_is_ready: fn(*const HypuraFetch) -> bool;
@@ -233,6 +255,8 @@ fn in_rust_names(text: &str) -> String {
         ("hypura_plan", "HypuraPlan"),
         ("hypura_block", "HypuraBlock"),
         ("hypura_log_callback", "HypuraLogCallback"),
+        ("hypura_allocate_callback", "HypuraAllocate"),
+        ("hypura_release_callback", "HypuraRelease"),
     ];
     names.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }

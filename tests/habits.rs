@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::{Model, ModelWriter, Q4_K, Random, TestDirectory, number, stats, within};
 use hypura::config::Config;
+use hypura::plan::Place;
 use hypura::predict::{Habits, Store};
 use hypura::stream::Session;
 
@@ -36,7 +37,7 @@ fn session(model: &Model, directory: &Path, slots: u64, settings: &[(&str, &str)
     let fixed = [("HYPURA_RAM", &*ram_bytes), ("HYPURA_DIRECT", "off")];
     let config = model.config(&[&fixed, settings].concat()).unwrap();
     let config = Config { cache_directory: Some(directory.to_owned()), ..config };
-    Session::plan(&model.gguf, &config, |_| true).unwrap().expect("it is told to stream")
+    Session::plan(&model.gguf, &config, |_| Place::Ram).unwrap().expect("it is told to stream")
 }
 
 /// The choices of tokens for each layer: some experts are popular, others in every layer.
@@ -204,7 +205,7 @@ fn another_model_and_rubbish_change_nothing() {
         run(&model, &session(&model, directory.path(), SLOTS, &[]), &routing(4, 20));
         let config = other.config(&[("HYPURA_RAM", "64M")]).unwrap();
         let config = Config { cache_directory: Some(directory.path().to_owned()), ..config };
-        let of_other = Session::plan(&other.gguf, &config, |_| true).unwrap().unwrap();
+        let of_other = Session::plan(&other.gguf, &config, |_| Place::Ram).unwrap().unwrap();
         other.sweep(&of_other).unwrap();
         drop(of_other);
         let files = habit_files(directory.path());

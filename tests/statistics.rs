@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{F32, MODELS, TestDirectory, dense_model, expert_model, number, stats, within};
 
 /// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 25] = [
+const STATS_KEYS: [&str; 30] = [
     "mode",
     "model_bytes",
     "resident_bytes",
@@ -20,6 +20,11 @@ const STATS_KEYS: [&str; 25] = [
     "stall_seconds",
     "expert_hits",
     "expert_misses",
+    "vram_bytes",
+    "vram_hits",
+    "vram_rescued_bytes",
+    "rows",
+    "row_reads",
     "prefetch_issued",
     "prefetch_used",
     "tokens",

@@ -69,6 +69,64 @@ fn any_demand_for_experts_under_any_budget_delivers_the_files_bytes() {
     within(120, || check_every_setting(expert_model));
 }
 
+/// Layers in the file that the host never loads: their blocks get no slots, and there is nothing to demand of them.
+#[test]
+fn what_the_host_never_binds_takes_no_part() {
+    within(60, || {
+        let model = expert_model(TestDirectory::new(), 7, 1);
+        let all_bytes = model.everything_bytes();
+        let session = model.session_with_ram(all_bytes, &[]).unwrap();
+        let streamed = model.streamed(&session);
+        let (unbound, bound) = streamed.split_last().unwrap();
+        bound.iter().for_each(|&tensor| session.note_bound(tensor));
+        session.note_loaded();
+        let mut fetch = session.new_fetch();
+        let error = fetch.begin(*unbound, &[0], 1).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        assert!(error.message().contains("was not bound"), "{error}");
+        let mut blocks = Vec::new();
+        for &tensor in bound {
+            fetch.begin(tensor, &[0], 1).unwrap();
+            fetch.next(&mut blocks).unwrap();
+            assert_eq!(blocks.len(), 1);
+            model.assert_right(tensor, &blocks[0]);
+        }
+        fetch.end();
+        let pools = number(&stats(&session), "budget_bytes");
+        assert!(pools < all_bytes - model.gguf.tensors()[*unbound].size_bytes, "{pools} of {all_bytes} bytes");
+    });
+}
+
+/// A looped model uses its layers twice for a token; the second time ends with another tensor.
+#[test]
+fn a_pass_of_a_looped_model_is_one_token_and_is_read_ahead_in_its_order() {
+    within(60, || {
+        let model = dense_model(TestDirectory::new(), 8, 1);
+        let minimum = model.minimum_bytes(&[]);
+        let third = (model.everything_bytes() - minimum) / 3;
+        let session = model.session_with_ram(minimum + third, &[]).unwrap();
+        let streamed = model.streamed(&session);
+        let (last, looped) = streamed.split_last().unwrap();
+        let mut fetch = session.new_fetch();
+        let mut blocks = Vec::new();
+        for _ in 0..12 {
+            fetch.begin_pass();
+            for &tensor in looped.iter().chain(looped).chain([last]) {
+                fetch.begin(tensor, &[], 1).unwrap();
+                fetch.next(&mut blocks).unwrap();
+                model.assert_right(tensor, &blocks[0]);
+                fetch.end();
+            }
+        }
+        drop(fetch);
+        let stats = stats(&session);
+        assert_eq!(number(&stats, "tokens"), 12, "{stats}");
+        // All that is read ahead is used, but for what is under way at the end.
+        let in_vain = number(&stats, "prefetch_issued") - number(&stats, "prefetch_used");
+        assert!(number(&stats, "prefetch_issued") > 50 && in_vain <= 10, "{stats}");
+    });
+}
+
 #[test]
 fn any_demand_for_dense_tensors_under_any_budget_delivers_the_files_bytes() {
     within(120, || check_every_setting(dense_model));

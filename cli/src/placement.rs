@@ -8,6 +8,7 @@ use hypura::forecast::{
 use hypura::hw::Profile;
 use hypura::memory::margin_bytes;
 use hypura::persist;
+use hypura::plan::usual_place;
 
 use crate::format::bytes;
 use crate::model_file::ModelFile;
@@ -169,7 +170,7 @@ impl Placement {
 /// The problem of placing a model of which the host leaves everything to us.
 pub fn problem_for(model: &ModelFile, profile: &Profile, ram_bytes: u64, gpu_bytes: u64) -> Problem {
     let circumstances = Circumstances { ram_bytes, gpu_bytes, read_overhead_seconds: READ_OVERHEAD_SECONDS };
-    problem_of(&model.gguf, |_| true, profile, &circumstances, None)
+    problem_of(&model.gguf, usual_place(&model.gguf), profile, &circumstances, None)
 }
 
 /// The least memory for weights that works, without a GPU; `None` when the planner cannot tell.

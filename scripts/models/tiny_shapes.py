@@ -159,6 +159,33 @@ def deepseek2():
     return model
 
 
+@shape("drafting")
+def drafting():
+    """deepseek2 with one more layer, which drafts tokens (MTP) and is not loaded; 3 layers of 16 experts, 2 used; Q8_0"""
+    layers = 3
+    model = deepseek_moe(experts=16, used=2, hidden=64, dense_layers=0, layers=layers + 1, type_=Type.Q8_0, fused=False)
+    model.parameters |= {"expert_gating_func": int(ExpertGatingFuncType.SOFTMAX), "nextn_predict_layers": 1}
+    width = model.parameters["embedding_length"]
+    prefix = f"blk.{layers}.nextn"
+    model.tensors.append(Tensor(f"{prefix}.eh_proj.weight", (width, 2 * width), Type.Q8_0))
+    model.tensors += [norm(f"{prefix}.{part}.weight", width) for part in ("enorm", "hnorm")]
+    return model
+
+
+@shape("looped")
+def looped():
+    """nanbeige: a dense model whose 3 layers are gone through twice for a token; Q8_0"""
+    width = Width(embedding=256, heads=4, kv_heads=2, head=64, matrix_type=Type.Q8_0)
+    layers, hidden = 3, 512
+    tensors = embeddings(width, VOCABULARY)
+    for index in range(layers):
+        layer = f"blk.{index}"
+        tensors += attention(layer, width)
+        tensors.append(norm(f"{layer}.ffn_norm.weight", width.embedding))
+        tensors += dense_ffn(layer, width, hidden, (Type.Q8_0,) * 3)
+    return TinyModel("nanbeige", common_parameters(width, layers, hidden) | {"num_loops": 2}, tensors)
+
+
 @shape("fused-gate-up")
 def fused_gate_up():
     """deepseek2 with gate and up in one ffn_gate_up_exps tensor, 16 experts, 4 used, softmax router; Q4_0"""

@@ -91,9 +91,10 @@ fn candidate(first: &OpenFile, open: &[OpenFile]) -> Result<Found> {
 }
 
 fn holds(gguf: &Gguf, wanted: Wanted<'_>) -> bool {
-    gguf.find(wanted.name)
-        .map(|tensor| &gguf.tensors()[tensor])
-        .is_some_and(|tensor| tensor.ggml_type.id() == wanted.ggml_type && tensor.size_bytes == wanted.size_bytes)
+    gguf.find(wanted.name).map(|tensor| &gguf.tensors()[tensor]).is_some_and(|tensor| {
+        let has_the_size = tensor.size_bytes == wanted.size_bytes || !tensor.ggml_type.is_known();
+        tensor.ggml_type.id() == wanted.ggml_type && has_the_size
+    })
 }
 
 fn uncertain(message: String) -> Error {

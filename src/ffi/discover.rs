@@ -90,6 +90,7 @@ pub unsafe extern "C" fn hypura_model_bind_memory(
         if agree(&model.gguf().files()[found.file], found, bytes)? == Source::Mapped {
             model.session()?.note_mapped_host();
         }
+        model.session()?.note_bound(tensor);
         Ok(())
     };
     // SAFETY: the contract of this function.

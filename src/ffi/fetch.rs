@@ -127,6 +127,19 @@ pub unsafe extern "C" fn hypura_fetch_begin_some(
     unsafe { guard(error, error_size, body) }
 }
 
+/// Tells that the next demand is the first of a pass: of the graph that is computed for a batch of tokens. Optional, and for all passes
+/// of a fetch or none: without it a pass begins whenever the tensor is demanded that was demanded first of all, which is wrong for
+/// models that use a tensor several times for one token, and counts such a token several times.
+///
+/// # Safety
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_begin_pass(fetch: *mut HypuraFetch) {
+    // SAFETY: the contract of this function.
+    let Some(this) = (unsafe { fetch.as_mut() }) else { return };
+    guard_infallible((), || this.fetch.begin_pass());
+}
+
 /// Tells what goes into the multiplication that was demanded last, as the experts get it, or as the router got it where their
 /// widths differ. The library can then foresee what the next layer wants, and learns from any layer, a prompt's too. Optional; what is not
 /// what it should be makes no difference but in time.
@@ -149,6 +162,48 @@ pub unsafe extern "C" fn hypura_fetch_look_ahead(
     // SAFETY: the contract of this function.
     let rows = unsafe { std::slice::from_raw_parts(rows, length) };
     guard_infallible((), || this.fetch.look_ahead(row_length, rows));
+}
+
+/// Copies rows of a table (hypura_model_is_table()), one after the other, waiting for those that have to be read. It is no demand: what
+/// one delivers stays valid.
+///
+/// # Safety
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call
+/// @param tensor the table's index
+/// @param ids the rows, in any order; a row may be wanted many times
+/// @param id_count how many
+/// @param rows receives them
+/// @param rows_size bytes there: `id_count` times those of a row
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; at the first use what hypura_fetch_begin() returns then; any read
+///     error of this model, also of earlier demands, and then what `rows` holds is undefined
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_fetch_rows(
+    fetch: *mut HypuraFetch,
+    tensor: usize,
+    ids: *const i32,
+    id_count: usize,
+    rows: *mut u8,
+    rows_size: usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let this = unsafe { pointers::exclusive(fetch, "fetch") }?;
+        // SAFETY: the contract of this function.
+        let ids = unsafe { pointers::slice(ids, id_count, "ids") }?;
+        if rows.is_null() || isize::try_from(rows_size).is_err() {
+            return Err(pointers::invalid("rows is NULL or has too many bytes"));
+        }
+        // SAFETY: the contract of this function: the host gives so many bytes, which nobody else uses during the call.
+        unsafe { std::ptr::write_bytes(rows, 0, rows_size) };
+        // SAFETY: as above, and all of them have been written just now.
+        let rows = unsafe { std::slice::from_raw_parts_mut(rows, rows_size) };
+        this.fetch.rows(tensor, ids, rows)
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
 }
 
 /// Delivers blocks that are ready, what was in RAM first, and waits only when none is. Each block of the demand comes exactly

@@ -5,6 +5,7 @@ use std::ffi::c_char;
 use super::boundary::{guard, guard_infallible};
 use super::pointers;
 use crate::config::{Config, ModeSetting};
+use crate::gguf::GgmlType;
 use crate::memory::make_room;
 
 /// The version of this ABI. It changes when a function or struct changes its meaning; additions keep it.
@@ -125,6 +126,35 @@ pub unsafe extern "C" fn hypura_setting_from_environment(
         };
         // SAFETY: the contract of this function.
         unsafe { pointers::write(setting, value as i32, "setting") }
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
+/// Tells how a ggml type is stored, for models that are opened from now on. A host whose ggml is newer than the library may have
+/// types that it does not know: tensors of such a type are not streamed. Optional; to tell of a type that is known already changes
+/// nothing.
+///
+/// # Safety
+/// @param ggml_type its number in the host's ggml
+/// @param name its name, up to 64 bytes
+/// @param block_elements elements in a block, at least 1
+/// @param block_bytes bytes of a block, at least 1
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT also when the number was defined with other sizes before
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_type_define(
+    ggml_type: u32,
+    name: *const c_char,
+    block_elements: u64,
+    block_bytes: u64,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let name = unsafe { pointers::text(name, "name") }?;
+        GgmlType::define(ggml_type, name, block_elements, block_bytes)
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }

@@ -11,7 +11,7 @@ use crate::discover::OpenFile;
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::{Gguf, Role, role_of};
 use crate::io::read_exact_to;
-use crate::plan::Mode;
+use crate::plan::{Mode, Place, usual_place};
 use crate::stream::Session;
 
 /// An opened model. Opaque.
@@ -54,6 +54,19 @@ pub enum HypuraMode {
     ExpertStreaming = 1,
     /// Weights that every token uses are streamed: those of feed-forward layers, shared experts and attention.
     DenseStreaming = 2,
+    /// Only tables are streamed, of which a token uses some rows.
+    TableStreaming = 3,
+}
+
+/// Where the host keeps a tensor that is not streamed: an element of `places` of hypura_model_plan(). Append-only.
+#[repr(i32)]
+pub enum HypuraPlace {
+    /// On a device.
+    Device = 0,
+    /// In RAM; any other value than these means the same.
+    Ram = 1,
+    /// Nowhere, probably: it is in the file, but not loaded. It counts as no memory, and is streamed if it is bound after all.
+    Spare = 2,
 }
 
 /// What was decided for a model. Set `size` to sizeof(hypura_plan) before the call.
@@ -274,13 +287,45 @@ pub unsafe extern "C" fn hypura_model_find_tensor(
     unsafe { guard(error, error_size, body) }
 }
 
+/// Tells that the host goes by another number than the file has under a key, as llama.cpp's --override-kv makes it do. Before
+/// hypura_model_plan(); keys that nothing goes by are ignored.
+///
+/// # Safety
+/// @param model from hypura_model_open(), used by no other thread during the call
+/// @param key such as "qwen3moe.expert_used_count"
+/// @param value the number
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT also when the model has been planned already
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_override(
+    model: *mut HypuraModel,
+    key: *const c_char,
+    value: u64,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: the contract of this function.
+        let model = unsafe { pointers::exclusive(model, "model") }?;
+        // SAFETY: the contract of this function.
+        let key = unsafe { pointers::text(key, "key") }?;
+        if model.session.is_some() {
+            return Err(invalid("the model has been planned already"));
+        }
+        Arc::make_mut(&mut model.gguf).override_key(key, value);
+        Ok(())
+    };
+    // SAFETY: the contract of this function.
+    unsafe { guard(error, error_size, body) }
+}
+
 /// Decides what is streamed, once per model.
 ///
 /// # Safety
 /// @param model from hypura_model_open(), used by no other thread during the call
-/// @param on_host for each tensor of the model whether the host would keep it in RAM (not 0) or on a device (0); NULL: all
-///     in RAM
-/// @param tensor_count how many bytes `on_host` has: hypura_model_tensor_count()
+/// @param places for each tensor of the model a value of hypura_place: where the host would keep it; NULL: all in RAM, but for
+///     layers that draft tokens (MTP), which are spare
+/// @param tensor_count how many bytes `places` has: hypura_model_tensor_count()
 /// @param plan receives the decision, its `size` is set before the call; NULL is allowed
 /// @param error,error_size where the reason goes
 /// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT; HYPURA_STATUS_VERSION when `size` was not set;
@@ -289,7 +334,7 @@ pub unsafe extern "C" fn hypura_model_find_tensor(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hypura_model_plan(
     model: *mut HypuraModel,
-    on_host: *const u8,
+    places: *const u8,
     tensor_count: usize,
     plan: *mut HypuraPlan,
     error: *mut c_char,
@@ -303,18 +348,19 @@ pub unsafe extern "C" fn hypura_model_plan(
         }
         let count = model.gguf.tensors().len();
         // SAFETY: the contract of this function.
-        let on_host = match on_host.is_null() {
+        let places = match places.is_null() {
             true => None,
             // SAFETY: the contract of this function.
-            false => Some(unsafe { pointers::slice(on_host, tensor_count, "on_host") }?),
+            false => Some(unsafe { pointers::slice(places, tensor_count, "places") }?),
         };
-        if on_host.is_some_and(|on_host| on_host.len() != count) {
+        if places.is_some_and(|places| places.len() != count) {
             return Err(invalid(&format!("tensor_count is {tensor_count}, but the model has {count} tensors")));
         }
         // SAFETY: the contract of this function.
         let size = if plan.is_null() { 0 } else { unsafe { pointers::size_in_host(plan, "plan") }? };
-        let session =
-            Session::plan(&model.gguf, &model.config, |tensor| on_host.is_none_or(|on_host| on_host[tensor] != 0))?;
+        let usual = usual_place(&model.gguf);
+        let place = |tensor: usize| places.map_or_else(|| usual(tensor), |places| place_of(places[tensor]));
+        let session = Session::plan(&model.gguf, &model.config, place)?;
         if !plan.is_null() {
             // SAFETY: the contract of this function.
             unsafe { pointers::fill(plan, size, &summary(session.as_deref())) };
@@ -324,6 +370,15 @@ pub unsafe extern "C" fn hypura_model_plan(
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
+}
+
+/// What a value of hypura_place means; hosts that know only the first two may say yes with any other number.
+fn place_of(value: u8) -> Place {
+    match i32::from(value) {
+        value if value == HypuraPlace::Device as i32 => Place::Device,
+        value if value == HypuraPlace::Spare as i32 => Place::Spare,
+        _ => Place::Ram,
+    }
 }
 
 fn summary(session: Option<&Session>) -> HypuraPlan {
@@ -341,6 +396,7 @@ fn summary(session: Option<&Session>) -> HypuraPlan {
             Mode::Resident => HypuraMode::FullResident,
             Mode::ExpertStreaming => HypuraMode::ExpertStreaming,
             Mode::DenseStreaming => HypuraMode::DenseStreaming,
+            Mode::TableStreaming => HypuraMode::TableStreaming,
         } as i32;
         summary.streamed_tensor_count = plan.streamed.len() as u64;
         summary.streamed_bytes = plan.streamed_bytes;
@@ -361,6 +417,19 @@ pub unsafe extern "C" fn hypura_model_streams(model: *const HypuraModel, tensor:
     // SAFETY: the contract of this function.
     let session = unsafe { model.as_ref() }.and_then(|model| model.session.as_ref());
     session.is_some_and(|session| session.streams(tensor))
+}
+
+/// Whether a streamed tensor is a table: its rows are copied by hypura_fetch_rows(), and nothing else of it is demanded.
+///
+/// # Safety
+/// @param model from hypura_model_open(), or NULL
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @return false for NULL, and for a tensor that does not exist or is not streamed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_is_table(model: *const HypuraModel, tensor: usize) -> bool {
+    // SAFETY: the contract of this function.
+    let session = unsafe { model.as_ref() }.and_then(|model| model.session.as_ref());
+    session.is_some_and(|session| session.is_table(tensor))
 }
 
 /// Advises how many tokens to compute at once: more than usual where memory allows it, because what is streamed is read once
@@ -465,6 +534,7 @@ pub unsafe extern "C" fn hypura_model_bind(
         let found = model.tensor(tensor)?;
         model.check_streamed(tensor)?;
         if (found.file, found.offset, found.size_bytes) == (file, offset, size_bytes) {
+            model.session()?.note_bound(tensor);
             return Ok(());
         }
         Err(Error::new(
@@ -478,6 +548,22 @@ pub unsafe extern "C" fn hypura_model_bind(
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
+}
+
+/// Says that all streamed tensors that will be demanded have been bound, by hypura_model_bind() or hypura_model_bind_memory(): what
+/// is in the file and was not bound takes no part, in memory, reads or predictions. Optional; before the first demand.
+///
+/// # Safety
+/// @param model from hypura_model_open(), or NULL
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_loaded(model: *const HypuraModel) {
+    // SAFETY: the contract of this function.
+    let session = unsafe { model.as_ref() }.and_then(|model| model.session.as_ref());
+    guard_infallible((), || {
+        if let Some(session) = session {
+            session.note_loaded();
+        }
+    });
 }
 
 /// Copies a part of a tensor, streamed or not, from its file: for weights that are not streamed, and for hosts that save or

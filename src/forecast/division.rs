@@ -20,6 +20,8 @@ pub enum Keeping {
     Dense(usize),
     /// In slots of these classes: one for each matrix of an expert.
     Experts(Vec<usize>),
+    /// On the drive, but for rows.
+    Table,
 }
 
 /// The seats that pools with these slots amount to, by item; and sets the rings of the problem to what the pools have for them.
@@ -52,6 +54,9 @@ pub fn divide(
         .iter()
         .map(|item| if item.on_gpu { Seat::Gpu } else { Seat::Host { slots: item.slot_count } })
         .collect();
+    for (seat, _) in seats.iter_mut().zip(keeping).filter(|(_, keeping)| **keeping == Keeping::Table) {
+        *seat = Seat::Host { slots: 0 };
+    }
     for (&item, stays) in dense.iter().zip(stays) {
         seats[item] = Seat::Host { slots: usize::from(stays) };
     }

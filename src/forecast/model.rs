@@ -7,6 +7,7 @@ use super::problem::{Item, Machine, Problem, Usage};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::gguf::{Role, layer_of, role_of};
 use crate::hw::Profile;
+use crate::plan::Place;
 
 /// How often the experts of a layer were used, by layer and expert; in any unit, since only the proportions count. A layer
 /// without figures is left out.
@@ -50,13 +51,13 @@ const GPU_BYTES_PER_SECOND: f64 = 400e9;
 /// Dense tensors that the ring has room for: one is computed on while others are read.
 const RING_TENSORS: u64 = 6;
 
-/// Makes the problem of placing a model. Tensors that are not `on_host` are on a GPU, by the host's or its user's choice.
+/// Makes the problem of placing a model. What is not loaded takes no part.
 ///
 /// What may be streamed is what has a streamable role. Items come in the order of the layers and, within one, attention
 /// first: the order of use in every architecture so far, and a wrong one costs the prediction little.
 pub fn problem_of(
     gguf: &Gguf,
-    on_host: impl Fn(usize) -> bool,
+    place: impl Fn(usize) -> Place,
     profile: &Profile,
     circumstances: &Circumstances,
     frequencies: Option<&Frequencies>,
@@ -68,7 +69,12 @@ pub fn problem_of(
     order.sort_by_key(|&tensor| position(&gguf.tensors()[tensor].name));
     for tensor in order {
         let info = &gguf.tensors()[tensor];
-        let (layer, on_gpu) = (layer_of(&info.name), !on_host(tensor));
+        let on_gpu = match place(tensor) {
+            Place::Ram => false,
+            Place::Device => true,
+            Place::Absent | Place::Spare => continue,
+        };
+        let layer = layer_of(&info.name);
         let experts = if role_of(info) == Role::Expert { info.shape[2] as usize } else { 0 };
         // A layer's expert matrices are used together, expert by expert.
         let partner = items.iter_mut().rev().find(|item| {
@@ -82,6 +88,7 @@ pub fn problem_of(
         }
         let (slot_count, usage) = match curve(layer, experts, used, frequencies) {
             Some(curve) => (experts, Usage::Routed(Arc::new(curve))),
+            None if role_of(info) == Role::Table => (1, Usage::Row(row_bytes(info))),
             None if info.name == "token_embd.weight" && !is_tied => (1, Usage::Lookup),
             None => (1, Usage::Dense),
         };
@@ -94,10 +101,11 @@ pub fn problem_of(
             reads_per_slot: 1,
             usage,
             on_gpu,
-            streamable: role_of(info) != Role::Other,
+            streamable: !matches!(role_of(info), Role::Other | Role::TokenEmbedding),
         });
     }
-    let host = || items.iter().filter(|item| !item.on_gpu && item.streamable);
+    let is_whole = |item: &&Item| !matches!(item.usage, Usage::Row(_));
+    let host = || items.iter().filter(|item| !item.on_gpu && item.streamable).filter(is_whole);
     let largest =
         |routed: bool| host().filter(|item| item.is_routed() == routed).map(|item| item.slot_bytes).max().unwrap_or(0);
     Problem {
@@ -107,6 +115,11 @@ pub fn problem_of(
         machine: machine(gguf, &items, profile, circumstances),
         items,
     }
+}
+
+/// Bytes of a row of a table.
+fn row_bytes(info: &TensorInfo) -> u64 {
+    info.size_bytes / info.shape[1].max(1)
 }
 
 fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, circumstances: &Circumstances) -> Machine {
@@ -168,6 +181,7 @@ fn label(info: &TensorInfo) -> &'static str {
         _ if part.starts_with("ffn_") => "feed-forward",
         _ if part.starts_with("attn") || part.starts_with("ssm") => "attention",
         "token_embd" => "embeddings",
+        "per_layer_token_embd" => "tables",
         "output" => "output",
         _ => "other",
     }
@@ -213,6 +227,10 @@ mod tests {
         }
     }
 
+    fn on_gpu_if(is_on_gpu: impl Fn(usize) -> bool) -> impl Fn(usize) -> Place {
+        move |tensor| if is_on_gpu(tensor) { Place::Device } else { Place::Ram }
+    }
+
     const PLENTY: Circumstances = Circumstances { ram_bytes: 1 << 30, gpu_bytes: 0, read_overhead_seconds: 0.0 };
 
     #[test]
@@ -220,7 +238,7 @@ mod tests {
         let directory = TestDirectory::new();
         let gguf = mixture(&directory);
         let on_gpu = gguf.find("output.weight").unwrap();
-        let problem = problem_of(&gguf, |tensor| tensor != on_gpu, &profile(), &PLENTY, None);
+        let problem = problem_of(&gguf, on_gpu_if(|tensor| tensor == on_gpu), &profile(), &PLENTY, None);
         let roles: Vec<&str> = problem.items.iter().map(|item| &*item.role).collect();
         let expected = [
             "embeddings",
@@ -244,13 +262,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_loaded_takes_no_part() {
+        let directory = TestDirectory::new();
+        let gguf = mixture(&directory);
+        let absent = |name: &str| if name.starts_with("blk.1.") { Place::Absent } else { Place::Ram };
+        let problem = problem_of(&gguf, |tensor| absent(&gguf.tensors()[tensor].name), &profile(), &PLENTY, None);
+        assert!(problem.items.iter().all(|item| item.layer != Some(1)));
+        assert_eq!((problem.items.len(), problem.expert_ring_bytes), (5, 0));
+    }
+
+    #[test]
     fn measured_kernels_replace_what_is_assumed_of_computing() {
         let directory = TestDirectory::new();
         let gguf = mixture(&directory);
         let machine = |kernels: &[(u32, f64)], on_host: bool| {
             let multiply_bytes_per_second = kernels.iter().copied().collect();
             let profile = Profile { multiply_bytes_per_second, ..profile() };
-            problem_of(&gguf, |_| on_host, &profile, &PLENTY, None).machine
+            problem_of(&gguf, on_gpu_if(|_| !on_host), &profile, &PLENTY, None).machine
         };
         let assumed = machine(&[], true).cpu_seconds_per_byte;
         assert!((machine(&[(F32, 2e9)], true).cpu_seconds_per_byte * 2e9 * KERNEL_EFFICIENCY - 1.0).abs() < 1e-9);
@@ -265,7 +293,7 @@ mod tests {
         let directory = TestDirectory::new();
         let gguf = mixture(&directory);
         let misses = |frequencies: Option<&Frequencies>| {
-            let problem = problem_of(&gguf, |_| true, &profile(), &PLENTY, frequencies);
+            let problem = problem_of(&gguf, |_| Place::Ram, &profile(), &PLENTY, frequencies);
             let item = problem.items.iter().find(|item| item.is_routed()).unwrap();
             let Usage::Routed(curve) = &item.usage else { panic!("not routed") };
             curve.misses(2)
@@ -282,12 +310,12 @@ mod tests {
         let directory = TestDirectory::new();
         let gguf = mixture(&directory);
         let ram_bytes = gguf.model_bytes() - 1000;
-        let problem = problem_of(&gguf, |_| true, &profile(), &Circumstances { ram_bytes, ..PLENTY }, None);
+        let problem = problem_of(&gguf, |_| Place::Ram, &profile(), &Circumstances { ram_bytes, ..PLENTY }, None);
         let solution = solve(&problem).unwrap();
         assert!(problem.is_feasible(&solution.seats));
         assert!(solution.seats.iter().any(|seat| matches!(seat, Seat::Host { slots: 0..=3 })), "{solution:?}");
         assert!(solution.tiers.drive > 0 && solution.prediction.read_bytes > 0.0);
-        let problem = problem_of(&gguf, |_| false, &profile(), &PLENTY, None);
+        let problem = problem_of(&gguf, |_| Place::Device, &profile(), &PLENTY, None);
         assert_eq!(solve(&problem).unwrap().tiers.gpu, gguf.model_bytes());
     }
 
@@ -296,7 +324,7 @@ mod tests {
         let directory = TestDirectory::new();
         let path = directory.path().join("tied.gguf");
         GgufWriter::new().zeros("token_embd.weight", F32, &[8, 100]).write(&path);
-        let problem = problem_of(&Gguf::open(&[path]).unwrap(), |_| true, &profile(), &PLENTY, None);
+        let problem = problem_of(&Gguf::open(&[path]).unwrap(), |_| Place::Ram, &profile(), &PLENTY, None);
         assert_eq!(problem.items[0].usage, Usage::Dense);
     }
 }

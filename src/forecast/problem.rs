@@ -16,6 +16,8 @@ pub enum Usage {
     Dense,
     /// A few rows, such as an embedding: room is needed, time is not.
     Lookup,
+    /// A row of so many bytes, which may be read when it is needed.
+    Row(u64),
     /// Some of the experts.
     Routed(Arc<MissCurve>),
 }
@@ -53,7 +55,7 @@ impl Item {
     pub fn used_bytes(&self) -> f64 {
         match &self.usage {
             Usage::Dense => self.slot_bytes as f64,
-            Usage::Lookup => 0.0,
+            Usage::Lookup | Usage::Row(_) => 0.0,
             Usage::Routed(curve) => curve.used() * self.slot_bytes as f64,
         }
     }
@@ -153,7 +155,7 @@ impl Problem {
         for (index, item) in self.items.iter().enumerate() {
             let slots_match = match &item.usage {
                 Usage::Routed(curve) => curve.slot_count() == item.slot_count,
-                Usage::Dense | Usage::Lookup => item.slot_count == 1,
+                Usage::Dense | Usage::Lookup | Usage::Row(_) => item.slot_count == 1,
             };
             if !slots_match {
                 let count = item.slot_count;

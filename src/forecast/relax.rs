@@ -55,6 +55,7 @@ pub(super) fn classes_of(problem: &Problem) -> Vec<Class> {
         match &item.usage {
             Usage::Dense => key.push(0),
             Usage::Lookup => key.push(1),
+            Usage::Row(bytes) => key.extend([3, *bytes]),
             Usage::Routed(curve) => {
                 key.push(curve.used().to_bits());
                 key.extend((0..=item.slot_count).map(|slots| curve.misses(slots).to_bits()));

@@ -115,19 +115,26 @@ pub(super) struct Cost {
     pub(super) tail_seconds: f64,
 }
 
+/// What is read of a slot that is on the drive.
+fn read_bytes(item: &super::problem::Item) -> f64 {
+    match item.usage {
+        Usage::Row(bytes) => bytes as f64,
+        _ => item.slot_bytes as f64,
+    }
+}
+
 impl Cost {
     pub(super) fn of(problem: &Problem, machine: &Machine) -> Vec<Self> {
         let cost = |item: &super::problem::Item| {
             let reads = item.reads_per_slot.max(1) as f64;
             let used = match item.usage {
-                Usage::Lookup => 0.0,
+                Usage::Lookup | Usage::Row(_) => 0.0,
                 _ => item.used_bytes(),
             };
             Self {
                 cpu_seconds: used * machine.cpu_seconds_per_byte,
                 gpu_seconds: used * machine.gpu_seconds_per_byte,
-                read_seconds: item.slot_bytes as f64 * machine.drive_seconds_per_byte
-                    + reads * machine.read_overhead_seconds,
+                read_seconds: read_bytes(item) * machine.drive_seconds_per_byte + reads * machine.read_overhead_seconds,
                 tail_seconds: item.slot_bytes as f64 / reads * machine.cpu_seconds_per_byte,
             }
         };
@@ -188,7 +195,7 @@ impl<'a> Simulator<'a> {
     pub(super) fn pass(&mut self, seats: &[Seat]) -> Pass {
         let items = &self.problem.items;
         let streams = |index: usize| match (&items[index].usage, seats[index]) {
-            (Usage::Routed(_), _) | (_, Seat::Gpu) => false,
+            (Usage::Routed(_) | Usage::Row(_), _) | (_, Seat::Gpu) => false,
             (_, Seat::Host { slots }) => slots == 0,
         };
         self.streamed.clear();
@@ -220,6 +227,13 @@ impl<'a> Simulator<'a> {
                             true => cost.mean_layer_seconds(misses, curve.used()),
                             false => cost.layer_seconds(misses),
                         };
+                    }
+                    // Known when the token is, and needed at once.
+                    Usage::Row(bytes) if slots == 0 => {
+                        drive.interrupt(now, cost.read_seconds);
+                        now += cost.read_seconds;
+                        last.drive_seconds += cost.read_seconds;
+                        last.read_bytes += *bytes as f64;
                     }
                     Usage::Dense | Usage::Lookup if slots == 0 => {
                         now = drive.await_next(now) + cost.cpu_seconds;

@@ -61,7 +61,7 @@ fn busy_seconds(problem: &Problem, seats: &[Seat]) -> f64 {
     let (mut drive, mut compute) = (0.0, machine.fixed_seconds);
     for (item, seat) in problem.items.iter().zip(seats) {
         let (used, missing) = match (&item.usage, *seat) {
-            (Usage::Lookup, _) => (0.0, 0.0),
+            (Usage::Lookup | Usage::Row(_), _) => (0.0, 0.0),
             (Usage::Dense, Seat::Host { slots: 0 }) => (1.0, 1.0),
             (Usage::Routed(curve), Seat::Host { slots }) => (curve.misses(0), curve.misses(slots)),
             (Usage::Routed(curve), Seat::Gpu) => (curve.misses(0), 0.0),

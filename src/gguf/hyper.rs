@@ -28,6 +28,8 @@ pub struct HyperParameters {
     pub embedding_length: u64,
     /// Elements of the hidden state of a feed-forward network.
     pub feed_forward_length: u64,
+    /// Of the layers, the last ones that draft the tokens after the next one (MTP); 0 in most files.
+    pub nextn_predict_layers: u64,
     /// Tokens that the model was trained to attend to.
     pub context_length: u64,
 }
@@ -49,9 +51,26 @@ impl HyperParameters {
             expert_gating_func: number("expert_gating_func")?,
             embedding_length: number("embedding_length")?,
             feed_forward_length: number("feed_forward_length")?,
+            nextn_predict_layers: number("nextn_predict_layers")?,
             context_length: number("context_length")?,
             name: metadata.text("general.name")?.map(lossy),
             architecture,
         })
+    }
+
+    /// Puts another number in the place of one that the file has under a key. Keys that nothing goes by are ignored.
+    pub(super) fn set(&mut self, key: &str, value: u64) {
+        let Some(own) = key.strip_prefix(&*self.architecture).and_then(|rest| rest.strip_prefix('.')) else { return };
+        let place = match own {
+            "block_count" => &mut self.block_count,
+            "expert_count" => &mut self.expert_count,
+            "expert_used_count" => &mut self.expert_used_count,
+            "embedding_length" => &mut self.embedding_length,
+            "feed_forward_length" => &mut self.feed_forward_length,
+            "nextn_predict_layers" => &mut self.nextn_predict_layers,
+            "context_length" => &mut self.context_length,
+            _ => return,
+        };
+        *place = value;
     }
 }

@@ -133,6 +133,7 @@ impl Gguf {
         // Extents are apart and within their files, so the sum is at most the sum of the sizes of the files.
         let model_bytes = tensors.iter().map(|tensor| tensor.size_bytes).fold(0, u64::saturating_add);
         let fingerprint = format!("{:016x}", fingerprint.value());
+        warn_of_unknown_types(first, &tensors);
         Ok(Gguf { files, tensors, tensor_by_name, hyper_parameters, model_bytes, fingerprint })
     }
 
@@ -154,6 +155,11 @@ impl Gguf {
     /// What the first file says about the architecture.
     pub fn hyper_parameters(&self) -> &HyperParameters {
         &self.hyper_parameters
+    }
+
+    /// Goes by another number than the file has under a key, because whoever computes does.
+    pub fn override_key(&mut self, key: &str, value: u64) {
+        self.hyper_parameters.set(key, value);
     }
 
     /// Sixteen hexadecimal digits that tell this model from others by its content, wherever its files lie and whenever they were
@@ -333,6 +339,21 @@ fn check_magic_and_version(reader: &mut Reader<'_>) -> Result<()> {
             Err(reader.malformed("it is big-endian; only little-endian files can be read"))
         }
         version => Err(reader.malformed(format_args!("it has version {version} of the format; 2 and 3 can be read"))),
+    }
+}
+
+/// Says which tensors only the host can make sense of.
+fn warn_of_unknown_types(path: &Path, tensors: &[TensorInfo]) {
+    let unknown = || tensors.iter().filter(|tensor| !tensor.ggml_type.is_known());
+    if let Some(example) = unknown().next() {
+        tracing::warn!(
+            "{}: {} tensors, {} among them, are of a type (number {}) that this version of libhypura does not know; \
+             they are not streamed, but left to the host",
+            path.display(),
+            unknown().count(),
+            example.name,
+            example.ggml_type.id()
+        );
     }
 }
 

@@ -13,14 +13,27 @@ pub enum Role {
     SharedExpert,
     /// A projection of attention: query, key, value (also fused), or output.
     Attention,
+    /// A table of which a token uses a few rows: embeddings of each layer, or of n-grams.
+    Table,
+    /// The embeddings of tokens, a table as well; often also the output matrix.
+    TokenEmbedding,
     /// Anything else: always resident.
     Other,
 }
 
 impl Role {
     /// The roles that can be streamed, in the order in which memory is gained by it at the least cost: experts are most of
-    /// a model's bytes and the least used of them; then what few, large reads serve best.
-    pub const STREAMABLE: [Self; 4] = [Self::Expert, Self::DenseFeedForward, Self::SharedExpert, Self::Attention];
+    /// a model's bytes and the least used of them; then what few, large reads serve best. Tables are streamed whenever anything is; the embeddings of tokens
+    /// come last, because prompts use many rows of them.
+    pub const STREAMABLE: [Self; 5] =
+        [Self::Expert, Self::DenseFeedForward, Self::SharedExpert, Self::Attention, Self::TokenEmbedding];
+}
+
+impl Role {
+    /// Whether a use of it reads some rows, and not all of it.
+    pub fn is_looked_up(self) -> bool {
+        matches!(self, Self::Table | Self::TokenEmbedding)
+    }
 }
 
 /// The role of a tensor.
@@ -28,12 +41,19 @@ impl Role {
 /// Only matrices that every architecture multiplies with as they are (`MUL_MAT`, `MUL_MAT_ID`) have a streamable role;
 /// norms, biases and scales are small: they are `Other`, as are the embedding and output matrices.
 pub fn role_of(tensor: &TensorInfo) -> Role {
-    let Some(rest) = tensor.name.strip_prefix("blk.") else { return Role::Other };
-    let Some((_layer, part)) = rest.split_once('.') else { return Role::Other };
     let [_, _, count, fourth] = tensor.shape;
-    if fourth != 1 {
+    // Of a type that is not known it is not known either where an expert or a row begins.
+    if fourth != 1 || !tensor.ggml_type.is_known() {
         return Role::Other;
     }
+    let Some(rest) = tensor.name.strip_prefix("blk.") else {
+        return match &*tensor.name {
+            "per_layer_token_embd.weight" if count == 1 => Role::Table,
+            "token_embd.weight" if count == 1 => Role::TokenEmbedding,
+            _ => Role::Other,
+        };
+    };
+    let Some((_layer, part)) = rest.split_once('.') else { return Role::Other };
     match part {
         "ffn_gate_exps.weight" | "ffn_up_exps.weight" | "ffn_down_exps.weight" | "ffn_gate_up_exps.weight"
             if count > 1 =>
@@ -91,6 +111,8 @@ mod tests {
         }
         assert_eq!(role("blk.0.ffn_up.weight", [64, 32, 8, 1]), Role::Other);
         assert_eq!(role("output.weight", [64, 32, 1, 1]), Role::Other);
+        assert_eq!(role("per_layer_token_embd.weight", [64, 32, 1, 1]), Role::Table);
+        assert_eq!(role("token_embd.weight", [64, 32, 1, 1]), Role::TokenEmbedding);
         assert_eq!(layer_of("blk.17.ffn_up.weight"), Some(17));
         assert_eq!(layer_of("output.weight"), None);
     }

@@ -25,7 +25,7 @@ pub struct TensorInfo {
     pub file: usize,
     /// Where the first byte is, counted from the start of the file.
     pub offset: u64,
-    /// Bytes in the file; `offset + size_bytes` is within it.
+    /// Bytes in the file; `offset + size_bytes` is within it. Of a type that is not known, those up to the next tensor.
     pub size_bytes: u64,
 }
 
@@ -62,6 +62,7 @@ pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], alignment: 
         };
         tensor.offset = start;
     }
+    measure_unknown(reader, tensors)?;
     check_apart(reader, tensors)?;
     check_within(reader, tensors)
 }
@@ -88,15 +89,15 @@ fn read_row(reader: &mut Reader<'_>, name: &[u8], file: usize) -> Result<TensorI
     }
 
     let id = reader.take_u32("the type of a tensor")?;
-    let Some(ggml_type) = GgmlType::from_id(id) else {
-        return Err(match removed_name(id) {
-            Some(removed) => reader.malformed(format_args!(
+    let ggml_type = match (GgmlType::from_id(id), removed_name(id)) {
+        (Some(known), _) => known,
+        (None, Some(removed)) => {
+            return Err(reader.malformed(format_args!(
                 "tensor {shown} has the type {id} ({removed}), which ggml no longer supports; convert the model again"
-            )),
-            None => reader.malformed(format_args!(
-                "tensor {shown} has the unknown type {id}; the file may be newer than this library"
-            )),
-        });
+            )));
+        }
+        // The file may be newer than this library: whoever computes may know the type.
+        (None, None) => GgmlType::unknown(id),
     };
     if shape[0] % ggml_type.block_elements() != 0 {
         return Err(reader.malformed(format_args!(
@@ -112,6 +113,25 @@ fn read_row(reader: &mut Reader<'_>, name: &[u8], file: usize) -> Result<TensorI
 
     let offset = reader.take_u64("the offset of a tensor")?;
     Ok(TensorInfo { name: text, ggml_type, shape, file, offset, size_bytes })
+}
+
+/// Gives tensors of unknown types the bytes up to the next tensor, or to the end of the file: no fewer than they have.
+fn measure_unknown(reader: &Reader<'_>, tensors: &mut [TensorInfo]) -> Result<()> {
+    if tensors.iter().all(|tensor| tensor.ggml_type.is_known()) {
+        return Ok(());
+    }
+    let mut starts: Vec<u64> = tensors.iter().map(|tensor| tensor.offset).collect();
+    starts.sort_unstable();
+    for tensor in tensors.iter_mut().filter(|tensor| !tensor.ggml_type.is_known()) {
+        let next = starts.partition_point(|&start| start <= tensor.offset);
+        let end = starts.get(next).copied().unwrap_or(reader.size_bytes());
+        if end <= tensor.offset {
+            let what = format!("tensor {}", quoted(tensor.name.as_bytes()));
+            return Err(truncated(reader.path(), reader.size_bytes(), &what, tensor.offset, tensor.offset + 1));
+        }
+        tensor.size_bytes = end - tensor.offset;
+    }
+    Ok(())
 }
 
 fn check_apart(reader: &Reader<'_>, tensors: &[TensorInfo]) -> Result<()> {

@@ -75,6 +75,7 @@ fn a_model_in_one_file() {
             expert_gating_func: 2,
             embedding_length: 256,
             feed_forward_length: 768,
+            nextn_predict_layers: 0,
             context_length: 0,
         }
     );
@@ -107,6 +108,37 @@ fn extents_point_at_the_data_whatever_the_alignment() {
         };
         assert_eq!((data(&tensors[0]), data(&tensors[1])), (b"abc".to_vec(), b"wxyz".to_vec()));
     }
+}
+
+#[test]
+fn a_tensor_of_an_unknown_type_reaches_up_to_the_next_one() {
+    let base = || GgufWriter::new().tensor("before", 24, &[3], b"abc".to_vec());
+    let with_next = base().tensor("new", 99, &[8], vec![7; 40]).tensor("next", 24, &[2], b"xy".to_vec());
+    let tensors = parse_bytes(&with_next.bytes()).unwrap().tensors;
+    let new = &tensors[1];
+    assert!(!new.ggml_type.is_known() && tensors[0].ggml_type.is_known());
+    assert_eq!((new.ggml_type.id(), new.offset + 64, new.size_bytes), (99, tensors[2].offset, 64));
+    let last = base().tensor("new", 99, &[8], vec![7; 40]).bytes();
+    let tensors = parse_bytes(&last).unwrap().tensors;
+    assert_eq!(tensors[1].offset + tensors[1].size_bytes, last.len() as u64, "up to the end of the file");
+    let elsewhere = |offset| base().tensor("new", 99, &[8], vec![7; 40]).false_offset(offset);
+    assert_refused(&elsewhere(0), ErrorCode::Format, &["'new'", "overlap"]);
+    assert_refused(&elsewhere(96), ErrorCode::Truncated, &["'new'"]);
+}
+
+#[test]
+fn a_host_may_go_by_another_number_than_the_file_has() {
+    let directory = TestDirectory::new();
+    let path = directory.path().join("a.gguf");
+    model().write(&path);
+    let mut gguf = Gguf::open(&[path]).unwrap();
+    let before = gguf.hyper_parameters().clone();
+    for ignored in ["toymoe.unheard_of", "other.expert_used_count", "expert_used_count", "toymoeexpert_used_count"] {
+        gguf.override_key(ignored, 9);
+    }
+    assert_eq!(*gguf.hyper_parameters(), before);
+    gguf.override_key("toymoe.expert_used_count", 4);
+    assert_eq!(*gguf.hyper_parameters(), HyperParameters { expert_used_count: 4, ..before });
 }
 
 #[test]
@@ -178,7 +210,6 @@ fn tensors_that_cannot_be_trusted() {
     assert_refused(&base().zeros("first", F32, &[8]), ErrorCode::Format, &["'first'", "twice"]);
     assert_refused(&base().zeros("", F32, &[8]), ErrorCode::Format, &["empty"]);
     assert_refused(&base().zeros("a\0b", F32, &[8]), ErrorCode::Format, &["NUL"]);
-    assert_refused(&base().tensor("t", 99, &[8], vec![]), ErrorCode::Format, &["'t'", "unknown type 99"]);
     assert_refused(&base().tensor("t", 31, &[8], vec![]), ErrorCode::Format, &["'t'", "q4_0_4_4", "no longer"]);
     assert_refused(&base().tensor("t", F32, &[8, 0], vec![]), ErrorCode::Format, &["'t'", "0 elements"]);
     assert_refused(&base().tensor("t", F32, &[1; 5], vec![]), ErrorCode::Format, &["5 dimensions"]);

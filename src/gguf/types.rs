@@ -1,7 +1,12 @@
 //! The element types of ggml: how many elements a block holds and how many bytes it takes.
 //!
 //! A type is a number in the file. The numbers and sizes are those of `enum ggml_type` and `type_traits` in ggml; the
-//! block sizes follow from the `block_*` structs in `ggml-common.h`.
+//! block sizes follow from the `block_*` structs in `ggml-common.h`. A host tells those of its own ggml by
+//! [`GgmlType::define`], which come first: a newer ggml has types that this table has not.
+
+use parking_lot::RwLock;
+
+use crate::error::{Error, ErrorCode, Result};
 
 /// How the elements of a tensor are stored: in blocks of a fixed number of elements and bytes along a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,9 +18,54 @@ pub struct GgmlType {
 }
 
 impl GgmlType {
-    /// The type with a number of `enum ggml_type`; `None` for numbers that ggml does not know or has removed.
+    /// The type with a number of `enum ggml_type`; `None` for numbers that nobody has told of, or that ggml has removed.
     pub fn from_id(id: u32) -> Option<Self> {
-        TYPES.iter().find(|known| known.id == id).copied()
+        let defined = DEFINED.read().iter().find(|known| known.id == id).copied();
+        defined.or_else(|| TYPES.iter().find(|known| known.id == id).copied())
+    }
+
+    /// Stands for a type of which only the number is known, not the size of its blocks.
+    pub(super) const fn unknown(id: u32) -> Self {
+        Self { id, name: "unknown", block_elements: 1, block_bytes: 0 }
+    }
+
+    /// Learns a type from the ggml that computes, for all files that are opened from now on. To be told the same again, or
+    /// what the table says anyway, changes nothing.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for blocks without elements or bytes, for a name of none or more than 64 bytes, and for a number
+    /// that was defined otherwise before.
+    pub fn define(id: u32, name: &str, block_elements: u64, block_bytes: u64) -> Result<()> {
+        const NAME_BYTES_MAX: usize = 64;
+        let refused = |reason: &str| {
+            Err(Error::new(ErrorCode::InvalidArgument, format!("type {id} ({name}) cannot be defined: {reason}")))
+        };
+        if block_elements == 0 || block_bytes == 0 {
+            return refused("a block has at least one element and one byte");
+        }
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return refused("a name has 1 to 64 bytes");
+        }
+        let is_same = |known: &Self| (known.block_elements, known.block_bytes) == (block_elements, block_bytes);
+        if TYPES.iter().any(|known| known.id == id && is_same(known)) {
+            return Ok(());
+        }
+        let mut defined = DEFINED.write();
+        match defined.iter().find(|known| known.id == id) {
+            Some(known) if is_same(known) => Ok(()),
+            Some(_) => refused("it was defined with blocks of another size before"),
+            None => {
+                // Once for each number of the host's ggml, so this is bounded.
+                let name = Box::leak(name.to_owned().into_boxed_str());
+                defined.push(Self { id, name, block_elements, block_bytes });
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the size of its blocks is known.
+    pub fn is_known(self) -> bool {
+        self.block_bytes != 0
     }
 
     /// The number in the file.
@@ -33,7 +83,7 @@ impl GgmlType {
         self.block_elements
     }
 
-    /// Bytes that a block takes.
+    /// Bytes that a block takes; 0 for a type that is not known.
     pub fn block_bytes(self) -> u64 {
         self.block_bytes
     }
@@ -56,6 +106,9 @@ pub(super) fn removed_name(id: u32) -> Option<&'static str> {
 const fn entry(id: u32, name: &'static str, block_elements: u64, block_bytes: u64) -> GgmlType {
     GgmlType { id, name, block_elements, block_bytes }
 }
+
+/// What hosts have told, beyond the table.
+static DEFINED: RwLock<Vec<GgmlType>> = RwLock::new(Vec::new());
 
 const TYPES: [GgmlType; 35] = [
     entry(0, "f32", 1, 4),
@@ -118,6 +171,23 @@ mod tests {
         assert_eq!(TYPES.len() + REMOVED.len(), 43);
         assert_eq!(GgmlType::from_id(43), None);
         assert_eq!(GgmlType::from_id(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_host_adds_types_that_the_table_has_not() {
+        let id = 9000; // no other test's
+        GgmlType::define(id, "f8_x", 32, 33).unwrap();
+        let defined = GgmlType::from_id(id).unwrap();
+        assert_eq!((defined.name(), defined.tensor_bytes([64, 2, 1, 1])), ("f8_x", Some(132)));
+        GgmlType::define(id, "f8_x", 32, 33).unwrap();
+        GgmlType::define(12, "q4_K", 256, 144).unwrap();
+        for (id, name, elements, bytes) in
+            [(id, "f8_x", 32, 34), (9001, "", 1, 1), (9001, "a", 0, 1), (9001, "a", 1, 0)]
+        {
+            let error = GgmlType::define(id, name, elements, bytes).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+        }
+        assert_eq!(GgmlType::from_id(9001), None);
     }
 
     #[test]

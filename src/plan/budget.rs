@@ -20,6 +20,51 @@ impl SlotClass {
     }
 }
 
+/// What tables get of a budget at least: their rows pass through it.
+const TABLES_BYTES_MIN: u64 = 64 << 10;
+
+/// What they get at most. Rows that are used again are few words' worth, and the rest of the budget serves every token.
+const TABLES_BYTES_MAX: u64 = 64 << 20;
+
+/// The share of the budget that they get between these.
+const TABLES_SHARE: u64 = 16;
+
+/// What tables that are looked up can make use of, and need at least, in bytes.
+pub fn tables_claim(table_bytes: u64) -> (u64, u64) {
+    if table_bytes == 0 { (0, 0) } else { (TABLES_BYTES_MIN, TABLES_BYTES_MIN.max(table_bytes.min(TABLES_BYTES_MAX))) }
+}
+
+/// Divides a budget between tables of so many bytes together, which are looked up, and blocks in these classes: bytes for the tables,
+/// and slots per class as [`distribute`] finds them.
+///
+/// # Errors
+/// `Budget` when that is too little for both; the message names what would do.
+pub fn distribute_beside_tables(
+    budget_bytes: u64,
+    table_bytes: u64,
+    classes: &[SlotClass],
+) -> Result<(u64, Vec<usize>)> {
+    let ((least, most), minimum) = (tables_claim(table_bytes), minimum_bytes(classes));
+    if budget_bytes < minimum + least {
+        return Err(too_little(budget_bytes, minimum + least));
+    }
+    let tables = (budget_bytes / TABLES_SHARE).clamp(least, most).min(budget_bytes - minimum);
+    Ok((tables, distribute(budget_bytes - tables, classes)?))
+}
+
+fn too_little(budget_bytes: u64, minimum: u64) -> Error {
+    Error::new(
+        ErrorCode::Budget,
+        format!(
+            "{} KiB of memory for weights is too little for this model: {} KiB is the smallest that works \
+             (HYPURA_RAM={}K)",
+            budget_bytes >> 10,
+            minimum.div_ceil(1 << 10),
+            minimum.div_ceil(1 << 10)
+        ),
+    )
+}
+
 /// The smallest budget that works, in bytes.
 pub fn minimum_bytes(classes: &[SlotClass]) -> u64 {
     classes.iter().map(|class| class.slot_bytes * class.minimum_slots() as u64).sum()
@@ -34,16 +79,7 @@ pub fn minimum_bytes(classes: &[SlotClass]) -> u64 {
 pub fn distribute(budget_bytes: u64, classes: &[SlotClass]) -> Result<Vec<usize>> {
     let minimum = minimum_bytes(classes);
     if budget_bytes < minimum {
-        return Err(Error::new(
-            ErrorCode::Budget,
-            format!(
-                "{} KiB of memory for weights is too little for this model: {} KiB is the smallest that works \
-                 (HYPURA_RAM={}K)",
-                budget_bytes >> 10,
-                minimum.div_ceil(1 << 10),
-                minimum.div_ceil(1 << 10)
-            ),
-        ));
+        return Err(too_little(budget_bytes, minimum));
     }
     let mut slots: Vec<usize> = classes.iter().map(|class| class.minimum_slots()).collect();
     let mut left = budget_bytes - minimum;

@@ -1,6 +1,7 @@
 //! Which of the tensors on the host are streamed.
 
 use super::in_gigabytes;
+use super::place::Place;
 use crate::config::{Config, ModeSetting, TensorsSetting};
 use crate::gguf::Gguf;
 use crate::gguf::{Role, role_of};
@@ -15,6 +16,8 @@ pub enum Mode {
     ExpertStreaming,
     /// Weights that every token uses are streamed through a ring.
     DenseStreaming,
+    /// Only tables are streamed, of which a token uses some rows.
+    TableStreaming,
 }
 
 impl Mode {
@@ -24,6 +27,7 @@ impl Mode {
             Self::Resident => "full-resident",
             Self::ExpertStreaming => "expert-streaming",
             Self::DenseStreaming => "dense-streaming",
+            Self::TableStreaming => "table-streaming",
         }
     }
 }
@@ -33,11 +37,11 @@ impl Mode {
 pub struct Plan {
     /// How the model runs.
     pub mode: Mode,
-    /// The streamed tensors, as indices of [`Gguf::tensors`], in file order.
+    /// The streamed tensors, as indices of [`Gguf::tensors`], in file order; also those that are spare.
     pub streamed: Vec<usize>,
     /// Bytes of all tensors on the host.
     pub host_bytes: u64,
-    /// Bytes of the streamed ones.
+    /// Bytes of the streamed ones among them.
     pub streamed_bytes: u64,
     /// One sentence for the log.
     pub reason: String,
@@ -50,28 +54,43 @@ pub const WORKING_BYTES: u64 = 1 << 30;
 const STREAMED_PER_SLOT_BYTE: u64 = 16;
 
 /// Decides which of the tensors on the host are streamed: one role after the other, until the rest fits.
-pub fn decide(gguf: &Gguf, on_host: impl Fn(usize) -> bool, config: &Config, memory: &MemoryReport) -> Plan {
-    let host: Vec<usize> = (0..gguf.tensors().len()).filter(|&tensor| on_host(tensor)).collect();
-    let bytes_of = |tensors: &[usize]| tensors.iter().map(|&tensor| gguf.tensors()[tensor].size_bytes).sum::<u64>();
+pub fn decide(gguf: &Gguf, place: impl Fn(usize) -> Place, config: &Config, memory: &MemoryReport) -> Plan {
+    let may_be_host = |&tensor: &usize| matches!(place(tensor), Place::Ram | Place::Spare);
+    let host: Vec<usize> = (0..gguf.tensors().len()).filter(may_be_host).collect();
+    let is_counted = |tensor: usize| place(tensor) == Place::Ram;
+    let bytes_of = |tensors: &[usize]| -> u64 {
+        let counted = tensors.iter().filter(|&&tensor| is_counted(tensor));
+        counted.map(|&tensor| gguf.tensors()[tensor].size_bytes).sum()
+    };
     let role = |tensor: usize| role_of(&gguf.tensors()[tensor]);
     let host_bytes = bytes_of(&host);
     let available = memory.available_bytes;
 
-    let mut streamed: Vec<usize> = Vec::new();
+    let may_be_streamed = |tensor: usize| match role(tensor) {
+        // What is multiplied with as well is all used for every token.
+        Role::TokenEmbedding => gguf.find("output.weight").is_some(),
+        _ => true,
+    };
+    let mut streamed: Vec<usize> = host.iter().copied().filter(|&tensor| role(tensor) == Role::Table).collect();
+    let table_bytes = bytes_of(&streamed);
     for next in Role::STREAMABLE {
         let streamed_bytes = bytes_of(&streamed);
         let needed =
             (host_bytes - streamed_bytes).saturating_add(WORKING_BYTES + streamed_bytes / STREAMED_PER_SLOT_BYTE);
-        if config.tensors == TensorsSetting::Auto && !streamed.is_empty() && needed <= available {
+        // Tables alone may do, unless streaming is forced: that is meant to show what streaming weights does.
+        let is_enough = streamed_bytes > if config.mode == ModeSetting::Stream { table_bytes } else { 0 };
+        if config.tensors == TensorsSetting::Auto && is_enough && needed <= available {
             break;
         }
-        streamed.extend(host.iter().filter(|&&tensor| role(tensor) == next));
+        streamed.extend(host.iter().filter(|&&tensor| role(tensor) == next && may_be_streamed(tensor)));
     }
     streamed.sort_unstable();
 
-    let mode = match streamed.iter().any(|&tensor| role(tensor) == Role::Expert) {
-        true => Mode::ExpertStreaming,
-        false => Mode::DenseStreaming,
+    let streams = |is_it: &dyn Fn(Role) -> bool| streamed.iter().any(|&t| is_counted(t) && is_it(role(t)));
+    let mode = match () {
+        () if streams(&|role| role == Role::Expert) => Mode::ExpertStreaming,
+        () if streams(&|role| !role.is_looked_up()) => Mode::DenseStreaming,
+        () => Mode::TableStreaming,
     };
     let streamed_bytes = bytes_of(&streamed);
     let fits = host_bytes.saturating_add(WORKING_BYTES) <= available
@@ -81,7 +100,7 @@ pub fn decide(gguf: &Gguf, on_host: impl Fn(usize) -> bool, config: &Config, mem
     if config.mode == ModeSetting::Off {
         return resident("HYPURA=off".to_owned());
     }
-    if streamed.is_empty() {
+    if streamed_bytes == 0 {
         return resident("no weight on the host can be streamed".to_owned());
     }
     let sizes = format!(
@@ -120,8 +139,28 @@ mod tests {
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let config = Config::from_variables(variables).unwrap();
         let memory = MemoryReport { available_bytes, limit_bytes: available_bytes, limited_by: String::new() };
-        let plan = decide(gguf, |_| true, &config, &memory);
+        let plan = decide(gguf, |_| Place::Ram, &config, &memory);
         plan.streamed.iter().map(|&tensor| role_of(&gguf.tensors()[tensor])).collect()
+    }
+
+    #[test]
+    fn what_is_probably_not_loaded_counts_as_no_memory_and_is_streamed_if_it_is() {
+        const KIB: u64 = 1 << 10;
+        let directory = TestDirectory::new();
+        let gguf = model(&directory);
+        let (up, experts) = (gguf.find("blk.0.ffn_up.weight").unwrap(), gguf.find("blk.0.ffn_up_exps.weight").unwrap());
+        let config = Config::from_variables([("HYPURA".to_owned(), "stream".to_owned())]).unwrap();
+        let memory = MemoryReport { available_bytes: 1 << 40, limit_bytes: 1 << 40, limited_by: String::new() };
+        let with = |unusual: usize, place: Place| {
+            decide(&gguf, |tensor| if tensor == unusual { place } else { Place::Ram }, &config, &memory)
+        };
+        let plan = with(experts, Place::Spare);
+        assert_eq!((plan.mode, &plan.streamed[..]), (Mode::DenseStreaming, &[up, experts][..]));
+        assert_eq!((plan.host_bytes, plan.streamed_bytes), (16 * KIB, 4 * KIB));
+        let plan = with(experts, Place::Absent);
+        assert_eq!((&plan.streamed[..], plan.host_bytes), (&[up][..], 16 * KIB));
+        let plan = with(up, Place::Device);
+        assert_eq!((plan.mode, &plan.streamed[..], plan.host_bytes), (Mode::ExpertStreaming, &[experts][..], 76 * KIB));
     }
 
     #[test]
@@ -141,5 +180,31 @@ mod tests {
         let plenty = 1 << 40;
         assert_eq!(streamed(&gguf, &[("HYPURA", "stream")], plenty), [Role::Expert]);
         assert_eq!(streamed(&gguf, &[("HYPURA", "stream"), ("HYPURA_TENSORS", "all")], plenty).len(), 4);
+    }
+
+    #[test]
+    fn tables_are_streamed_before_all_else_and_embeddings_last_unless_they_are_the_output() {
+        const KIB: u64 = 1 << 10;
+        let directory = TestDirectory::new();
+        let path = directory.path().join("model.gguf");
+        let writer = || {
+            GgufWriter::new()
+                .zeros("token_embd.weight", 0, &[32, 32])
+                .zeros("per_layer_token_embd.weight", 0, &[32, 256])
+                .zeros("blk.0.ffn_up.weight", 0, &[32, 32])
+        };
+        writer().zeros("output.weight", 0, &[32, 32]).write(&path);
+        let gguf = Gguf::open(std::slice::from_ref(&path)).unwrap();
+        let with = |available_bytes| streamed(&gguf, &[], available_bytes);
+        let (dense, table, tokens) = (Role::DenseFeedForward, Role::Table, Role::TokenEmbedding);
+        assert_eq!(with(WORKING_BYTES + 44 * KIB), [], "all of it fits");
+        assert_eq!(with(WORKING_BYTES + 14 * KIB), [table], "12 KiB stay, and 2 are for slots");
+        assert_eq!(with(WORKING_BYTES + 14 * KIB - 1), [table, dense]);
+        assert_eq!(with(0), [tokens, table, dense]);
+        let plenty = 1 << 40;
+        assert_eq!(streamed(&gguf, &[("HYPURA", "stream")], plenty), [table, dense]);
+        writer().write(&path);
+        let tied = Gguf::open(&[path]).unwrap();
+        assert_eq!(streamed(&tied, &[], 0), [table, dense]);
     }
 }

@@ -8,12 +8,14 @@
 mod budget;
 mod decide;
 mod micro_batch;
+mod place;
 mod ring;
 mod vram;
 
-pub use budget::{SlotClass, distribute, minimum_bytes};
+pub use budget::{SlotClass, distribute, distribute_beside_tables, minimum_bytes, tables_claim};
 pub use decide::{Mode, Plan, WORKING_BYTES, decide};
 pub use micro_batch::micro_batch;
+pub use place::{Place, usual_place};
 pub use ring::{Pass, Step, pinned};
 pub use vram::vram_budget;
 

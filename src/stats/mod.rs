@@ -73,6 +73,10 @@ pub struct Counters {
     pub device_hits: Counter,
     /// Bytes of such copies that were moved into slots when they were dropped.
     pub rescued_bytes: Counter,
+    /// Rows of tables that were looked up.
+    pub rows: Counter,
+    /// Pieces of tables that had to be read for that.
+    pub row_reads: Counter,
     /// Blocks read before they were asked for.
     pub prefetch_issued: Counter,
     /// Those that were asked for later, while still there.
@@ -150,6 +154,8 @@ impl Counters {
             "vram_bytes": facts.vram_bytes,
             "vram_hits": self.device_hits.get(),
             "vram_rescued_bytes": self.rescued_bytes.get(),
+            "rows": self.rows.get(),
+            "row_reads": self.row_reads.get(),
             "prefetch_issued": self.prefetch_issued.get(),
             "prefetch_used": self.prefetch_used.get(),
             "prefetch_cancelled": self.prefetch_cancelled.get(),

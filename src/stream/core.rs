@@ -169,9 +169,11 @@ impl Core {
 
     /// The dense tensors in the order of use, once a whole pass has shown it.
     fn dense_order(&self, state: &State) -> Option<Vec<usize>> {
-        let first = state.order.first().filter(|_| state.order.passes() > 1)?;
         let is_dense = |tensor: &usize| !self.streamed.tensors[*tensor].is_expert;
-        let order: Vec<usize> = std::iter::once(first).chain(state.order.after(first)).filter(is_dense).collect();
+        let mut is_new = vec![true; self.streamed.tensors.len()];
+        // A looped model uses a tensor several times in a pass; it stays, or does not, at its first use.
+        let first_use = |tensor: &usize| std::mem::take(&mut is_new[*tensor]);
+        let order: Vec<usize> = state.order.learned()?.iter().copied().filter(is_dense).filter(first_use).collect();
         let dense_count = (0..self.streamed.tensors.len()).filter(is_dense).count();
         // A pass that leaves tensors out says nothing about them.
         (order.len() == dense_count).then_some(order)
@@ -233,6 +235,20 @@ impl Core {
         if state.reads_in_flight > 0 {
             self.counters.read_time.add_time(since.elapsed());
         }
+    }
+
+    /// Reads of another engine's begin, and are over: for the time with a read in flight.
+    pub(super) fn reads_begin(&self) {
+        let mut state = self.state.lock();
+        self.count_read_time(&mut state);
+        state.reads_in_flight += 1;
+    }
+
+    /// See [`Self::reads_begin`].
+    pub(super) fn reads_end(&self) {
+        let mut state = self.state.lock();
+        self.count_read_time(&mut state);
+        state.reads_in_flight -= 1;
     }
 
     /// Chooses anew which dense tensors stay, once there are passes to judge by and then less and less often. Returns the

@@ -85,7 +85,8 @@ impl Session {
     }
 
     fn block_of(&self, tensor: usize, expert: usize) -> Result<usize> {
-        let streamed = self.streamed.find(tensor).map(|index| &self.streamed.tensors[index]);
+        let all = &self.running()?.core.streamed;
+        let streamed = all.find(tensor).map(|index| &all.tensors[index]);
         let streamed = streamed.filter(|streamed| streamed.is_expert && expert < streamed.block_count);
         let Some(streamed) = streamed else {
             let message = format!("tensor {tensor} has no expert {expert} that is streamed");

@@ -10,9 +10,10 @@ use crate::io::{Priority, Request};
 use crate::predict::{Recent, Visit};
 
 use super::core::{Core, SlotId, State};
+use super::dense::Walk;
 use super::session::{Running, Session};
 use super::speculation::{LOOK_AHEAD_ROWS_MAX, Seen};
-use super::tensors::StreamedTensor;
+use super::tensors::{StreamedTensor, StreamedTensors};
 use super::timeline::Event;
 use super::trace::Routing;
 
@@ -62,6 +63,8 @@ pub struct Fetch {
     token_count: usize,
     /// What the layers used last, for habits.
     recent: Recent,
+    /// Where we are in a pass.
+    walk: Walk,
     /// Between a successful `begin` and `end`.
     begun: bool,
     /// Our number among the session's fetches, from the first demand on.
@@ -95,6 +98,7 @@ impl Fetch {
             routing: Vec::new(),
             token_count: 0,
             recent: Recent::default(),
+            walk: Walk::default(),
             begun: false,
             member: None,
             requests: Vec::new(),
@@ -121,10 +125,9 @@ impl Fetch {
         self.end();
         let session = Arc::clone(&self.session);
         let running = session.running()?;
-        let index = session.streamed.find(tensor).ok_or_else(|| {
-            Error::new(ErrorCode::InvalidArgument, format!("tensor {tensor} is not one of the streamed tensors"))
-        })?;
-        let streamed = &session.streamed.tensors[index];
+        let all = &*running.core.streamed;
+        let index = all.find(tensor).ok_or_else(|| not_streamed(tensor, session.streams(tensor)))?;
+        let streamed = &all.tensors[index];
         self.collect_experts(streamed, routing, tokens)?;
         running.core.recover(&session.files)?;
         self.collect_wanted(wanted)?;
@@ -138,11 +141,11 @@ impl Fetch {
         state.fetches.insert(member);
         let (mut new_ring, mut learn, now) = (None, false, Instant::now());
         let previous = self.tensor.replace(index);
-        state.order.observe(previous, index);
+        let begins_pass = state.order.observe(&mut self.walk, index);
         if let (Some(previous), Some(since)) = (previous, self.computing_since.take()) {
             state.pins.computed(previous, since.elapsed());
         }
-        if state.order.is_first(index) {
+        if begins_pass {
             core.counters.tokens.add(tokens as u64);
             core.count_read_time(&mut state);
             learn = state.pace.begin_pass(now, tokens, &core.counters);
@@ -151,15 +154,14 @@ impl Fetch {
         }
         state.pace.demand(now, &core.counters);
         state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };
-        self.record_trace(running, &state, index, previous, routing, tokens);
-        let layer_before = previous.and_then(|previous| session.streamed.tensors[previous].expert_layer);
-        self.entered =
-            streamed.expert_layer.filter(|_| layer_before != streamed.expert_layer || state.order.is_first(index));
+        self.record_trace(running, &state, index, previous.filter(|_| !begins_pass), routing, tokens);
+        let layer_before = previous.and_then(|previous| all.tensors[previous].expert_layer);
+        self.entered = streamed.expert_layer.filter(|_| layer_before != streamed.expert_layer || begins_pass);
         if let Some(layer) = self.entered {
-            self.enter(&mut state, layer, index, member, routing, tokens);
+            self.enter(&mut state, layer, begins_pass, member, routing, tokens);
             core.settle_guesses(&mut state, &*running.engine, self.visit, &self.experts);
         }
-        self.announce(&mut state, streamed, tokens);
+        self.announce(all, &mut state, streamed, tokens);
         core.counters.device_hits.add((self.experts.len() - self.wanted.len()) as u64);
         for index in 0..self.wanted.len() {
             let block = streamed.first_block + self.wanted[index];
@@ -180,8 +182,8 @@ impl Fetch {
         }
         self.missing.reverse();
         self.request_missing(core, &mut state, member);
-        let Self { wanted, requests, .. } = self;
-        core.read_ahead(&mut state, &session.files, session.config.prefetch, index, wanted, requests);
+        let Self { wanted, requests, walk, .. } = self;
+        core.read_ahead(&mut state, &session.files, session.config.prefetch, (index, &*walk), wanted, requests);
         drop(state);
         if let Some(slots) = new_ring {
             tracing::debug!("dense weights now flow through {slots} slots of each size");
@@ -195,6 +197,12 @@ impl Fetch {
         }
         self.begun = true;
         Ok(())
+    }
+
+    /// The next demand is the first of a pass: of what is computed for a batch of tokens, once for all of them, however often
+    /// a tensor is used in it. Where nobody says so, a pass begins whenever the tensor is used that was demanded first of all.
+    pub fn begin_pass(&mut self) {
+        self.walk.begin_pass();
     }
 
     /// Tells what goes into the multiplication that the demand is for, as rows of `row_length`, so that the experts of the next
@@ -261,7 +269,7 @@ impl Fetch {
             core.counters.stall_time.add_time(since.elapsed());
             core.record(Event::WaitEnd, self.first_block);
         }
-        if !session.streamed.tensors[self.tensor.unwrap_or(0)].is_expert {
+        if !core.streamed.tensors[self.tensor.unwrap_or(0)].is_expert {
             self.computing_since.get_or_insert_with(Instant::now);
         }
         for &SlotId { pool, slot } in &self.held {
@@ -277,6 +285,22 @@ impl Fetch {
             deliver.clear();
         }
         verified
+    }
+
+    /// Copies rows of a table to `destination`, one after the other. What a demand delivered stays as it is.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no streamed table, for a row that it has not, and for a destination of another size than the
+    /// rows have together; the first error of any read of this model.
+    pub fn rows(&mut self, tensor: usize, ids: &[i32], destination: &mut [u8]) -> Result<()> {
+        let session = Arc::clone(&self.session);
+        let running = session.running()?;
+        running.core.recover(&session.files)?;
+        let table = running.core.streamed.table(tensor);
+        let (Some(table), Some(rows)) = (table, &running.rows) else {
+            return Err(not_streamed(tensor, session.streams(tensor)));
+        };
+        rows.read(&running.core, running.verifier.as_ref(), table, ids, destination)
     }
 
     /// Whether [`Self::next`] would return at once.
@@ -299,7 +323,7 @@ impl Fetch {
         let session = Arc::clone(&self.session);
         let running = session.running()?;
         let core = &running.core;
-        let streamed = session.streamed.find(tensor).map(|index| &session.streamed.tensors[index]);
+        let streamed = core.streamed.find(tensor).map(|index| &core.streamed.tensors[index]);
         let (Some(streamed), Some(member)) =
             (streamed.filter(|tensor| tensor.is_expert), self.member.filter(|_| self.begun))
         else {
@@ -375,9 +399,9 @@ impl Fetch {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
             let freed = self.release_held(&running.core, &mut state, member);
-            if let Some(tensor) = self.tensor.filter(|&tensor| !session.streamed.tensors[tensor].is_expert) {
+            if let Some(tensor) = self.tensor.filter(|&tensor| !running.core.streamed.tensors[tensor].is_expert) {
                 let (files, setting) = (&session.files, session.config.prefetch);
-                running.core.read_ahead(&mut state, files, setting, tensor, &[], &mut self.requests);
+                running.core.read_ahead(&mut state, files, setting, (tensor, &self.walk), &[], &mut self.requests);
             }
             drop(state);
             self.submit(running);
@@ -428,8 +452,7 @@ impl Fetch {
     }
 
     /// An expert layer is entered.
-    fn enter(&mut self, state: &mut State, layer: usize, tensor: usize, member: u32, routing: &[i32], tokens: usize) {
-        let is_first = state.order.is_first(tensor);
+    fn enter(&mut self, state: &mut State, layer: usize, is_first: bool, member: u32, routing: &[i32], tokens: usize) {
         let before = (self.visit.number > 0).then_some(self.visit.layer);
         let next = state.guesses.enter(before, layer, is_first);
         self.visit = Visit { layer, visitor: member, number: self.visit.number + 1, is_first, next };
@@ -460,8 +483,7 @@ impl Fetch {
 
     /// Tells the policies what is used: a dense tensor, or, when a layer is entered, its experts of all matrices. Were those of
     /// the later matrices told of only in their turn, they could be evicted just before it.
-    fn announce(&self, state: &mut State, streamed: &StreamedTensor, tokens: usize) {
-        let all = &self.session.streamed;
+    fn announce(&self, all: &StreamedTensors, state: &mut State, streamed: &StreamedTensor, tokens: usize) {
         let announced: &[usize] = match (self.entered, &self.tensor) {
             (Some(layer), _) => &all.expert_layers[layer],
             (None, Some(dense)) if !streamed.is_expert => std::slice::from_ref(dense),
@@ -557,16 +579,15 @@ impl Fetch {
         running: &Running,
         state: &State,
         index: usize,
-        previous: Option<usize>,
+        previous_in_pass: Option<usize>,
         routing: &[i32],
         tokens: usize,
     ) {
         let Some(trace) = &running.trace else { return };
-        let all = &self.session.streamed.tensors;
+        let all = &running.core.streamed.tensors;
         let streamed = &all[index];
-        let same_layer = previous.is_some_and(|previous| all[previous].layer == streamed.layer);
-        // A pass may consist of a single layer.
-        if !streamed.is_expert || (same_layer && !state.order.is_first(index)) {
+        let same_layer = previous_in_pass.is_some_and(|previous| all[previous].layer == streamed.layer);
+        if !streamed.is_expert || same_layer {
             return;
         }
         let routing = Routing {
@@ -577,7 +598,7 @@ impl Fetch {
             expert_bytes: all
                 .iter()
                 .filter(|tensor| tensor.is_expert && tensor.layer == streamed.layer)
-                .map(|tensor| self.session.streamed.blocks[tensor.first_block].size_bytes)
+                .map(|tensor| running.core.streamed.blocks[tensor.first_block].size_bytes)
                 .sum(),
         };
         trace.record(&routing, |expert| state.location[streamed.first_block + expert as usize].is_some());
@@ -592,4 +613,13 @@ impl Drop for Fetch {
             running.core.state.lock().fetches.remove(member);
         }
     }
+}
+
+fn not_streamed(tensor: usize, is_planned: bool) -> Error {
+    let reason = if is_planned {
+        "was not bound when the host said that all were"
+    } else {
+        "is not one of the streamed tensors"
+    };
+    Error::new(ErrorCode::InvalidArgument, format!("tensor {tensor} {reason}"))
 }

@@ -18,6 +18,7 @@ mod learner;
 mod outlook;
 #[cfg(test)]
 mod resize_tests;
+mod rows;
 mod session;
 mod speculation;
 mod tensors;

@@ -13,10 +13,10 @@ use crate::forecast::{
     Circumstances, Frequencies, Keeping, Learned, Prediction, Problem, Seat, Solution, divide, measure_memory,
     problem_of, solve,
 };
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, layer_of};
 use crate::hw::{self, Profile};
 use crate::io::Tuning;
-use crate::plan::Mode;
+use crate::plan::{Mode, Place, Plan};
 
 use super::core::Core;
 use super::dense::Pins;
@@ -33,8 +33,10 @@ pub(super) struct Surroundings {
     profile: Profile,
     /// Where what is learned is kept, if anywhere.
     cache_directory: Option<PathBuf>,
-    /// By tensor: whether the host keeps it in RAM, and not on a GPU.
-    on_host: Box<[bool]>,
+    /// By tensor: where the host keeps it.
+    places: Box<[Place]>,
+    /// The tensors that were to be streamed, in order.
+    planned: Box<[usize]>,
     read_overhead_seconds: f64,
     kernels: Mutex<Kernels>,
     /// The types of weights whose speed matters.
@@ -45,7 +47,8 @@ impl Surroundings {
     /// Looks at the machine. Measures how fast memory is, once per machine; `tuning` tells how fast the drive is.
     pub(super) fn of(
         gguf: &Gguf,
-        on_host: &dyn Fn(usize) -> bool,
+        place: &dyn Fn(usize) -> Place,
+        plan: &Plan,
         tuning: &Tuning,
         cache_directory: Option<&Path>,
     ) -> Self {
@@ -60,10 +63,11 @@ impl Surroundings {
         }
         Self {
             kernels: Mutex::new(Kernels::kept_in(cache_directory.map(Path::to_owned), profile.machine())),
-            types: main_types(gguf, on_host),
+            types: main_types(gguf, place),
             cache_directory: cache_directory.map(Path::to_owned),
             profile,
-            on_host: (0..gguf.tensors().len()).map(on_host).collect(),
+            places: (0..gguf.tensors().len()).map(place).collect(),
+            planned: plan.streamed.clone().into(),
             read_overhead_seconds: tuning.read_overhead_seconds.unwrap_or(0.0),
         }
     }
@@ -84,6 +88,20 @@ impl Surroundings {
         self.kernels.lock().set(kind, threads, bytes_per_second);
     }
 
+    /// Where a tensor is, now that it is known what takes part: nothing else of a layer that is spare if none of it does.
+    fn place_of(&self, gguf: &Gguf, tensor: usize, streamed: &StreamedTensors) -> Place {
+        if streamed.find(tensor).is_some() || streamed.table(tensor).is_some() {
+            return Place::Ram;
+        }
+        let layer = layer_of(&gguf.tensors()[tensor].name);
+        let is_loaded = || streamed.tensors.iter().any(|streamed| Some(streamed.layer) == layer);
+        match self.places[tensor] {
+            _ if self.planned.binary_search(&tensor).is_ok() => Place::Absent,
+            Place::Spare if is_loaded() => Place::Ram,
+            place => place,
+        }
+    }
+
     /// What figures of a model are kept by: the processor, the cores and the drive.
     fn machine(&self) -> String {
         format!("{}, {}", self.profile.machine(), self.profile.drive.identity())
@@ -91,12 +109,12 @@ impl Surroundings {
 }
 
 /// The types that make up most of what is on the host; none for a toy.
-fn main_types(gguf: &Gguf, on_host: &dyn Fn(usize) -> bool) -> Vec<u32> {
+fn main_types(gguf: &Gguf, place: &dyn Fn(usize) -> Place) -> Vec<u32> {
     /// A type with a smaller share of the bytes than one in so many does not matter.
     const SHARE: u64 = 64;
     let mut bytes: BTreeMap<u32, u64> = BTreeMap::new();
     for (index, tensor) in gguf.tensors().iter().enumerate() {
-        if on_host(index) {
+        if place(index) == Place::Ram && tensor.ggml_type.is_known() {
             *bytes.entry(tensor.ggml_type.id()).or_default() += tensor.size_bytes;
         }
     }
@@ -138,9 +156,10 @@ impl Outlook {
         frequencies: Option<&Frequencies>,
     ) -> Self {
         let (streamed, machine, is_toy) = (&core.streamed, surroundings.machine(), gguf.model_bytes() < TOY_BYTES);
-        let on_host = |tensor: usize| surroundings.on_host[tensor];
+        let place = |tensor: usize| surroundings.place_of(gguf, tensor, streamed);
         let pool_bytes: u64 = slots.iter().zip(&streamed.classes).map(|(&s, class)| s as u64 * class.slot_bytes).sum();
-        let host_bytes = |tensor: usize| match on_host(tensor) && streamed.find(tensor).is_none() {
+        let is_streamed = |tensor: usize| streamed.find(tensor).is_some() || streamed.table(tensor).is_some();
+        let host_bytes = |tensor: usize| match place(tensor) == Place::Ram && !is_streamed(tensor) {
             true => gguf.tensors()[tensor].size_bytes,
             false => 0,
         };
@@ -151,7 +170,7 @@ impl Outlook {
         };
         let profile =
             Profile { multiply_bytes_per_second: surroundings.kernels.lock().speeds(), ..surroundings.profile.clone() };
-        let mut problem = problem_of(gguf, on_host, &profile, &circumstances, frequencies);
+        let mut problem = problem_of(gguf, place, &profile, &circumstances, frequencies);
         let keeping: Vec<Keeping> = problem.items.iter().map(|item| keeping(&item.tensors, streamed)).collect();
         for (item, keeping) in problem.items.iter_mut().zip(&keeping) {
             item.streamable = *keeping != Keeping::Fixed;
@@ -256,6 +275,9 @@ impl Drop for Outlook {
 }
 
 fn keeping(tensors: &[usize], streamed: &StreamedTensors) -> Keeping {
+    if tensors.iter().any(|&tensor| streamed.table(tensor).is_some()) {
+        return Keeping::Table;
+    }
     let found: Option<Vec<usize>> = tensors.iter().map(|&tensor| streamed.find(tensor)).collect();
     match found.as_deref() {
         None | Some([]) => Keeping::Fixed,

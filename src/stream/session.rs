@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use crate::hw;
 use crate::io::{self, DirectFile, Engine, Sink, Tuning};
 use crate::memory::{self, Admission, Claim, HostMemory, MappedWeights, Membership, Tenant};
 use crate::persist;
-use crate::plan::{self, Plan, SlotClass, distribute, in_gigabytes, minimum_bytes};
+use crate::plan::{self, Place, Plan, SlotClass, distribute_beside_tables, in_gigabytes, minimum_bytes, tables_claim};
 use crate::predict::{Lookahead, Store};
 use crate::stats::{Counters, Facts, StatsWriter};
 
@@ -23,6 +23,7 @@ use super::core::Core;
 use super::fetch::Fetch;
 use super::learner::Learner;
 use super::outlook::{Outlook, Surroundings};
+use super::rows::Rows;
 use super::speculation::Foresight;
 use super::speculation::Keeper;
 use super::tensors::StreamedTensors;
@@ -38,7 +39,12 @@ pub struct Session {
     tuning: Tuning,
     surroundings: Surroundings,
     pub(super) files: Arc<[DirectFile]>,
-    pub(super) streamed: Arc<StreamedTensors>,
+    /// All that may be streamed. What of it is, the first demand finds: see [`Self::taking_part`].
+    planned: Arc<StreamedTensors>,
+    /// By tensor of the GGUF: whether the host said that it loads it.
+    bound: Box<[AtomicBool]>,
+    /// The host has said so of all that it will demand.
+    is_loaded: AtomicBool,
     mapped_weights: OnceLock<MappedWeights>,
     /// Where slots are, if the host has memory for them.
     pub(super) host_memory: OnceLock<Arc<dyn HostMemory>>,
@@ -64,6 +70,8 @@ pub(super) struct Running {
     pub(super) core: Arc<Core>,
     pub(super) verifier: Option<Verifier>,
     pub(super) trace: Option<Trace>,
+    /// Tables that are looked up, if there are any.
+    pub(super) rows: Option<Arc<Rows>>,
 }
 
 impl Session {
@@ -72,9 +80,9 @@ impl Session {
     /// # Errors
     /// `Open` when a file cannot be read, `Config` when direct I/O is demanded and impossible, `Budget` when `HYPURA_RAM`
     /// is below the working minimum.
-    pub fn plan(gguf: &Arc<Gguf>, config: &Config, on_host: impl Fn(usize) -> bool) -> Result<Option<Arc<Self>>> {
+    pub fn plan(gguf: &Arc<Gguf>, config: &Config, place: impl Fn(usize) -> Place) -> Result<Option<Arc<Self>>> {
         let memory = memory::memory_for_another();
-        let plan = plan::decide(gguf, &on_host, config, &memory);
+        let plan = plan::decide(gguf, &place, config, &memory);
         tracing::info!("{}: {}", plan.mode.name(), plan.reason);
         // What stays with the host, and its context, come next.
         let resident_bytes = plan.host_bytes - plan.streamed_bytes;
@@ -87,14 +95,14 @@ impl Session {
         for (opened, parsed) in files.iter().zip(gguf.files()) {
             opened.expect(parsed.identity, parsed.content)?;
         }
-        let streamed = Arc::new(StreamedTensors::new(gguf, &plan, &files));
+        let planned = Arc::new(StreamedTensors::new(gguf, &plan.streamed, &files));
         match config.ram_bytes {
-            Some(ram_bytes) => drop(distribute(ram_bytes, &streamed.classes)?),
-            None if !can_run(config, resident_bytes, &streamed)? => return Ok(None),
+            Some(ram_bytes) => drop(distribute_beside_tables(ram_bytes, planned.table_bytes(), &planned.classes)?),
+            None if !can_run(config, resident_bytes, &planned)? => return Ok(None),
             None => {}
         }
         check_outputs(config)?;
-        let surroundings = Surroundings::of(gguf, &on_host, &tuning, config.cache_directory.as_deref());
+        let surroundings = Surroundings::of(gguf, &place, &plan, &tuning, config.cache_directory.as_deref());
         Ok(Some(Arc::new(Self {
             gguf: Arc::clone(gguf),
             config: config.clone(),
@@ -102,7 +110,9 @@ impl Session {
             tuning,
             surroundings,
             files,
-            streamed,
+            planned,
+            bound: gguf.tensors().iter().map(|_| AtomicBool::new(false)).collect(),
+            is_loaded: AtomicBool::new(false),
             mapped_weights: OnceLock::new(),
             host_memory: OnceLock::new(),
             vram_bytes: AtomicI64::default(),
@@ -114,7 +124,39 @@ impl Session {
 
     /// Whether a tensor, by its index in the GGUF, is streamed.
     pub fn streams(&self, tensor: usize) -> bool {
-        self.streamed.find(tensor).is_some()
+        self.planned.find(tensor).is_some() || self.is_table(tensor)
+    }
+
+    /// Whether it is streamed by the row.
+    pub fn is_table(&self, tensor: usize) -> bool {
+        self.planned.table(tensor).is_some()
+    }
+
+    /// The host loads a tensor, by its index in the GGUF.
+    pub fn note_bound(&self, tensor: usize) {
+        if let Some(bound) = self.bound.get(tensor) {
+            bound.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The host has bound all that it will demand. What is in the file and was not bound takes no part then.
+    pub fn note_loaded(&self) {
+        self.is_loaded.store(true, Ordering::Release);
+    }
+
+    /// What the host has bound of what was planned; all of it for a host that does not say when it has.
+    fn taking_part(&self) -> Arc<StreamedTensors> {
+        let is_loaded = self.is_loaded.load(Ordering::Acquire);
+        let is_bound = |&tensor: &usize| is_loaded && self.bound[tensor].load(Ordering::Relaxed);
+        let bound: Vec<usize> = self.plan.streamed.iter().copied().filter(is_bound).collect();
+        if bound.is_empty() || bound.len() == self.plan.streamed.len() {
+            return Arc::clone(&self.planned);
+        }
+        let unused = self.plan.streamed.len() - bound.len();
+        tracing::info!(
+            "{unused} tensors that could be streamed are in the file but were not loaded: they take no part"
+        );
+        Arc::new(StreamedTensors::new(&self.gguf, &bound, &self.files))
     }
 
     /// The plan.
@@ -146,12 +188,12 @@ impl Session {
 
     /// The smallest budget that works, in bytes.
     pub fn minimum_bytes(&self) -> u64 {
-        minimum_bytes(&self.streamed.classes)
+        minimum_bytes(&self.planned.classes) + tables_claim(self.planned.table_bytes()).0
     }
 
     /// The largest budget that it has use for, in bytes.
     pub fn maximum_bytes(&self) -> u64 {
-        Claim::of(&self.streamed.classes).most
+        claim(&self.planned).most
     }
 
     /// A new, idle fetch, to be reused for as long as its owner likes.
@@ -171,7 +213,10 @@ impl Session {
     /// The statistics as JSON, with the keys of `HYPURA_STATS`.
     pub fn stats_json(&self) -> String {
         match self.running.get() {
-            Some(running) => snapshot(&running.core, &running.outlook, &running.facts(self), &self.most_vram_bytes),
+            Some(running) => {
+                let facts = running.facts(self);
+                snapshot(&running.core, &running.outlook, running.rows.as_deref(), &facts, &self.most_vram_bytes)
+            }
             _ => Counters::default().to_json(&self.idle_facts()).to_string(),
         }
     }
@@ -215,30 +260,32 @@ impl Session {
         make_engine: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn Sink>) -> Result<Box<dyn Engine>>,
     ) -> Result<Running> {
         let is_flexible = self.config.ram_bytes.is_none();
+        let streamed = self.taking_part();
         // Counts until the model is known to the governor itself.
         let admission = match self.config.ram_bytes {
             Some(_) => None,
-            None => Some(memory::admit(Claim::of(&self.streamed.classes))?),
+            None => Some(memory::admit(claim(&streamed))?),
         };
         let fixed_bytes = self.config.ram_bytes.unwrap_or(0);
         let budget_bytes = admission.as_ref().map_or(fixed_bytes, Admission::budget_bytes);
-        let slots = distribute(budget_bytes, &self.streamed.classes)?;
+        let least_bytes = claim(&streamed).least;
+        let (looks_ahead, budget_bytes) = self.spare_for_routers(&streamed, budget_bytes, least_bytes);
+        let (rows_bytes, slots) = distribute_beside_tables(budget_bytes, streamed.table_bytes(), &streamed.classes)?;
+        let rows = match streamed.tables.is_empty() {
+            true => None,
+            false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes)?)),
+        };
         let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
         // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few.
         let may_reserve = is_flexible && hw::address_space_limit().is_none();
-        let slot_counts = slots.iter().zip(&self.streamed.classes);
+        let slot_counts = slots.iter().zip(&streamed.classes);
         let slot_counts =
             slot_counts.map(|(&now, class)| SlotCount { now, most: if may_reserve { class.block_count } else { now } });
         let slot_counts: Vec<SlotCount> = slot_counts.collect();
-        let core = Core::new(
-            Arc::clone(&self.streamed),
-            &slot_counts,
-            timeline,
-            self.config.prefetch,
-            self.host_memory.get(),
-        )?;
+        let core =
+            Core::new(Arc::clone(&streamed), &slot_counts, timeline, self.config.prefetch, self.host_memory.get())?;
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
-        let foresight = self.foresight(&core, &engine)?;
+        let foresight = self.foresight(&core, &engine, looks_ahead)?;
         let keeper = self.keeper(&core, &engine)?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
@@ -260,21 +307,25 @@ impl Session {
             core,
             verifier,
             trace,
+            rows,
         };
         if let Some(path) = &self.config.stats {
             let (core, outlook, facts) = (Arc::clone(&running.core), Arc::clone(&running.outlook), running.facts(self));
-            let vram = Arc::clone(&self.most_vram_bytes);
-            running._stats = Some(StatsWriter::start(path.clone(), move || snapshot(&core, &outlook, &facts, &vram))?);
+            let (rows, vram) = (running.rows.clone(), Arc::clone(&self.most_vram_bytes));
+            let snapshot = move || snapshot(&core, &outlook, rows.as_deref(), &facts, &vram);
+            running._stats = Some(StatsWriter::start(path.clone(), snapshot)?);
         }
-        self.warn_of_the_cliff(&slots);
+        self.warn_of_the_cliff(&streamed, &slots);
         // A warning, because that is the least level that llama.cpp's tools show unasked, and how a model runs is something
         // that its user should know.
         tracing::warn!(
             "{}: {} of {} streamed through {} of RAM ({} slots){}; reads: {}",
             self.plan.mode.name(),
-            in_gigabytes(self.plan.streamed_bytes),
+            in_gigabytes(
+                streamed.blocks.iter().map(|block| block.size_bytes as u64).sum::<u64>() + streamed.table_bytes()
+            ),
             in_gigabytes(self.gguf.model_bytes()),
-            in_gigabytes(running.core.pool_bytes()),
+            in_gigabytes(running.core.pool_bytes() + rows_bytes),
             slots.iter().sum::<usize>(),
             self.vram_phrase(),
             self.tuning,
@@ -286,7 +337,7 @@ impl Session {
     /// The thread that keeps the model's habits, when it has any and there is a place for them.
     fn keeper(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<Keeper>> {
         let Some(directory) = self.config.cache_directory.clone() else { return Ok(None) };
-        if self.streamed.expert_layers.is_empty() {
+        if core.streamed.expert_layers.is_empty() {
             return Ok(None);
         }
         let store = Store::new(directory, self.gguf.fingerprint());
@@ -294,27 +345,47 @@ impl Session {
         Keeper::start(store, warms, core, Arc::clone(&self.files), Arc::clone(engine)).map(Some)
     }
 
+    /// Takes the memory of the routers that look ahead off a budget, or does without them where they would take too much of it: they are
+    /// kept as single floats, whatever the file has.
+    fn spare_for_routers(&self, streamed: &StreamedTensors, budget_bytes: u64, least_bytes: u64) -> (bool, u64) {
+        /// Slots foresee nothing, but are always of use.
+        const SHARE: u64 = 8;
+        let bytes = routers_bytes(&self.gguf, &streamed.expert_layer_numbers());
+        if self.config.prefetch == PrefetchSetting::Off || bytes == 0 {
+            return (true, budget_bytes);
+        }
+        if bytes > budget_bytes / SHARE || bytes > budget_bytes.saturating_sub(least_bytes) {
+            let (routers, budget) = (in_gigabytes(bytes), in_gigabytes(budget_bytes));
+            tracing::info!("routers take {routers}, too much of {budget}: experts are not foreseen");
+            return (false, budget_bytes);
+        }
+        (true, budget_bytes - bytes)
+    }
+
     /// The thread that looks ahead, when there are experts.
-    fn foresight(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<Foresight>> {
-        if self.config.prefetch == PrefetchSetting::Off || self.streamed.expert_layers.is_empty() {
+    fn foresight(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>, looks_ahead: bool) -> Result<Option<Foresight>> {
+        if self.config.prefetch == PrefetchSetting::Off || core.streamed.expert_layers.is_empty() {
             return Ok(None);
         }
-        let lookahead = Lookahead::read(&self.gguf, &self.streamed.expert_layer_numbers());
+        if !looks_ahead {
+            return Ok(None);
+        }
+        let lookahead = Lookahead::read(&self.gguf, &core.streamed.expert_layer_numbers());
         Foresight::start(lookahead, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
     }
 
     /// With fewer slots than one token uses, every expert is gone before it comes round again.
-    fn warn_of_the_cliff(&self, slots: &[usize]) {
+    fn warn_of_the_cliff(&self, streamed: &StreamedTensors, slots: &[usize]) {
         let used = self.gguf.hyper_parameters().expert_used_count as usize;
-        let tensors = &self.streamed.tensors;
+        let tensors = &streamed.tensors;
         let mut needed = vec![0_usize; slots.len()];
         tensors.iter().for_each(|tensor| needed[tensor.pool] += if tensor.is_expert { used } else { 1 });
         let bytes = |slots: &[usize]| -> u64 {
-            let classes = self.streamed.classes.iter().zip(slots);
+            let classes = streamed.classes.iter().zip(slots);
             classes.map(|(class, &slots)| class.slot_bytes * slots as u64).sum()
         };
         let is_short = |(pool, class): (usize, &SlotClass)| !class.every_pass && slots[pool] < needed[pool];
-        if self.streamed.classes.iter().enumerate().any(is_short) {
+        if streamed.classes.iter().enumerate().any(is_short) {
             tracing::warn!(
                 "{} for weights is less than one token uses, so each of its experts is read for every token; \
                  from {} on, experts that are used again are still there",
@@ -358,7 +429,7 @@ impl Session {
 /// file and reads it page by page, slowly; so we stand aside, unless streaming was demanded, or it is other streaming processes that
 /// hold the memory: beside them a mapping would get everybody killed.
 fn can_run(config: &Config, resident_bytes: u64, streamed: &StreamedTensors) -> Result<bool> {
-    let Err(refusal) = memory::check_load(resident_bytes, Claim::of(&streamed.classes)) else { return Ok(true) };
+    let Err(refusal) = memory::check_load(resident_bytes, claim(streamed)) else { return Ok(true) };
     if config.mode == ModeSetting::Stream || refusal.is_by_others {
         let message = format!("{}; free memory, or take the risk with HYPURA_RAM", refusal.reason);
         return Err(Error::new(ErrorCode::Budget, message));
@@ -391,10 +462,23 @@ impl Running {
     }
 }
 
-fn snapshot(core: &Core, outlook: &Outlook, facts: &Facts, vram_bytes: &AtomicU64) -> String {
+/// What the routers of these layers take in memory at most, in bytes; none is applied to the first.
+fn routers_bytes(gguf: &Gguf, layers: &[u32]) -> u64 {
+    let router = |layer: &u32| gguf.find(&format!("blk.{layer}.ffn_gate_inp.weight"));
+    let elements = |tensor: usize| gguf.tensors()[tensor].shape.iter().product::<u64>();
+    layers.iter().skip(1).filter_map(router).map(elements).sum::<u64>() * size_of::<f32>() as u64
+}
+
+/// What a model can do with memory.
+fn claim(streamed: &StreamedTensors) -> Claim {
+    let (claim, (least, most)) = (Claim::of(&streamed.classes), tables_claim(streamed.table_bytes()));
+    Claim { least: claim.least + least, most: claim.most + most }
+}
+
+fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Facts, vram_bytes: &AtomicU64) -> String {
     let mut state = core.state.lock();
     core.count_read_time(&mut state);
-    let resident_bytes = state
+    let resident_bytes: u64 = state
         .location
         .iter()
         .zip(&core.streamed.blocks)
@@ -405,8 +489,8 @@ fn snapshot(core: &Core, outlook: &Outlook, facts: &Facts, vram_bytes: &AtomicU6
     let measured = state.pace.measured();
     drop(state);
     let facts = Facts {
-        resident_bytes,
-        budget_bytes: core.pool_bytes(),
+        resident_bytes: resident_bytes + rows.map_or(0, Rows::held_bytes),
+        budget_bytes: core.pool_bytes() + rows.map_or(0, Rows::memory_bytes),
         vram_bytes: vram_bytes.load(Ordering::Relaxed),
         prefetch_pays,
         plan: outlook.summary(),

@@ -1,10 +1,11 @@
 //! The streamed tensors as blocks and slot classes.
 
+use super::rows::Table;
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
 use crate::io::DirectFile;
-use crate::plan::{Plan, SlotClass};
+use crate::plan::SlotClass;
 
 /// A stretch of a file that is read and used as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +43,8 @@ pub(super) struct StreamedTensors {
     pub(super) tensors: Vec<StreamedTensor>,
     pub(super) blocks: Vec<BlockExtent>,
     pub(super) classes: Vec<SlotClass>,
+    /// What is looked up instead, a row at a time.
+    pub(super) tables: Vec<Table>,
     /// The layers that have experts, in order: the tensors that hold them.
     pub(super) expert_layers: Vec<Vec<usize>>,
     /// By index in [`Gguf::tensors`].
@@ -49,7 +52,8 @@ pub(super) struct StreamedTensors {
 }
 
 impl StreamedTensors {
-    pub(super) fn new(gguf: &Gguf, plan: &Plan, files: &[DirectFile]) -> Self {
+    /// `streamed` are indices of [`Gguf::tensors`], in order.
+    pub(super) fn new(gguf: &Gguf, streamed: &[usize], files: &[DirectFile]) -> Self {
         let slot_unit = files
             .iter()
             .map(|file| file.alignment().offset_bytes.max(file.alignment().memory_bytes))
@@ -58,11 +62,16 @@ impl StreamedTensors {
             tensors: Vec::new(),
             blocks: Vec::new(),
             classes: Vec::new(),
+            tables: Vec::new(),
             expert_layers: Vec::new(),
             by_tensor: vec![None; gguf.tensors().len()],
         };
-        for &tensor in &plan.streamed {
+        for &tensor in streamed {
             let info = &gguf.tensors()[tensor];
+            if role_of(info).is_looked_up() {
+                this.tables.push(Table::of(gguf, tensor));
+                continue;
+            }
             let is_expert = role_of(info) == Role::Expert;
             let block_count = if is_expert { info.shape[2] as usize } else { 1 };
             let block_bytes = info.size_bytes / block_count as u64;
@@ -142,6 +151,16 @@ impl StreamedTensors {
     /// The streamed tensor with an index of [`Gguf::tensors`], if that one is streamed.
     pub(super) fn find(&self, tensor: usize) -> Option<usize> {
         self.by_tensor.get(tensor).copied().flatten()
+    }
+
+    /// The table with an index of [`Gguf::tensors`], if that tensor is one that is streamed.
+    pub(super) fn table(&self, tensor: usize) -> Option<&Table> {
+        self.tables.iter().find(|table| table.tensor == tensor)
+    }
+
+    /// Bytes of all tables.
+    pub(super) fn table_bytes(&self) -> u64 {
+        self.tables.iter().map(Table::bytes).sum()
     }
 
     /// What policies are told of the pools of dense blocks or of experts: every tensor is a layer to them.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use hypura::config::Config;
 use hypura::error::Result;
 use hypura::gguf::{GgmlType, Gguf};
+use hypura::plan::Place;
 use hypura::stream::{Block, Fetch, Session};
 
 /// Numbers of ggml types.
@@ -182,7 +183,7 @@ pub struct Model {
 
 impl Model {
     pub fn session(&self, settings: &[(&str, &str)]) -> Result<Arc<Session>> {
-        let session = Session::plan(&self.gguf, &self.config(settings)?, |_| true)?;
+        let session = Session::plan(&self.gguf, &self.config(settings)?, |_| Place::Ram)?;
         Ok(session.expect("HYPURA=stream streams any model that has feed-forward weights"))
     }
 
@@ -326,11 +327,17 @@ impl Model {
         Ok(distinct)
     }
 
-    /// The bytes that all of a model's slots would take.
+    /// The budget that holds all that is streamed.
     pub fn everything_bytes(&self) -> u64 {
         let session = self.session_with_ram(1 << 40, &[]).unwrap();
         self.sweep(&session).unwrap();
-        number(&stats(&session), "budget_bytes")
+        number(&stats(&session), "budget_bytes") + self.routers_bytes()
+    }
+
+    /// What the routers that look ahead take of a budget: all but the first layer's, as f32.
+    fn routers_bytes(&self) -> u64 {
+        let routers = self.gguf.tensors().iter().filter(|tensor| tensor.name.ends_with("ffn_gate_inp.weight"));
+        routers.skip(1).map(|tensor| 4 * tensor.shape.iter().product::<u64>()).sum()
     }
 }
 

@@ -42,10 +42,16 @@ class Model:
         return [tensor for file in self.files for tensor in gguf.GGUFReader(file).tensors]
 
     @cached_property
+    def loaded(self) -> list[gguf.ReaderTensor]:
+        """All but layers that draft tokens, which a run that does not draft leaves in the file."""
+        drafts = {tensor.name.split(".")[1] for tensor in self.tensors if ".nextn." in tensor.name}
+        return [tensor for tensor in self.tensors if tensor.name.split(".")[1] not in drafts]
+
+    @cached_property
     def streamable(self) -> list[gguf.ReaderTensor]:
         """The experts; of a dense model, its feed-forward matrices."""
-        experts = [tensor for tensor in self.tensors if EXPERT.fullmatch(tensor.name)]
-        return experts or [tensor for tensor in self.tensors if DENSE.fullmatch(tensor.name)]
+        experts = [tensor for tensor in self.loaded if EXPERT.fullmatch(tensor.name)]
+        return experts or [tensor for tensor in self.loaded if DENSE.fullmatch(tensor.name)]
 
     @cached_property
     def streamable_bytes(self) -> int:
@@ -55,7 +61,7 @@ class Model:
     def all_streamable_bytes(self) -> int:
         """With `HYPURA_TENSORS=all`: shared experts and attention as well."""
         patterns = (EXPERT, DENSE, OTHERS)
-        return sum(int(tensor.n_bytes) for tensor in self.tensors if any(p.fullmatch(tensor.name) for p in patterns))
+        return sum(int(tensor.n_bytes) for tensor in self.loaded if any(p.fullmatch(tensor.name) for p in patterns))
 
     @cached_property
     def other_bytes(self) -> int:

@@ -62,7 +62,7 @@ impl Sums {
             role.streamable_bytes += if item.streamable { item.bytes() } else { 0 };
             *sums.layers.entry(item.layer).or_default().entry(item.role.clone()).or_default() += item.bytes();
             used += match &item.usage {
-                Usage::Lookup => 0.0,
+                Usage::Lookup | Usage::Row(_) => 0.0,
                 _ => item.used_bytes(),
             };
         }

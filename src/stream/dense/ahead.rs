@@ -3,6 +3,7 @@
 use crate::config::PrefetchSetting;
 use crate::io::{DirectFile, Priority, Request};
 
+use super::Walk;
 use crate::stream::core::{Core, State};
 
 /// How many tensors ahead. The number of slots is what limits a ring; this only bounds the work of a call.
@@ -13,30 +14,23 @@ const REACH: usize = 48;
 const SLOTS_PER_EXPERT: usize = 4;
 
 impl Core {
-    /// Starts reading what comes after a tensor: the next dense tensors, across the end of the pass, and, behind experts of a
+    /// Starts reading what comes after a tensor that is used: the next dense tensors, across the end of the pass, and, behind experts of a
     /// tensor, the same `experts` of the layer's other matrices.
     pub(in crate::stream) fn read_ahead(
         &self,
         state: &mut State,
         files: &[DirectFile],
         setting: PrefetchSetting,
-        after: usize,
+        (after, walk): (usize, &Walk),
         experts: &[usize],
         requests: &mut Vec<Request>,
     ) {
         if setting == PrefetchSetting::Off {
             return;
         }
-        // The order is borrowed while slots change hands, so the few successors of interest are copied out first.
-        let mut following = [0usize; REACH];
-        let mut count = 0;
-        for next in state.order.after(after).take(REACH) {
-            following[count] = next;
-            count += 1;
-        }
         let tensors = &self.streamed.tensors;
         let from = &tensors[after];
-        for &next in &following[..count] {
+        for next in walk.after().take(REACH) {
             let to = &tensors[next];
             let experts: &[usize] = match (to.is_expert, from.is_expert && to.layer == from.layer) {
                 (false, _) => &[0],

@@ -7,5 +7,5 @@ mod ahead;
 mod order;
 mod pins;
 
-pub(super) use order::Order;
+pub(super) use order::{Order, Walk};
 pub(super) use pins::Pins;

@@ -1,46 +1,65 @@
 //! The order in which tensors are used, learned from use.
 //!
-//! Nothing in a file tells it: names suggest gate before up, and some graphs run up first. A guess serves the first pass;
-//! that pass teaches the order, and a pass in another order teaches the new one.
+//! Nothing in a file tells it: names suggest gate before up, and some graphs run up first. A *pass* is what the host computes for
+//! one batch of tokens, and may use a tensor several times: looped models do. Whoever computes says where a pass begins; of one who does
+//! not say, a pass begins whenever the tensor is used that was used first of all. A guess serves the first pass; every pass is
+//! recorded, and those that differ from what is known are learned.
 
-/// For every tensor, which one was used after it.
+use std::sync::Arc;
+
+/// Passes of one user that are remembered: an encoder's, a decoder's, and some to spare.
+const PASSES_MAX: usize = 4;
+
+/// Uses in a pass up to which it is recorded. No graph is as long, so something never says where a pass begins.
+const USES_MAX: usize = 1 << 16;
+
+/// What all users of a model share.
 #[derive(Debug)]
 pub struct Order {
-    successor: Vec<usize>,
-    /// The tensor that a pass begins with: the first one ever used.
+    /// All tensors, each once, in the likely order.
+    likely: Arc<[usize]>,
+    /// The pass that was learned last, by whomever.
+    learned: Option<Arc<[usize]>>,
+    /// The first tensor ever used.
     first: Option<usize>,
     passes: u64,
+}
+
+/// Where one user is. Users that work at the same time each have one, so they do not teach each other's interleaving.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// Passes that this user makes, the latest first.
+    known: Vec<Arc<[usize]>>,
+    /// Where the latest use is in the first of them.
+    position: Option<usize>,
+    /// What was used since the pass began.
+    recorded: Vec<usize>,
+    /// Whether the next use begins a pass, as a user knows that tells.
+    told: Option<bool>,
 }
 
 impl Order {
     /// Starts from a guess: all tensors, each once, in the likely order.
     pub fn new(likely: &[usize]) -> Self {
-        let mut successor = vec![0; likely.len()];
-        for (index, &tensor) in likely.iter().enumerate() {
-            successor[tensor] = likely[(index + 1) % likely.len()];
-        }
-        Self { successor, first: None, passes: 0 }
+        Self { likely: likely.into(), learned: None, first: None, passes: 0 }
     }
 
-    /// A tensor is used now, after another one by the same user. Users that work at the same time each have a `previous` of
-    /// their own, so they do not teach each other's interleaving.
-    pub fn observe(&mut self, previous: Option<usize>, tensor: usize) {
-        if *self.first.get_or_insert(tensor) == tensor {
+    /// A user uses a tensor. Says whether a pass begins with that.
+    pub fn observe(&mut self, walk: &mut Walk, tensor: usize) -> bool {
+        let is_first = *self.first.get_or_insert(tensor) == tensor;
+        let begins = match &mut walk.told {
+            Some(told) => std::mem::take(told),
+            None => is_first,
+        };
+        if begins {
             self.passes += 1;
+            walk.end_pass(self);
         }
-        if let Some(previous) = previous {
-            self.successor[previous] = tensor;
+        if walk.known.is_empty() {
+            walk.known.push(Arc::clone(self.learned.as_ref().unwrap_or(&self.likely)));
         }
-    }
-
-    /// Whether a pass begins with this tensor.
-    pub fn is_first(&self, tensor: usize) -> bool {
-        self.first == Some(tensor)
-    }
-
-    /// The tensor that passes begin with.
-    pub fn first(&self) -> Option<usize> {
-        self.first
+        walk.step(tensor);
+        begins
     }
 
     /// How many passes have begun.
@@ -48,12 +67,68 @@ impl Order {
         self.passes
     }
 
-    /// What follows a tensor, nearest first, across the end of the pass and up to the tensor itself.
-    pub fn after(&self, tensor: usize) -> impl Iterator<Item = usize> + '_ {
-        let limit = self.successor.len();
-        std::iter::successors(Some(self.successor[tensor]), |&next| Some(self.successor[next]))
-            .take_while(move |&next| next != tensor)
-            .take(limit)
+    /// The pass that was learned last, use by use; `None` before the first was complete.
+    pub fn learned(&self) -> Option<&[usize]> {
+        self.learned.as_deref()
+    }
+}
+
+impl Walk {
+    /// The next use begins a pass. From the first call on, nothing else does.
+    pub fn begin_pass(&mut self) {
+        self.told = Some(true);
+    }
+
+    /// What follows the latest use, nearest first, across the end of the pass and once around at most.
+    pub fn after(&self) -> impl Iterator<Item = usize> + '_ {
+        let pass: &[usize] = self.known.first().map_or(&[], |pass| pass);
+        let (before, after) = match self.position {
+            Some(position) => (&pass[..position], &pass[position + 1..]),
+            None => (&pass[..0], &pass[..0]),
+        };
+        after.iter().chain(before).copied()
+    }
+
+    /// Learns the pass that has ended, unless it is known.
+    fn end_pass(&mut self, order: &mut Order) {
+        let recorded = std::mem::take(&mut self.recorded);
+        if recorded.is_empty() || recorded.len() == USES_MAX {
+            return;
+        }
+        match self.known.iter().position(|pass| **pass == *recorded) {
+            Some(index) => self.known[..=index].rotate_right(1),
+            None => {
+                self.known.insert(0, recorded.clone().into());
+                self.known.truncate(PASSES_MAX);
+            }
+        }
+        self.recorded = recorded;
+        self.recorded.clear();
+        self.position = None;
+        order.learned = self.known.first().cloned();
+    }
+
+    fn step(&mut self, tensor: usize) {
+        let before = self.recorded.last().copied();
+        if self.recorded.len() < USES_MAX {
+            self.recorded.push(tensor);
+        }
+        let expected = self.position.map_or(0, |position| position + 1);
+        let is_expected = |pass: &[usize]| pass.get(expected) == Some(&tensor);
+        if self.known.first().is_some_and(|pass| is_expected(pass)) {
+            self.position = Some(expected);
+            return;
+        }
+        // Another pass than the latest, or one that nobody has seen: go on where the same two follow each other.
+        let follows = |pass: &[usize], at: usize| pass[at] == tensor && (at == 0 || Some(pass[at - 1]) == before);
+        let place = |pass: &[usize]| (0..pass.len()).find(|&at| follows(pass, at));
+        if let Some((index, at)) = self.known.iter().enumerate().find_map(|(i, pass)| Some((i, place(pass)?))) {
+            self.known[..=index].rotate_right(1);
+            self.position = Some(at);
+            return;
+        }
+        let anywhere = |pass: &Arc<[usize]>| pass.iter().position(|&other| other == tensor);
+        self.position = self.known.first().and_then(anywhere);
     }
 }
 
@@ -61,39 +136,89 @@ impl Order {
 mod tests {
     use super::*;
 
-    fn observe(order: &mut Order, tensors: &[usize]) {
-        let mut previous = None;
-        for &tensor in tensors {
-            order.observe(previous.replace(tensor), tensor);
-        }
+    fn observe(order: &mut Order, walk: &mut Walk, tensors: &[usize]) -> usize {
+        tensors.iter().filter(|&&tensor| order.observe(walk, tensor)).count()
+    }
+
+    fn after(walk: &Walk) -> Vec<usize> {
+        walk.after().collect()
     }
 
     #[test]
     fn a_pass_teaches_the_order_and_a_new_pass_replaces_it() {
-        let mut order = Order::new(&[0, 1, 2, 3]);
-        assert_eq!(order.after(2).collect::<Vec<_>>(), [3, 0, 1]);
-        observe(&mut order, &[2, 0, 1, 3, 2, 0, 1, 3]);
-        assert_eq!(order.after(1).collect::<Vec<_>>(), [3, 2, 0]);
-        assert_eq!(order.passes(), 2);
-        observe(&mut order, &[0, 1, 2, 3, 0]);
-        assert_eq!(order.after(1).collect::<Vec<_>>(), [2, 3, 0]);
+        let (mut order, mut walk) = (Order::new(&[0, 1, 2, 3]), Walk::default());
+        assert_eq!(observe(&mut order, &mut walk, &[2]), 1);
+        assert_eq!(after(&walk), [3, 0, 1], "the likely order, for want of another");
+        observe(&mut order, &mut walk, &[0, 1, 3, 2, 0]);
+        assert_eq!((after(&walk), order.passes()), (vec![1, 3, 2], 2));
+        observe(&mut order, &mut walk, &[3, 1, 2, 0]);
+        assert_eq!((after(&walk), order.learned()), (vec![3, 1, 2], Some(&[2, 0, 3, 1][..])));
     }
 
     #[test]
-    fn users_at_the_same_time_learn_one_order() {
-        let mut order = Order::new(&[2, 0, 1]);
-        let (mut one, mut other) = (None, None);
-        for (mine, theirs) in [(0, 2), (1, 0), (2, 1), (0, 2)] {
-            order.observe(one.replace(mine), mine);
-            order.observe(other.replace(theirs), theirs);
+    fn a_tensor_may_have_several_successors_in_a_pass() {
+        let (mut order, mut walk) = (Order::new(&[0, 1, 2]), Walk::default());
+        // Two loops over 0 and 1, the second of which ends with 2.
+        let pass = [0, 1, 0, 1, 2];
+        let mut begun = 0;
+        for _ in 0..3 {
+            walk.begin_pass();
+            begun += observe(&mut order, &mut walk, &pass);
         }
-        assert_eq!(order.after(0).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!((begun, order.passes()), (3, 3), "the first tensor begins no pass by being used again");
+        walk.begin_pass();
+        let mut expected: Vec<usize> = pass.to_vec();
+        for tensor in pass {
+            order.observe(&mut walk, tensor);
+            expected.rotate_left(1);
+            assert_eq!(after(&walk), expected[..4]);
+        }
     }
 
     #[test]
-    fn a_loop_that_misses_the_start_ends() {
-        let mut order = Order::new(&[0, 1, 2]);
-        observe(&mut order, &[0, 1, 2, 1]);
-        assert_eq!(order.after(0).count(), 3);
+    fn a_user_that_does_not_tell_begins_with_the_first_tensor() {
+        let (mut order, mut walk) = (Order::new(&[0, 1]), Walk::default());
+        assert_eq!(observe(&mut order, &mut walk, &[0, 1, 0, 1, 0]), 3);
+    }
+
+    #[test]
+    fn users_at_the_same_time_learn_their_own_order() {
+        let mut order = Order::new(&[2, 0, 1]);
+        let (mut one, mut other) = (Walk::default(), Walk::default());
+        for (mine, theirs) in [(0, 2), (1, 0), (2, 1), (0, 2), (1, 0)] {
+            order.observe(&mut one, mine);
+            order.observe(&mut other, theirs);
+        }
+        assert_eq!((after(&one), after(&other)), (vec![2, 0], vec![1, 2]));
+    }
+
+    #[test]
+    fn passes_of_two_kinds_are_told_apart_from_where_they_differ() {
+        let (mut order, mut walk) = (Order::new(&[0, 1, 2, 3]), Walk::default());
+        let pass = |order: &mut Order, walk: &mut Walk, tensors: &[usize]| {
+            walk.begin_pass();
+            observe(order, walk, tensors);
+        };
+        for _ in 0..2 {
+            pass(&mut order, &mut walk, &[0, 1]);
+            pass(&mut order, &mut walk, &[2, 3, 1]);
+        }
+        pass(&mut order, &mut walk, &[0]);
+        assert_eq!(after(&walk), [1]);
+        pass(&mut order, &mut walk, &[2]);
+        assert_eq!(after(&walk), [3, 1]);
+    }
+
+    #[test]
+    fn whoever_never_begins_another_pass_is_not_recorded_without_end() {
+        let (mut order, mut walk) = (Order::new(&[0, 1]), Walk::default());
+        walk.begin_pass();
+        (0..USES_MAX + 10).for_each(|_| {
+            order.observe(&mut walk, 1);
+        });
+        assert_eq!(walk.recorded.len(), USES_MAX);
+        walk.begin_pass();
+        order.observe(&mut walk, 0);
+        assert_eq!((order.learned(), after(&walk)), (None, vec![1]));
     }
 }
