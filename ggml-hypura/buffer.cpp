@@ -11,6 +11,7 @@
 
 #include <cstring>
 #include <deque>
+#include <mutex>
 #include <vector>
 
 #include <sys/mman.h>
@@ -65,7 +66,8 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
         return make_accessible(tensor) ? GGML_STATUS_SUCCESS : GGML_STATUS_ALLOC_FAILED;
     }
     const bool is_awaited = ctx->model == loading.found;
-    ctx->tensors.push_back({ ctx->model, index, is_awaited, hypura_model_is_table(ctx->model->handle, index) });
+    const bool is_table = hypura_model_is_table(ctx->model->handle, index);
+    ctx->tensors.push_back({ ctx->model, index, is_awaited, is_table, hypura_expert_count(*ctx->model, index) });
     ctx->model->n_awaited += is_awaited;
     tensor->extra = &ctx->tensors.back();
     return GGML_STATUS_SUCCESS;
@@ -196,6 +198,25 @@ ggml_backend_buffer_type make_type() {
 size_t hypura_page_size() {
     static const size_t size = sysconf(_SC_PAGESIZE);
     return size;
+}
+
+void hypura_keep_in_memory(const ggml_tensor * t) {
+    static std::mutex mutex; // contexts of one model may be made at the same time
+    std::lock_guard<std::mutex> lock(mutex);
+    ggml_tensor * weight = t->view_src ? t->view_src : const_cast<ggml_tensor *>(t);
+    const hypura_tensor * streamed = hypura_find_tensor(weight);
+    if (!streamed) {
+        return;
+    }
+    const std::shared_ptr<hypura_model> model = streamed->model;
+    const size_t index = streamed->index, size = ggml_nbytes(weight);
+    GGML_LOG_WARN("hypura: %s is used in another way than multiplied with, so its %zu bytes are kept in memory\n", weight->name, size);
+    hypura_make_room(size);
+    keep_in_memory(weight->buffer, weight);
+    char error[512];
+    if (hypura_model_read(model->handle, index, 0, size, (uint8_t *) weight->data, error, sizeof(error)) != HYPURA_STATUS_OK) {
+        GGML_ABORT("%s", error);
+    }
 }
 
 ggml_backend_buffer_type_t hypura_buffer_type() {

@@ -11,9 +11,18 @@
 
 namespace {
 
-// a multiplication with a streamed weight
+// A multiplication with a streamed weight: of experts by ids, with all of the weight's experts and not a part of them; of others without.
 bool is_streamed_mul_mat(const ggml_tensor * op) {
-    return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID) && hypura_find_tensor(op->src[0]);
+    if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
+        return false;
+    }
+    const hypura_tensor * weight = hypura_find_tensor(op->src[0]);
+    if (!weight) {
+        return false;
+    }
+    const ggml_tensor * whole = op->src[0]->view_src ? op->src[0]->view_src : op->src[0];
+    const bool has_all = op->src[0]->ne[2] == weight->n_experts && op->src[0]->nb[2] == whole->nb[2] && op->src[0]->view_offs == 0;
+    return op->op == GGML_OP_MUL_MAT ? weight->n_experts == 0 : has_all;
 }
 
 // what is done with a streamed table: rows of it, or a copy of a part
@@ -41,8 +50,7 @@ bool is_offered_weight(const ggml_tensor * op) {
     const bool expert = op->op == GGML_OP_MUL_MAT_ID;
     const bool lookup = op->op == GGML_OP_GET_ROWS;
     if (!(expert || lookup || op->op == GGML_OP_MUL_MAT)
-        || !weight->buffer || weight->buffer->buft != hypura_buffer_type() || weight->buffer->size != 0
-        || expert != (weight->ne[2] > 1)) {
+        || !weight->buffer || weight->buffer->buft != hypura_buffer_type() || weight->buffer->size != 0) {
         return false;
     }
     hypura_discover(weight);
@@ -50,7 +58,17 @@ bool is_offered_weight(const ggml_tensor * op) {
     size_t index;
     // a model that must not be loaded is taken, too: allocating memory for it fails
     return !loading.refusal.empty()
-        || (loading.takes(weight->name, &index) && hypura_model_is_table(loading.model->handle, index) == lookup);
+        || (loading.takes(weight->name, &index) && hypura_model_is_table(loading.model->handle, index) == lookup
+            && expert == (hypura_expert_count(*loading.model, index) > 0));
+}
+
+// llama.cpp offers a weight with the operation that its name stands for; a graph may use it otherwise
+void keep_what_is_used_otherwise(const ggml_tensor * op) {
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        if (op->src[i] && hypura_find_tensor(op->src[i]) && !(i == 0 && (is_streamed_mul_mat(op) || is_streamed_lookup(op)))) {
+            hypura_keep_in_memory(op->src[i]);
+        }
+    }
 }
 
 const char * device_get_name(ggml_backend_dev_t dev) {
@@ -103,6 +121,7 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
     if (op->op == GGML_OP_GLU) {
         return is_ours(op->src[0]) && (!op->src[1] || is_ours(op->src[1]));
     }
+    keep_what_is_used_otherwise(op);
     return is_streamed_mul_mat(op) || is_streamed_lookup(op) || is_offered_weight(op);
 }
 

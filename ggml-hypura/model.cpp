@@ -17,6 +17,12 @@ bool hypura_loading::takes(const char * name, size_t * index) const {
         && hypura_model_streams(model->handle, *index);
 }
 
+int64_t hypura_expert_count(const hypura_model & model, size_t index) {
+    hypura_tensor_info info = {};
+    info.size = sizeof(info);
+    return hypura_model_tensor_info(model.handle, index, &info, nullptr, 0) == HYPURA_STATUS_OK ? (int64_t) info.expert_count : 0;
+}
+
 const hypura_tensor * hypura_find_tensor(const ggml_tensor * t) {
     if (t->view_src) {
         t = t->view_src;

@@ -30,9 +30,10 @@ struct hypura_model {
 // what tensor->extra of a streamed tensor points to
 struct hypura_tensor {
     std::shared_ptr<hypura_model> model;
-    size_t index;
-    bool   is_awaited;
-    bool   is_table;   // looked up by the row, and nothing else
+    size_t  index;
+    bool    is_awaited;
+    bool    is_table;  // looked up by the row, and nothing else
+    int64_t n_experts; // 0: every token uses all of it
 };
 
 // the model that this thread is loading; empty otherwise
@@ -53,6 +54,9 @@ hypura_loading & hypura_current_loading();
 // know (a malformed setting, too little memory for what was asked for) or has demanded that the model be streamed.
 bool hypura_stands_aside(int32_t status, int32_t setting, const char * reason);
 
+// how many experts a tensor of a model holds; 0 if every token uses all of it
+int64_t hypura_expert_count(const hypura_model & model, size_t index);
+
 // the streamed tensor that t is, or is a view of; nullptr if none
 const hypura_tensor * hypura_find_tensor(const ggml_tensor * t);
 
@@ -69,6 +73,9 @@ bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const v
 
 // why this build does not fit the ggml that has loaded it (host.cpp); empty if it does
 std::string hypura_host_mismatch();
+
+// makes a streamed tensor one that is in memory, as one that was never streamed is: for uses that are no multiplications with it
+void hypura_keep_in_memory(const ggml_tensor * t);
 
 size_t                     hypura_page_size();
 ggml_backend_buffer_type_t hypura_buffer_type();

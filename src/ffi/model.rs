@@ -9,7 +9,7 @@ use super::pointers::{self, Growing, invalid};
 use crate::config::Config;
 use crate::discover::OpenFile;
 use crate::error::{Error, ErrorCode, Result};
-use crate::gguf::{Gguf, Role, role_of};
+use crate::gguf::{Gguf, role_of};
 use crate::io::read_exact_to;
 use crate::plan::{Mode, Place, usual_place};
 use crate::stream::Session;
@@ -248,7 +248,7 @@ pub unsafe extern "C" fn hypura_model_tensor_info(
             file: found.file as u32,
             offset: found.offset,
             size_bytes: found.size_bytes,
-            expert_count: if role_of(found) == Role::Expert { found.shape[2] } else { 0 },
+            expert_count: if role_of(found).has_experts() { found.shape[2] } else { 0 },
         };
         // SAFETY: the contract of this function.
         unsafe { pointers::fill(info, size, &described) };

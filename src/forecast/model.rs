@@ -75,10 +75,11 @@ pub fn problem_of(
             Place::Absent | Place::Spare => continue,
         };
         let layer = layer_of(&info.name);
-        let experts = if role_of(info) == Role::Expert { info.shape[2] as usize } else { 0 };
+        let experts = if role_of(info).has_experts() { info.shape[2] as usize } else { 0 };
         // A layer's expert matrices are used together, expert by expert.
         let partner = items.iter_mut().rev().find(|item| {
-            experts > 0 && item.is_routed() && (item.layer, item.on_gpu, item.slot_count) == (layer, on_gpu, experts)
+            let is_same = (item.layer, item.on_gpu, item.slot_count) == (layer, on_gpu, experts);
+            experts > 0 && item.is_routed() && is_same && role_of(&gguf.tensors()[item.tensors[0]]) == role_of(info)
         });
         if let Some(partner) = partner {
             partner.tensors.push(tensor);

@@ -88,7 +88,7 @@ pub fn decide(gguf: &Gguf, place: impl Fn(usize) -> Place, config: &Config, memo
 
     let streams = |is_it: &dyn Fn(Role) -> bool| streamed.iter().any(|&t| is_counted(t) && is_it(role(t)));
     let mode = match () {
-        () if streams(&|role| role == Role::Expert) => Mode::ExpertStreaming,
+        () if streams(&|role| role.has_experts()) => Mode::ExpertStreaming,
         () if streams(&|role| !role.is_looked_up()) => Mode::DenseStreaming,
         () => Mode::TableStreaming,
     };

@@ -61,6 +61,8 @@ pub struct Fetch {
     visit: Visit,
     routing: Vec<i32>,
     token_count: usize,
+    /// The expert layer that the pass is in, or was in last.
+    expert_layer: Option<usize>,
     /// What the layers used last, for habits.
     recent: Recent,
     /// Where we are in a pass.
@@ -97,6 +99,7 @@ impl Fetch {
             visit: Visit::default(),
             routing: Vec::new(),
             token_count: 0,
+            expert_layer: None,
             recent: Recent::default(),
             walk: Walk::default(),
             begun: false,
@@ -154,9 +157,8 @@ impl Fetch {
         }
         state.pace.demand(now, &core.counters);
         state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };
-        self.record_trace(running, &state, index, previous.filter(|_| !begins_pass), routing, tokens);
-        let layer_before = previous.and_then(|previous| all.tensors[previous].expert_layer);
-        self.entered = streamed.expert_layer.filter(|_| layer_before != streamed.expert_layer || begins_pass);
+        self.note_layer(streamed, begins_pass);
+        self.record_trace(running, &state, index, routing, tokens);
         if let Some(layer) = self.entered {
             self.enter(&mut state, layer, begins_pass, member, routing, tokens);
             core.settle_guesses(&mut state, &*running.engine, self.visit, &self.experts);
@@ -481,12 +483,13 @@ impl Fetch {
         Ok(())
     }
 
-    /// Tells the policies what is used: a dense tensor, or, when a layer is entered, its experts of all matrices. Were those of
-    /// the later matrices told of only in their turn, they could be evicted just before it.
+    /// Tells the policies what is used: a dense tensor, experts that the layer's router does not choose, or, when a layer is
+    /// entered, its experts of all matrices. Were those of the later matrices told of only in their turn, they could be evicted
+    /// just before it.
     fn announce(&self, all: &StreamedTensors, state: &mut State, streamed: &StreamedTensor, tokens: usize) {
         let announced: &[usize] = match (self.entered, &self.tensor) {
             (Some(layer), _) => &all.expert_layers[layer],
-            (None, Some(dense)) if !streamed.is_expert => std::slice::from_ref(dense),
+            (None, Some(tensor)) if streamed.expert_layer.is_none() => std::slice::from_ref(tensor),
             _ => &[],
         };
         let position = state.position;
@@ -574,31 +577,27 @@ impl Fetch {
         Ok(())
     }
 
-    fn record_trace(
-        &self,
-        running: &Running,
-        state: &State,
-        index: usize,
-        previous_in_pass: Option<usize>,
-        routing: &[i32],
-        tokens: usize,
-    ) {
-        let Some(trace) = &running.trace else { return };
-        let all = &running.core.streamed.tensors;
-        let streamed = &all[index];
-        let same_layer = previous_in_pass.is_some_and(|previous| all[previous].layer == streamed.layer);
-        if !streamed.is_expert || same_layer {
-            return;
+    /// Notes whether a demand is the first one of an expert layer.
+    fn note_layer(&mut self, streamed: &StreamedTensor, is_first_of_pass: bool) {
+        if is_first_of_pass {
+            self.expert_layer = None; // a pass may consist of a single layer
         }
+        self.entered = streamed.expert_layer.filter(|_| self.expert_layer != streamed.expert_layer);
+        self.expert_layer = streamed.expert_layer.or(self.expert_layer);
+    }
+
+    fn record_trace(&self, running: &Running, state: &State, index: usize, routing: &[i32], tokens: usize) {
+        let (Some(trace), Some(layer)) = (&running.trace, self.entered) else { return };
+        let all = &running.core.streamed;
+        let streamed = &all.tensors[index];
         let routing = Routing {
             step: state.order.passes(),
             layer: streamed.layer,
             experts: routing,
             used: routing.len() / tokens.max(1),
-            expert_bytes: all
+            expert_bytes: all.expert_layers[layer]
                 .iter()
-                .filter(|tensor| tensor.is_expert && tensor.layer == streamed.layer)
-                .map(|tensor| running.core.streamed.blocks[tensor.first_block].size_bytes)
+                .map(|&tensor| all.blocks[all.tensors[tensor].first_block].size_bytes)
                 .sum(),
         };
         trace.record(&routing, |expert| state.location[streamed.first_block + expert as usize].is_some());

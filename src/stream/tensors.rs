@@ -24,7 +24,7 @@ pub(super) struct StreamedTensor {
     pub(super) is_expert: bool,
     /// Tensors of one layer are needed together.
     pub(super) layer: u32,
-    /// Index in [`StreamedTensors::expert_layers`].
+    /// Index in [`StreamedTensors::expert_layers`]; none of experts that the layer's router does not choose.
     pub(super) expert_layer: Option<usize>,
     /// Where it is likely to come among them.
     pub(super) rank_in_layer: usize,
@@ -47,6 +47,8 @@ pub(super) struct StreamedTensors {
     pub(super) tables: Vec<Table>,
     /// The layers that have experts, in order: the tensors that hold them.
     pub(super) expert_layers: Vec<Vec<usize>>,
+    /// Of each of `tensors`, whether it holds the experts that its layer's router chooses.
+    is_routed: Vec<bool>,
     /// By index in [`Gguf::tensors`].
     by_tensor: Vec<Option<usize>>,
 }
@@ -64,6 +66,7 @@ impl StreamedTensors {
             classes: Vec::new(),
             tables: Vec::new(),
             expert_layers: Vec::new(),
+            is_routed: Vec::new(),
             by_tensor: vec![None; gguf.tensors().len()],
         };
         for &tensor in streamed {
@@ -72,7 +75,7 @@ impl StreamedTensors {
                 this.tables.push(Table::of(gguf, tensor));
                 continue;
             }
-            let is_expert = role_of(info) == Role::Expert;
+            let is_expert = role_of(info).has_experts();
             let block_count = if is_expert { info.shape[2] as usize } else { 1 };
             let block_bytes = info.size_bytes / block_count as u64;
             // Widening adds less than one unit of alignment at each end.
@@ -80,6 +83,7 @@ impl StreamedTensors {
             let slot_bytes = (block_bytes + widening_bytes).next_multiple_of(slot_unit);
             let pool = this.class_of(slot_bytes, block_count, !is_expert);
             let first_in_pool = this.classes[pool].block_count - block_count;
+            this.is_routed.push(role_of(info) == Role::Expert);
             this.by_tensor[tensor] = Some(this.tensors.len());
             this.tensors.push(StreamedTensor {
                 name: info.name.clone(),
@@ -87,7 +91,7 @@ impl StreamedTensors {
                 block_count,
                 is_expert,
                 layer: layer_of(&info.name).unwrap_or(u32::MAX),
-                expert_layer: None,
+                expert_layer: None, // see number_in_order
                 rank_in_layer: rank_in_layer(&info.name),
                 pool,
                 first_in_pool,
@@ -117,7 +121,7 @@ impl StreamedTensors {
             tensor.policy_layer = *count;
             tensor.first_unit = *count * units;
             *count += 1;
-            if !tensor.is_expert {
+            if !self.is_routed[index] {
                 continue;
             }
             if layer.replace(tensor.layer) != Some(tensor.layer) {

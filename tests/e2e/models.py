@@ -17,9 +17,14 @@ from tiny_shapes import SHAPES  # noqa: E402
 DIRECTORY = Path(os.environ.get("HYPURA_TEST_MODELS", REPOSITORY / "build" / "models")).absolute()
 TRAINED_MOE_PATH = REPOSITORY.parent / "shared" / "models" / "minimoe-64x8-q3_k_s.gguf"
 
-EXPERT = re.compile(r"blk\.\d+\.ffn_(gate|up|down|gate_up)_exps\.weight")
-DENSE = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.weight")
-OTHERS = re.compile(r"blk\.\d+\.(ffn_(gate|up|down)_shexp|attn_(q|k|v|qkv|output))\.weight")
+LAYER = r"(enc\.|dec\.)?blk\.\d+\."
+EXPERT = re.compile(LAYER + r"(ffn_(gate|up|down|gate_up)_(ch)?exps|attn_v_exps)\.weight")
+DENSE = re.compile(LAYER + r"ffn_(gate|up|down)\.weight")
+OTHERS = re.compile(
+    LAYER + r"(ffn_(gate|up|down)_shexp|ffn_(latent|routed)_(up|down)"
+    r"|(cross_)?attn_(q|k|v|o|qkv|output|gate|q_a|q_b|kv|kv_a_mqa|kv_b|k_b|v_b|output_a|output_b)"
+    r"|ssm_(in|out|g)|shortconv\.(in|out)_proj)\.weight"
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,12 @@ class Model:
 
     @cached_property
     def streamable(self) -> list[gguf.ReaderTensor]:
-        """The experts; of a dense model, its feed-forward matrices."""
-        experts = [tensor for tensor in self.loaded if EXPERT.fullmatch(tensor.name)]
-        return experts or [tensor for tensor in self.loaded if DENSE.fullmatch(tensor.name)]
+        """The experts; of a dense model, its feed-forward matrices; of one that has none, what it has instead."""
+        for pattern in (EXPERT, DENSE, OTHERS):
+            found = [tensor for tensor in self.loaded if pattern.fullmatch(tensor.name)]
+            if found:
+                return found
+        return []
 
     @cached_property
     def streamable_bytes(self) -> int:

@@ -32,11 +32,12 @@ impl Core {
         let from = &tensors[after];
         for next in walk.after().take(REACH) {
             let to = &tensors[next];
-            let experts: &[usize] = match (to.is_expert, from.is_expert && to.layer == from.layer) {
-                (false, _) => &[0],
-                (true, true) if experts.len() * SLOTS_PER_EXPERT <= state.pools[to.pool].slot_count() => experts,
-                _ => continue,
-            };
+            let experts: &[usize] =
+                match (to.is_expert, to.expert_layer.is_some() && to.expert_layer == from.expert_layer) {
+                    (false, _) => &[0],
+                    (true, true) if experts.len() * SLOTS_PER_EXPERT <= state.pools[to.pool].slot_count() => experts,
+                    _ => continue,
+                };
             // A layer's matrices may hold different numbers of experts.
             for &expert in experts.iter().filter(|&&expert| expert < to.block_count) {
                 let block = to.first_block + expert;

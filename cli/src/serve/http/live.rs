@@ -71,7 +71,7 @@ fn weights(file: &ModelFile) -> Value {
     let (mut experts, mut feed_forward, mut other) = (0, 0, 0);
     for tensor in file.gguf.tensors() {
         match role_of(tensor) {
-            Role::Expert => experts += tensor.size_bytes,
+            Role::Expert | Role::OtherExpert => experts += tensor.size_bytes,
             Role::DenseFeedForward | Role::SharedExpert => feed_forward += tensor.size_bytes,
             Role::Attention | Role::Other => other += tensor.size_bytes,
         }
