@@ -195,10 +195,8 @@ mod tests {
             assert!(error.message().contains(&format!("{size} bytes in the host and at least 16")), "{error}");
         }
         // SAFETY: NULL is allowed.
-        assert_eq!(
-            unsafe { size_in_host::<Grown>(std::ptr::null(), "out") }.unwrap_err().code(),
-            ErrorCode::InvalidArgument
-        );
+        let error = unsafe { size_in_host::<Grown>(std::ptr::null(), "out") }.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
     }
 
     #[test]

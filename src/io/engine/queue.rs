@@ -2,13 +2,11 @@
 //!
 //! Invariants:
 //! 1. A request is in the queue of its priority until its last part has been handed out; parts are cut when they are
-//! taken, so
-//!    an urgent request that arrives meanwhile overtakes the rest of a large one.
+//!    taken, so an urgent request that arrives meanwhile overtakes the rest of a large one.
 //! 2. Every part that was handed out comes back through [`Queue::part_done`] exactly once, and is counted off its
-//! requests.
+//!    requests.
 //! 3. Who counts off a request's last part reports it. None of its parts is in flight any more, so the sink may reuse
-//! the
-//!    destination at once, also after an error.
+//!    the destination at once, also after an error.
 //! 4. The lock is never held during a system call or while the sink runs.
 
 use std::collections::VecDeque;

@@ -214,7 +214,11 @@ impl Lookahead {
         if !is_carried || sight.row_length != before.row_length || from == to {
             return;
         }
-        let [from, this] = self.layers.get_disjoint_mut([from, to]).expect("they are two layers");
+        let (low, high) = self.layers.split_at_mut(from.max(to));
+        let (from, this) = match from < to {
+            true => (&mut low[from], &mut high[0]),
+            false => (&mut high[0], &mut low[to]),
+        };
         let Some(Router { gate, fit }) = &mut this.router else { return };
         if gate.width() != sight.row_length || sight.inputs.is_empty() || sight.routing.is_empty() {
             return;
