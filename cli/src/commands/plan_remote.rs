@@ -1,6 +1,6 @@
 //! `hypura plan` of a model that is not on this machine: its header is read over the network, and nothing is kept.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -62,7 +62,7 @@ pub fn report(arguments: &Plan, source: &Source) -> Result<String, String> {
 }
 
 impl Report {
-    fn of_one(model: RemoteModel, place: &PathBuf, request: &Request) -> Result<Self, String> {
+    fn of_one(model: RemoteModel, place: &Path, request: &Request) -> Result<Self, String> {
         let placement = Placement::find_in(place, &model.file, request)?;
         let speeds = placement.speed_by_ram(CURVE_POINTS)?;
         Ok(Self { model, placement, speeds, candidates: Vec::new(), reaches: None })

@@ -49,7 +49,7 @@ pub fn run(arguments: &Pull) -> Result<ExitCode, String> {
     let bar = bar(files.iter().map(|file| file.size_bytes).sum());
     let show = |progress| {
         match progress {
-            Progress::Received { completed, .. } if completed == 0 => {}
+            Progress::Received { completed: 0, .. } => {}
             Progress::Received { hash, completed, .. } => {
                 let before: u64 = files.iter().take_while(|file| file.hash != hash).map(|file| file.size_bytes).sum();
                 bar.set_message("");

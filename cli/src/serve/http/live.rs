@@ -73,7 +73,7 @@ fn weights(file: &ModelFile) -> Value {
         match role_of(tensor) {
             Role::Expert | Role::OtherExpert => experts += tensor.size_bytes,
             Role::DenseFeedForward | Role::SharedExpert => feed_forward += tensor.size_bytes,
-            Role::Attention | Role::Other => other += tensor.size_bytes,
+            Role::Attention | Role::Table | Role::TokenEmbedding | Role::Other => other += tensor.size_bytes,
         }
     }
     json!({"experts": experts, "feed_forward": feed_forward, "other": other})
@@ -88,7 +88,7 @@ fn layers(file: &ModelFile) -> Value {
         };
         let (bytes, streamable) = layers.entry(layer).or_default();
         *bytes += tensor.size_bytes;
-        if matches!(role_of(tensor), Role::Expert | Role::DenseFeedForward | Role::SharedExpert) {
+        if role_of(tensor) != Role::Other {
             *streamable += tensor.size_bytes;
         }
     }
