@@ -37,7 +37,8 @@ fi
 
 step 'rustfmt' cargo fmt --all --check
 step 'clippy' cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
-RUSTDOCFLAGS='-D warnings' step 'rustdoc' cargo doc --locked --workspace --no-deps --quiet
+# The library alone: the command's comments are the text of its --help.
+RUSTDOCFLAGS='-D warnings' step 'rustdoc' cargo doc --locked --package hypura --lib --no-deps --quiet
 if [ -e "$lint/.stamp" ]; then
     step 'ruff' "$lint/bin/ruff" check --quiet scripts tests
     # shellcheck disable=SC2046
