@@ -16,7 +16,25 @@ from programs import BIN, OFF, REPOSITORY, Finished, run
 
 EXPERTS_ON_CPU = ("99", "ffn_.*_exps")
 PLACES = [("0",), ("1",), EXPERTS_ON_CPU]
-MIXTURES = (tiny("mixtral"), tiny("many-experts"), tiny("gptoss"), SMOLLM2_MOE)
+TINY_MIXTURES = (tiny("mixtral"), tiny("many-experts"), tiny("gptoss"))
+REAL = (SMOLLM2_MOE, SMOLLM2)
+
+
+def prompts():
+    """Model, place, share of RAM. Real models take their time, so each has one case: the least memory, the usual place."""
+    for model in (*TINY_MIXTURES, tiny("dense-mixed"), *REAL):
+        for place in [EXPERTS_ON_CPU] if model in REAL else PLACES:
+            for share in (0.1,) if model in REAL else (0.1, 0.6):
+                yield pytest.param(model, place, share, id=f"{model.name}-{'-'.join(place)}-{share:.0%}")
+
+
+def tiers():
+    """Model, share of VRAM, share of RAM, mode; of the real model the least memory."""
+    for model in (*TINY_MIXTURES, SMOLLM2_MOE):
+        for vram in (0.3,) if model in REAL else (0.3, 0.6, 2.0):
+            for ram in (0.1,) if model in REAL else (0.1, 0.5):
+                for mode in ("single", "parallel", "ubatch"):
+                    yield pytest.param(model, vram, ram, mode, id=f"{model.name}-vram-{vram:.0%}-ram-{ram:.0%}-{mode}")
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +80,7 @@ def gpu(logits: LogitsProgram, device: Path, tmp_path: Path) -> Gpu:
     return Gpu(logits, device, tmp_path)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.6], ids=lambda share: f"{share:.0%}")
-@pytest.mark.parametrize("place", PLACES, ids="-".join)
-@pytest.mark.parametrize("model", [*MIXTURES, tiny("dense-mixed"), SMOLLM2], ids=lambda model: model.name)
+@pytest.mark.parametrize(("model", "place", "share"), prompts())
 def test_a_prompt_on_the_gpu_has_the_bits_of_stock(gpu: Gpu, model: Model, place: tuple[str, ...], share: float) -> None:
     """Weights in RAM are multiplied on the GPU from 32 tokens on, streamed or not."""
     positions = 512 + 64
@@ -73,10 +89,7 @@ def test_a_prompt_on_the_gpu_has_the_bits_of_stock(gpu: Gpu, model: Model, place
     assert stats["errors"] == 0 and stats["read_bytes"] > 0 and stats["vram_bytes"] == 0
 
 
-@pytest.mark.parametrize("mode", ["single", "parallel", "ubatch"])
-@pytest.mark.parametrize("ram", [0.1, 0.5], ids=lambda share: f"ram-{share:.0%}")
-@pytest.mark.parametrize("vram", [0.3, 0.6, 2.0], ids=lambda share: f"vram-{share:.0%}")
-@pytest.mark.parametrize("model", MIXTURES, ids=lambda model: model.name)
+@pytest.mark.parametrize(("model", "vram", "ram", "mode"), tiers())
 def test_experts_in_vram_have_the_bits_of_stock(gpu: Gpu, model: Model, vram: float, ram: float, mode: str) -> None:
     """Whether an expert lies in VRAM, in RAM or on the drive changes no bit, while they move between the three."""
     positions = 576 if mode == "ubatch" else 96
