@@ -112,11 +112,20 @@ ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t dev) {
     return buft;
 }
 
+// No other backend can have a weight whose memory is no host's, so the scheduler asks us for the weight itself and for views of it.
+bool is_protected(const ggml_tensor * t) {
+    const ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
+    return buffer && buffer->buft == hypura_protected_type();
+}
+
 // Anything beyond these would pull neighbouring nodes over from their own backend or cut more splits.
 bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
     GGML_UNUSED(dev);
+    if (op->op == GGML_OP_NONE) {
+        return is_protected(op);
+    }
     if (is_view(op)) {
-        return is_ours(op);
+        return is_ours(op) || is_protected(op);
     }
     if (op->op == GGML_OP_GLU) {
         return is_ours(op->src[0]) && (!op->src[1] || is_ours(op->src[1]));
