@@ -92,6 +92,27 @@ static int32_t fetch_tensor(worker *self, size_t tensor, const hypura_tensor_inf
     return status;
 }
 
+/* A table that is streamed, some rows at a time: so many that their bytes are whole words. */
+static int32_t fetch_table(worker *self, size_t tensor, const hypura_tensor_info *info) {
+    size_t row_count = (size_t)info->shape[1], row_bytes = (size_t)(info->size_bytes / row_count);
+    size_t at_once = PIECE_BYTES / row_bytes / sizeof(uint64_t) * sizeof(uint64_t);
+    int32_t *ids = malloc((at_once + 1) * sizeof *ids);
+    int32_t status = ids != NULL ? HYPURA_STATUS_OK : HYPURA_STATUS_RESOURCE;
+    uint64_t sum = 0;
+
+    for (size_t row = 0; status == HYPURA_STATUS_OK && row < row_count; row += at_once) {
+        size_t count = row_count - row < at_once ? row_count - row : at_once;
+        for (size_t i = 0; i < count; i++) {
+            ids[i] = (int32_t)(row + i);
+        }
+        status = hypura_fetch_rows(self->fetch, tensor, ids, count, self->piece, count * row_bytes, self->error, ERROR_SIZE);
+        sum += status == HYPURA_STATUS_OK ? sum_words(self->piece, count * row_bytes, row * row_bytes / sizeof(uint64_t)) : 0;
+    }
+    free(ids);
+    add_block(self, tensor, 0, sum, info->size_bytes);
+    return status;
+}
+
 /* A tensor that is not streamed, block by block, each in pieces. */
 static int32_t read_tensor(worker *self, size_t tensor, const hypura_tensor_info *info) {
     uint64_t block_count = info->expert_count > 0 ? info->expert_count : 1;
@@ -127,8 +148,13 @@ static void *run(void *argument) {
         }
         status = hypura_model_tensor_info(work->model, tensor, &info, self->error, ERROR_SIZE);
         if (status == HYPURA_STATUS_OK) {
-            bool streamed = hypura_model_streams(work->model, tensor);
-            status = streamed ? fetch_tensor(self, tensor, &info) : read_tensor(self, tensor, &info);
+            if (hypura_model_is_table(work->model, tensor)) {
+                status = fetch_table(self, tensor, &info);
+            } else if (hypura_model_streams(work->model, tensor)) {
+                status = fetch_tensor(self, tensor, &info);
+            } else {
+                status = read_tensor(self, tensor, &info);
+            }
         }
         /* A failed read fails both threads; one of them tells. */
         if (status != HYPURA_STATUS_OK && atomic_exchange(&work->failed, true)) {
