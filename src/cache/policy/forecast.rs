@@ -110,7 +110,9 @@ impl Forecast {
 
     /// The expected time until a unit of a layer is used, when every token uses it with this probability.
     fn wait_with(&self, probability: f32, layer: usize, at: Position) -> f32 {
-        let layers_until = if layer > at.layer { layer - at.layer } else { layer + self.shape.layer_count - at.layer };
+        // A demand may come from beyond the layers that this policy knows: such a position counts as their end.
+        let here = at.layer.min(self.shape.layer_count);
+        let layers_until = if layer > here { layer - here } else { layer + self.shape.layer_count - here };
         1.0 / probability - 1.0 + layers_until as f32 / self.shape.layer_count as f32
     }
 
