@@ -15,7 +15,9 @@ from models import SMOLLM2, SMOLLM2_MOE, Model, tiny
 from programs import BIN, OFF, REPOSITORY, Finished, run
 
 EXPERTS_ON_CPU = ("99", "ffn_.*_exps")
+FFN_ON_CPU = ("99", "ffn_")
 PLACES = [("0",), ("1",), EXPERTS_ON_CPU]
+USUAL_PLACE = {SMOLLM2_MOE: EXPERTS_ON_CPU, SMOLLM2: FFN_ON_CPU}
 TINY_MIXTURES = (tiny("mixtral"), tiny("many-experts"), tiny("gptoss"))
 REAL = (SMOLLM2_MOE, SMOLLM2)
 
@@ -23,7 +25,7 @@ REAL = (SMOLLM2_MOE, SMOLLM2)
 def prompts():
     """Model, place, share of RAM. Real models take their time, so each has one case: the least memory, the usual place."""
     for model in (*TINY_MIXTURES, tiny("dense-mixed"), *REAL):
-        for place in [EXPERTS_ON_CPU] if model in REAL else PLACES:
+        for place in [USUAL_PLACE[model]] if model in REAL else PLACES:
             for share in (0.1,) if model in REAL else (0.1, 0.6):
                 yield pytest.param(model, place, share, id=f"{model.name}-{'-'.join(place)}-{share:.0%}")
 

@@ -255,16 +255,20 @@ def test_two_models_that_could_be_meant_are_told_apart_or_not_streamed(tmp_path,
 
 
 def test_weights_that_are_not_certain_to_be_in_the_file_stay_in_memory(tmp_path) -> None:
-    """The file was touched while it was being loaded: nothing is streamed from it, and the logits are right."""
-    path = tmp_path / "touched.gguf"
-    shutil.copyfile(SMOLLM2_MOE.path, path)
-    program = build_host("touched", STOCK_BIN, tmp_path)
+    """The file was written to while it was being loaded: nothing is streamed from it, and the logits are right."""
+    program = build_host("rewritten", STOCK_BIN, tmp_path)
     program.with_name("libggml-cpu.so").symlink_to(STOCK_BIN / "libggml-cpu.so")
-    resident = run(program, [path], {}, tmp_path).succeeded()
+
+    def load(name: str, settings: dict[str, str]) -> Finished:
+        path = tmp_path / name
+        shutil.copyfile(SMOLLM2_MOE.path, path)
+        return run(program, [path], settings, tmp_path).succeeded()
+
+    resident = load("resident.gguf", {})
     assert len(set(resident.output.split())) > 100, "the model computes nothing meaningful"
-    kept = run(program, [path], LOADED | {"HYPURA": "stream", "HYPURA_RAM": "64M"}, tmp_path).succeeded()
+    kept = load("kept.gguf", LOADED | {"HYPURA": "stream", "HYPURA_RAM": "64M"})
     assert kept.output == resident.output
-    assert len(re.findall(r"is kept in memory: .*touched\.gguf was written to", kept.log)) == len(SMOLLM2_MOE.streamable)
+    assert len(re.findall(r"is kept in memory: .*kept\.gguf was written to", kept.log)) == len(SMOLLM2_MOE.streamable)
 
 
 def test_a_model_that_fits_is_left_alone(tmp_path) -> None:
