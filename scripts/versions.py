@@ -33,7 +33,7 @@ CRATE_TREE = "llama.cpp"
 # the compiler's cache the second time.
 OPTIONS = ["CMAKE_BUILD_TYPE=Release", "CMAKE_C_FLAGS_RELEASE=-O1", "CMAKE_CXX_FLAGS_RELEASE=-O1"]
 OPTIONS += ["CMAKE_BUILD_RPATH_USE_ORIGIN=ON", "GGML_BACKEND_DL=ON", "GGML_NATIVE=OFF", "GGML_CCACHE=OFF", "GIT_EXE=OFF"]
-OPTIONS += [f"CMAKE_PROJECT_llama.cpp_INCLUDE={REPO / 'cmake' / 'unoptimised.cmake'}", "LLAMA_BUILD_NUMBER=1"]
+OPTIONS += [f"CMAKE_PROJECT_llama.cpp_INCLUDE={REPO / 'cmake' / 'quick_build.cmake'}", "LLAMA_BUILD_NUMBER=1"]
 OPTIONS += ["LLAMA_BUILD_COMMIT=unknown", f"HYPURA_CARGO_TARGET_DIR={BUILD / 'cargo'}"]
 OPTIONS += [f"LLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TOOLS", "EXAMPLES", "SERVER", "TESTS", "APP")]
 
