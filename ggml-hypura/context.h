@@ -253,6 +253,9 @@ ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, con
 // that are there. Otherwise the last reads of a layer would be followed by everything that the matrices after the first have to compute.
 ggml_status compute_early(backend_context & ctx, ggml_cgraph * graph, int current, hypura_fetch_t * fetch);
 
+// Tells libhypura what a graph that is about to be computed is certain to want, whatever it computes: experts that follow from the tokens.
+void expect(ggml_backend_t ours, ggml_cgraph * graph);
+
 // a GET_ROWS of a table
 ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table);
 

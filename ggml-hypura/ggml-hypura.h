@@ -16,7 +16,7 @@ GGML_BACKEND_API ggml_backend_reg_t ggml_backend_hypura_reg(void);
 // The name by which ggml_backend_reg_get_proc_address gives out a const struct ggml_backend_hypura_loader *.
 #define GGML_BACKEND_HYPURA_LOADER "ggml_backend_hypura_loader"
 
-#define GGML_BACKEND_HYPURA_LOADER_VERSION 4
+#define GGML_BACKEND_HYPURA_LOADER_VERSION 5
 
 // A streamed weight that is to be copied to another backend.
 struct ggml_backend_hypura_copy {
@@ -81,6 +81,9 @@ struct ggml_backend_hypura_loader {
 
     // so much memory is about to be taken: models that are streamed give up what is needed for it
     void (*make_room)(size_t size);
+
+    // a graph is about to be computed, and its inputs are there: what is certain to be wanted of streamed weights is read at once
+    void (*expect)(ggml_backend_t ours, struct ggml_cgraph * graph);
 
     // the weights of the model of this tensor are going to be copied to a device
     void (*use_device)(const struct ggml_tensor * tensor, ggml_backend_dev_t dev);

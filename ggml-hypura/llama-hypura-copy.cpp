@@ -16,21 +16,10 @@ using backend_list = std::vector<ggml_backend_t>;
 // of the graph that is being computed by this thread
 static thread_local bool copy_failed = false;
 
-// the context's Hypura backend, if it has one
-static ggml_backend_t find_backend(const backend_list & backends) {
-    if (!llama_hypura_get_loader()) {
-        return nullptr;
-    }
-    const ggml_backend_reg_t reg = ggml_backend_reg_by_name("Hypura");
-    const auto is_ours = [&](ggml_backend_t backend) { return ggml_backend_dev_backend_reg(ggml_backend_get_device(backend)) == reg; };
-    const auto found = std::find_if(backends.begin(), backends.end(), is_ours);
-    return found == backends.end() ? nullptr : *found;
-}
-
-// the same, if it takes part with this weight
+// the context's Hypura backend, if it takes part with this weight
 static ggml_backend_t find_backend(const backend_list & backends, const ggml_tensor * weight) {
     const auto * loader = llama_hypura_get_loader();
-    return loader && loader->is_streamed(weight) ? find_backend(backends) : nullptr;
+    return loader && loader->is_streamed(weight) ? llama_hypura_find_backend(backends) : nullptr;
 }
 
 static void copy(ggml_backend_hypura_copy & what) {
@@ -212,7 +201,7 @@ void llama_hypura_note_cache(const ggml_tensor * weight, int64_t bytes) {
 }
 
 bool llama_hypura_copy_failed(const backend_list & backends) {
-    const ggml_backend_t ours = find_backend(backends);
+    const ggml_backend_t ours = llama_hypura_find_backend(backends);
     if (ours) {
         llama_hypura_get_loader()->finish_copies(ours);
     }

@@ -5,6 +5,7 @@
 #include "llama-model-loader.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <regex>
 #include <stdexcept>
@@ -127,6 +128,22 @@ bool llama_hypura_streams(const llama_model & model) {
 void llama_hypura_refuse_training(const llama_model & model) {
     if (const ggml_tensor * tensor = llama_hypura_find_streamed(model)) {
         throw std::runtime_error(std::string("hypura: ") + tensor->name + " is streamed from its file and cannot be trained; run with HYPURA=off");
+    }
+}
+
+ggml_backend_t llama_hypura_find_backend(const std::vector<ggml_backend_t> & backends) {
+    if (!llama_hypura_get_loader()) {
+        return nullptr;
+    }
+    const ggml_backend_reg_t reg = ggml_backend_reg_by_name("Hypura");
+    const auto is_ours = [&](ggml_backend_t backend) { return ggml_backend_dev_backend_reg(ggml_backend_get_device(backend)) == reg; };
+    const auto found = std::find_if(backends.begin(), backends.end(), is_ours);
+    return found == backends.end() ? nullptr : *found;
+}
+
+void llama_hypura_expect(const std::vector<ggml_backend_t> & backends, ggml_cgraph * graph) {
+    if (ggml_backend_t ours = llama_hypura_find_backend(backends)) {
+        llama_hypura_get_loader()->expect(ours, graph);
     }
 }
 

@@ -45,6 +45,10 @@ void llama_hypura_refuse_training(const llama_model & model);
 // than llama.cpp's default while weights are streamed, since each is read once for all of it.
 uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch);
 
+// A graph is about to be computed, and its inputs are there: what is certain to be wanted of streamed weights is read at once. `backends`
+// are all of the context.
+void llama_hypura_expect(const std::vector<ggml_backend *> & backends, ggml_cgraph * graph);
+
 // The rest is for GPUs, which compute with copies of streamed weights. `backends` are all of the context.
 
 // Copies a streamed weight to another backend, as a whole. False if it is not streamed.
@@ -86,4 +90,5 @@ std::unique_ptr<llama_moe_cache> llama_hypura_new_cache(const llama_model & mode
 
 // Between the parts of this file.
 const ggml_backend_hypura_loader * llama_hypura_get_loader();
+ggml_backend * llama_hypura_find_backend(const std::vector<ggml_backend *> & backends);
 const ggml_tensor * llama_hypura_find_streamed(const llama_model & model);

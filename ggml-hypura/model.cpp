@@ -172,6 +172,7 @@ const ggml_backend_hypura_loader * hypura_get_loader() {
         /* .is_streamed = */ loader_is_streamed,
         /* .micro_batch = */ loader_micro_batch,
         /* .make_room   = */ loader_make_room,
+        /* .expect      = */ hypura::expect,
         /* .use_device  = */ hypura::use_device,
         /* .copy        = */ loader_copy,
         /* .finish_copies = */ hypura::finish_copies_of,

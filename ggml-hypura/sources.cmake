@@ -6,6 +6,7 @@ set(HYPURA_ADAPTER_SOURCES
     copy.cpp
     discover.cpp
     early.cpp
+    expect.cpp
     experts.cpp
     host.cpp
     lookahead.cpp

@@ -616,6 +616,19 @@ void hypura_fetch_look_ahead(struct hypura_fetch_t *fetch,
                              size_t row_length,
                              size_t row_count);
 
+/// Tells what the coming pass is certain to want, as soon as it is known: which experts of a layer, where they follow from the tokens and
+/// not from what the layer gets. Reading begins at once, behind what somebody waits for and before what is only foreseen. Optional; to be
+/// called before the pass's first demand, in the order of the pass; what is not what it should be makes no difference but in time.
+///
+/// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
+/// @param tensor one of the layer's tensors that hold experts; the others are read, too
+/// @param ids the experts, in the order of the tokens, repetitions welcome
+/// @param id_count how many
+void hypura_fetch_expect(struct hypura_fetch_t *fetch,
+                         size_t tensor,
+                         const int32_t *ids,
+                         size_t id_count);
+
 /// Copies rows of a table (hypura_model_is_table()), one after the other, waiting for those that have to be read. It is no demand: what
 /// one delivers stays valid.
 ///

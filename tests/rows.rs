@@ -145,6 +145,9 @@ fn what_makes_no_sense_is_refused_and_the_fetch_goes_on() {
         }
         let error = fetch.begin(table.tensor, &[], 1).unwrap_err();
         assert_eq!(error.code(), ErrorCode::InvalidArgument, "a table is no demand: {error}");
+        assert!(error.message().contains("ask for rows of it (hypura_fetch_rows)"), "{error}");
+        let error = fetch.rows(experts, &[0], &mut row).unwrap_err();
+        assert!(error.message().contains("is no table"), "{error}");
         table.check(&mut fetch, &[17]);
         assert_eq!(number(&stats(&session), "errors"), 0);
     });

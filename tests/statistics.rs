@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{F32, MODELS, TestDirectory, dense_model, expert_model, number, stats, within};
 
 /// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 30] = [
+const STATS_KEYS: [&str; 36] = [
     "mode",
     "model_bytes",
     "resident_bytes",
@@ -34,6 +34,12 @@ const STATS_KEYS: [&str; 30] = [
     "lookahead_recall",
     "lookahead_coverage",
     "habit_recall",
+    "certain_reads",
+    "certain_bytes",
+    "certain_used",
+    "certain_without_room",
+    "certain_unknown",
+    "certain_stall_seconds",
     "warm_reads",
     "direct_io",
     "io_engine",

@@ -85,6 +85,18 @@ pub struct Counters {
     pub prefetch_cancelled: Counter,
     /// Guesses that were read, and not wanted where they were foreseen.
     pub prefetch_wasted: Counter,
+    /// Blocks of experts that a layer to come was certain to use, read for that before it wanted them; not among the prefetched.
+    pub certain_reads: Counter,
+    /// Their bytes.
+    pub certain_bytes: Counter,
+    /// Those that were asked for later, while still there.
+    pub certain_used: Counter,
+    /// Blocks that were known to be wanted and had no room until they were.
+    pub certain_without_room: Counter,
+    /// Blocks that were missing although they follow from the tokens, because nobody had said so.
+    pub certain_unknown: Counter,
+    /// Time that layers waited for bytes whose experts follow from the tokens.
+    pub certain_stall_time: Counter,
     /// Blocks read at the start because earlier runs used them much.
     pub warm_reads: Counter,
     /// What routers named, applied one layer early.
@@ -164,6 +176,12 @@ impl Counters {
             "lookahead_recall": self.by_router.recall(),
             "lookahead_coverage": self.lookahead_coverage(),
             "habit_recall": self.by_habit.recall(),
+            "certain_reads": self.certain_reads.get(),
+            "certain_bytes": self.certain_bytes.get(),
+            "certain_used": self.certain_used.get(),
+            "certain_without_room": self.certain_without_room.get(),
+            "certain_unknown": self.certain_unknown.get(),
+            "certain_stall_seconds": self.certain_stall_time.seconds(),
             "warm_reads": self.warm_reads.get(),
             "tokens": self.tokens.get(),
             "direct_io": facts.direct_io,

@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) location: Vec<Option<SlotId>>,
     /// By block: how many copies of it the host keeps in memory of its own, a GPU's.
     pub(super) copies: Vec<u16>,
+    /// By block: whether it is being read, or was, because a layer to come is certain to use it, and was not used since.
+    pub(super) is_certain: Vec<bool>,
     pub(super) order: Order,
     /// Where the computation is, as policies count it.
     pub(super) position: Position,
@@ -128,6 +130,7 @@ impl Core {
             pools,
             location: vec![None; streamed.blocks.len()],
             copies: vec![0; streamed.blocks.len()],
+            is_certain: vec![false; streamed.blocks.len()],
             order: Order::new(&streamed.likely_order()),
             position: Position { pass: 0, layer: 0 },
             pins: Pins::new(&streamed, &slots_now),
@@ -205,6 +208,7 @@ impl Core {
         }
         let id = SlotId { pool, slot };
         state.location[block] = Some(id);
+        state.is_certain[block] = false;
         state.pools[pool].set_copied(slot, state.copies[block] > 0);
         self.count_read_time(state);
         state.reads_in_flight += 1;

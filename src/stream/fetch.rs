@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use crate::cache::policy::{Position, Use};
 use crate::cache::{Members, SlotState};
+use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
 use crate::io::{Priority, Request};
 use crate::predict::{Recent, Visit};
 
+use super::certain::{Certain, Knowledge};
 use super::core::{Core, SlotId, State};
 use super::dense::Walk;
 use super::session::{Running, Session};
@@ -65,6 +67,10 @@ pub struct Fetch {
     expert_layer: Option<usize>,
     /// What the layers used last, for habits.
     recent: Recent,
+    /// What is certain of the pass.
+    certain: Certain,
+    /// Of the expert layer that the pass is in: whether its experts were known in advance.
+    knowledge: Knowledge,
     /// Where we are in a pass.
     walk: Walk,
     /// Between a successful `begin` and `end`.
@@ -101,6 +107,8 @@ impl Fetch {
             token_count: 0,
             expert_layer: None,
             recent: Recent::default(),
+            certain: Certain::default(),
+            knowledge: Knowledge::default(),
             walk: Walk::default(),
             begun: false,
             member: None,
@@ -129,7 +137,7 @@ impl Fetch {
         let session = Arc::clone(&self.session);
         let running = session.running()?;
         let all = &*running.core.streamed;
-        let index = all.find(tensor).ok_or_else(|| not_streamed(tensor, session.streams(tensor)))?;
+        let index = all.find(tensor).ok_or_else(|| not_streamed(tensor, &session))?;
         let streamed = &all.tensors[index];
         self.collect_experts(streamed, routing, tokens)?;
         running.core.recover(&session.files)?;
@@ -154,6 +162,7 @@ impl Fetch {
             learn = state.pace.begin_pass(now, tokens, &core.counters);
             new_ring = core.retune(&mut state);
             state.guesses.begin_pass(core.counters.stall_time.time(), tokens);
+            self.certain.begin_pass();
         }
         state.pace.demand(now, &core.counters);
         state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };
@@ -162,6 +171,7 @@ impl Fetch {
         if let Some(layer) = self.entered {
             self.enter(&mut state, layer, begins_pass, member, routing, tokens);
             core.settle_guesses(&mut state, &*running.engine, self.visit, &self.experts);
+            self.knowledge = core.enter_certain(&mut state, &*running.engine, &mut self.certain, layer);
         }
         self.announce(all, &mut state, streamed, tokens);
         core.counters.device_hits.add((self.experts.len() - self.wanted.len()) as u64);
@@ -174,6 +184,7 @@ impl Fetch {
                 }
                 None => {
                     self.missing.push(block);
+                    self.count_missing(core, streamed);
                     false
                 }
             };
@@ -184,7 +195,8 @@ impl Fetch {
         }
         self.missing.reverse();
         self.request_missing(core, &mut state, member);
-        let Self { wanted, requests, walk, .. } = self;
+        let Self { wanted, requests, walk, certain, .. } = self;
+        core.read_certain(&mut state, &session.files, certain, requests);
         core.read_ahead(&mut state, &session.files, session.config.prefetch, (index, &*walk), wanted, requests);
         drop(state);
         if let Some(slots) = new_ring {
@@ -199,6 +211,35 @@ impl Fetch {
         }
         self.begun = true;
         Ok(())
+    }
+
+    /// Tells which experts of a layer the coming pass will use, of which `tensor` holds some, as soon as that follows from the tokens.
+    /// To be called before the pass begins, for one layer after the other; makes no difference but in time.
+    pub fn expect(&mut self, tensor: usize, routing: &[i32]) {
+        let session = Arc::clone(&self.session);
+        if session.config.prefetch == PrefetchSetting::Off {
+            return;
+        }
+        // What is wrong here is told by the demand.
+        let Ok(running) = session.running() else { return };
+        let core = &running.core;
+        let streamed = core.streamed.find(tensor).map(|index| &core.streamed.tensors[index]);
+        let Some((streamed, layer)) = streamed.and_then(|tensor| Some((tensor, tensor.expert_layer?))) else { return };
+        let mut experts: Vec<usize> = Vec::new();
+        let mut is_new = vec![true; streamed.block_count];
+        for expert in routing.iter().filter_map(|&id| usize::try_from(id).ok()) {
+            if is_new.get_mut(expert).is_some_and(std::mem::take) {
+                experts.push(expert);
+            }
+        }
+        let mut state = core.state.lock();
+        if state.failure.is_some() {
+            return;
+        }
+        core.announce_experts(&mut state, &*running.engine, &mut self.certain, layer, &experts);
+        core.read_certain(&mut state, &session.files, &mut self.certain, &mut self.requests);
+        drop(state);
+        self.submit(running);
     }
 
     /// The next demand is the first of a pass: of what is computed for a batch of tokens, once for all of them, however often
@@ -269,6 +310,9 @@ impl Fetch {
         }
         if let Some(since) = waiting_since {
             core.counters.stall_time.add_time(since.elapsed());
+            if self.knowledge_of(&core.streamed.tensors[self.tensor.unwrap_or(0)]) != Knowledge::Impossible {
+                core.counters.certain_stall_time.add_time(since.elapsed());
+            }
             core.record(Event::WaitEnd, self.first_block);
         }
         if !core.streamed.tensors[self.tensor.unwrap_or(0)].is_expert {
@@ -300,7 +344,7 @@ impl Fetch {
         running.core.recover(&session.files)?;
         let table = running.core.streamed.table(tensor);
         let (Some(table), Some(rows)) = (table, &running.rows) else {
-            return Err(not_streamed(tensor, session.streams(tensor)));
+            return Err(no_table(tensor, &session));
         };
         rows.read(&running.core, running.verifier.as_ref(), table, ids, destination)
     }
@@ -507,12 +551,29 @@ impl Fetch {
         let loading = state.pools[id.pool].state(id.slot) == SlotState::Loading;
         let was_guess = state.pools[id.pool].join(id.slot, member);
         if was_guess {
-            core.counters.prefetch_used.add(1);
+            let block = state.pools[id.pool].block(id.slot);
+            let was_certain = std::mem::take(&mut state.is_certain[block]);
+            let counter = if was_certain { &core.counters.certain_used } else { &core.counters.prefetch_used };
+            counter.add(1);
         }
         if loading && (was_guess || state.warming.contains(&id)) {
             self.promotions.push((core.token(id), state.pools[id.pool].generation(id.slot)));
         }
         !was_guess && !loading
+    }
+
+    /// What was known of a tensor's experts before they were demanded.
+    fn knowledge_of(&self, tensor: &StreamedTensor) -> Knowledge {
+        let is_current = tensor.expert_layer.is_some() && tensor.expert_layer == self.expert_layer;
+        if is_current { self.knowledge } else { Knowledge::Impossible }
+    }
+
+    fn count_missing(&self, core: &Core, tensor: &StreamedTensor) {
+        match self.knowledge_of(tensor) {
+            Knowledge::Impossible => {}
+            Knowledge::Missing => core.counters.certain_unknown.add(1),
+            Knowledge::Complete => core.counters.certain_without_room.add(1),
+        }
     }
 
     /// Starts reads for what has no slot, as far as slots can be had.
@@ -609,16 +670,31 @@ impl Drop for Fetch {
         self.release();
         self.end();
         if let (Some(running), Some(member)) = (self.session.started(), self.member) {
-            running.core.state.lock().fetches.remove(member);
+            let mut state = running.core.state.lock();
+            running.core.forget_certain(&mut state, &*running.engine, &mut self.certain);
+            state.fetches.remove(member);
         }
     }
 }
 
-fn not_streamed(tensor: usize, is_planned: bool) -> Error {
-    let reason = if is_planned {
-        "was not bound when the host said that all were"
-    } else {
-        "is not one of the streamed tensors"
+/// Why a demand for a tensor is refused.
+fn not_streamed(tensor: usize, session: &Session) -> Error {
+    let reason = match (session.streams(tensor), session.is_table(tensor)) {
+        (false, _) => "is not one of the streamed tensors",
+        (true, true) => {
+            "is a table, which is read by the row: ask for rows of it (hypura_fetch_rows), not for all of it"
+        }
+        (true, false) => "was not bound when the host said that all were",
+    };
+    Error::new(ErrorCode::InvalidArgument, format!("tensor {tensor} {reason}"))
+}
+
+/// Why rows of a tensor are refused.
+fn no_table(tensor: usize, session: &Session) -> Error {
+    let reason = match (session.is_table(tensor), session.streams(tensor)) {
+        (true, _) => "was not bound when the host said that all were",
+        (false, true) => "is no table: ask for all of it, or for its experts (hypura_fetch_begin)",
+        (false, false) => "is not one of the streamed tensors",
     };
     Error::new(ErrorCode::InvalidArgument, format!("tensor {tensor} {reason}"))
 }

@@ -8,6 +8,7 @@
 //! reused. A failed read fails every fetch that is under way. The next demand goes on if the files are what they were;
 //! otherwise it fails with what is wrong with them, and so do all that follow, until that has passed.
 
+mod certain;
 mod core;
 mod dense;
 mod device;

@@ -47,6 +47,8 @@ pub(super) struct StreamedTensors {
     pub(super) tables: Vec<Table>,
     /// The layers that have experts, in order: the tensors that hold them.
     pub(super) expert_layers: Vec<Vec<usize>>,
+    /// Of each of them, whether its experts follow from the token, by a table.
+    pub(super) is_hash_routed: Vec<bool>,
     /// Of each of `tensors`, whether it holds the experts that its layer's router chooses.
     is_routed: Vec<bool>,
     /// By index in [`Gguf::tensors`].
@@ -66,6 +68,7 @@ impl StreamedTensors {
             classes: Vec::new(),
             tables: Vec::new(),
             expert_layers: Vec::new(),
+            is_hash_routed: Vec::new(),
             is_routed: Vec::new(),
             by_tensor: vec![None; gguf.tensors().len()],
         };
@@ -105,6 +108,8 @@ impl StreamedTensors {
             }));
         }
         this.number_in_order();
+        let has_table = |layer: u32| gguf.find(&format!("blk.{layer}.ffn_gate_tid2eid.weight")).is_some();
+        this.is_hash_routed = this.expert_layer_numbers().into_iter().map(has_table).collect();
         this
     }
 

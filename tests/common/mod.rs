@@ -19,6 +19,7 @@ use hypura::stream::{Block, Fetch, Session};
 
 /// Numbers of ggml types.
 pub const F32: u32 = 0;
+pub const I32: u32 = 26;
 pub const Q8_0: u32 = 8;
 pub const Q4_K: u32 = 12;
 

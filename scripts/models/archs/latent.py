@@ -51,7 +51,7 @@ architecture(
         "attention.output_lora_rank": 32,
         "attention.compress_ratios": [0, 0, 4, 128],
         "attention.compress_rope_freq_base": 160000.0,
-        "hash_layer_count": 1,
+        "hash_layer_count": 2,
         "swiglu_clamp_exp": 10.0,
     },
     leave_out=r"exp_probs_b_vl",

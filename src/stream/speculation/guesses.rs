@@ -112,6 +112,10 @@ impl Core {
         if state.failure.is_some() || next.is_none_or(|next| next.layer != layer) {
             return;
         }
+        // What is certain once the tokens are there need not be guessed before.
+        if self.streamed.is_hash_routed[layer] {
+            return;
+        }
         let State { guesses, location, copies, .. } = state;
         let has_none = |block: usize| location[block].is_none() && copies[block] == 0;
         let is_missing = |expert| self.blocks_of(layer, expert).any(|(_, block)| has_none(block));
@@ -205,7 +209,7 @@ impl Core {
     }
 
     /// Lets a guess go that is not wanted. As far as the drive has not begun with it, it is not read any more.
-    fn take_back(&self, state: &mut State, engine: &dyn Engine, block: usize, id: SlotId) {
+    pub(in crate::stream) fn take_back(&self, state: &mut State, engine: &dyn Engine, block: usize, id: SlotId) {
         let State { pools, location, copies, .. } = state;
         let pool = &mut pools[id.pool];
         let Some(Cancelled { begun_bytes, is_in_flight }) = engine.cancel(self.token(id)) else {
