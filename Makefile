@@ -5,7 +5,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
 	test soak test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
-	bench bench-dense bench-moe bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
+	bench bench-dense bench-moe bench-rows bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -206,6 +206,9 @@ bench-dense: llama models ## a dense model of 42 GB under half of that: mmap, ou
 
 bench-moe: llama models ## experts of 8 and 28 GB under 25%, 40% and 60%: mmap, ours and the physical limit
 	$(USE_TOOLS) python3 scripts/bench/moe.py $(BENCH_ARGS)
+
+bench-rows: llama ## a table of 8 GB in 1 GB: lazy mapping, ours, all in memory, on the machine's drive and on a fast one
+	$(USE_TOOLS) python3 scripts/bench/rows.py $(BENCH_ARGS)
 
 MODELS ?= $(wildcard ../shared/models/*.gguf)
 bench-predicted: llama ## predicted beside measured speed, first and second run: MODELS="a.gguf b.gguf"

@@ -253,8 +253,15 @@ ggml_status compute_experts(backend_context & ctx, const ggml_tensor * node, con
 // that are there. Otherwise the last reads of a layer would be followed by everything that the matrices after the first have to compute.
 ggml_status compute_early(backend_context & ctx, ggml_cgraph * graph, int current, hypura_fetch_t * fetch);
 
-// Tells libhypura what a graph that is about to be computed is certain to want, whatever it computes: experts that follow from the tokens.
+// Tells libhypura what a graph that is about to be computed is certain to want, whatever it computes: rows of tables, and experts
+// that follow from the tokens.
 void expect(ggml_backend_t ours, ggml_cgraph * graph);
+
+// the same of a table that graphs to come look up
+void expect_rows(ggml_backend_t ours, const ggml_tensor * table, const int32_t * ids, size_t n_ids);
+
+// which rows of its table a GET_ROWS wants, be it a table or a view of one; false where it is not by rows
+bool find_row_ids(const ggml_tensor * node, std::vector<int32_t> & found);
 
 // a GET_ROWS of a table
 ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table);

@@ -1,5 +1,6 @@
 // What a graph is certain to want is known before it is computed where it follows from the graph's inputs: a router that looks experts up
-// by the token (deepseek4's first layers). The whole graph is looked through once, when its inputs have been set.
+// by the token (deepseek4's first layers), a table of which rows are looked up. The whole graph is looked through once, when its inputs have been
+// set.
 
 #include "context.h"
 
@@ -41,11 +42,40 @@ bool look_up(const ggml_tensor * ids, std::vector<int32_t> & found) {
 
 } // namespace
 
+bool find_row_ids(const ggml_tensor * node, std::vector<int32_t> & found) {
+    const ggml_tensor * table = node->src[0];
+    const ggml_tensor * ids   = node->src[1];
+    const size_t row_bytes = ggml_row_size(table->type, table->ne[0]);
+    if (table->nb[1] != row_bytes || table->ne[2] != 1 || ids->ne[1] != 1 || table->view_offs % row_bytes != 0) {
+        return false;
+    }
+    const int32_t first_row = table->view_offs/row_bytes;
+    found.resize(ids->ne[0]);
+    for (int64_t i = 0; i < ids->ne[0]; ++i) {
+        found[i] = first_row + *(const int32_t *) ((const char *) ids->data + i*ids->nb[0]);
+    }
+    return true;
+}
+
+void expect_rows(ggml_backend_t ours, const ggml_tensor * table, const int32_t * ids, size_t n_ids) {
+    backend_context & ctx = *(backend_context *) ours->context;
+    const hypura_tensor * t = hypura_find_tensor(table);
+    if (hypura_fetch_t * fetch = t && t->is_table ? ctx.fetch_for(t->model) : nullptr) {
+        hypura_fetch_expect(fetch, t->index, ids, n_ids);
+    }
+}
+
 void expect(ggml_backend_t ours, ggml_cgraph * graph) {
     backend_context & ctx = *(backend_context *) ours->context;
     const ggml_tensor * latest = nullptr; // of several matrices of a layer the first is enough
     for (int i = 0; i < graph->n_nodes; ++i) {
         const ggml_tensor * node = graph->nodes[i];
+        if (node->op == GGML_OP_GET_ROWS && is_known_list(node->src[1])) {
+            const hypura_tensor * table = hypura_find_tensor(node->src[0]);
+            if (table && table->is_table && find_row_ids(node, ctx.ids)) {
+                expect_rows(ours, node->src[0], ctx.ids.data(), ctx.ids.size());
+            }
+        }
         if (node->op != GGML_OP_MUL_MAT_ID || node->src[2] == latest) {
             continue;
         }

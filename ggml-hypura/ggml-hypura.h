@@ -85,6 +85,9 @@ struct ggml_backend_hypura_loader {
     // a graph is about to be computed, and its inputs are there: what is certain to be wanted of streamed weights is read at once
     void (*expect)(ggml_backend_t ours, struct ggml_cgraph * graph);
 
+    // the same of a table that graphs to come look up, where it is known by other means
+    void (*expect_rows)(ggml_backend_t ours, const struct ggml_tensor * table, const int32_t * ids, size_t n_ids);
+
     // the weights of the model of this tensor are going to be copied to a device
     void (*use_device)(const struct ggml_tensor * tensor, ggml_backend_dev_t dev);
 

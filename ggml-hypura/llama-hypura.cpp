@@ -147,6 +147,21 @@ void llama_hypura_expect(const std::vector<ggml_backend_t> & backends, ggml_cgra
     }
 }
 
+void llama_hypura_expect_batch(const llama_model & model, const std::vector<ggml_backend_t> & backends, const llama_batch & batch) {
+    ggml_backend_t ours = batch.token ? llama_hypura_find_backend(backends) : nullptr;
+    if (!ours) {
+        return;
+    }
+    const auto * loader = llama_hypura_get_loader();
+    for (const char * name : { "per_layer_token_embd.weight", "token_embd.weight" }) {
+        const ggml_tensor * table = model.get_tensor(name);
+        // a table with other rows is not looked up by the token alone
+        if (table && loader->is_streamed(table) && table->ne[1] == (int64_t) model.vocab.n_tokens()) {
+            loader->expect_rows(ours, table, batch.token, batch.n_tokens);
+        }
+    }
+}
+
 // KV cache and intermediate results in RAM, roughly: logits and some rows of the residual stream for each token of a micro-batch.
 static size_t context_bytes(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_ubatch) {
     const auto & hparams = model.hparams;

@@ -15,6 +15,7 @@ struct ggml_backend_buffer_type;
 struct ggml_backend_hypura_loader;
 struct ggml_cgraph;
 struct ggml_tensor;
+struct llama_batch;
 struct llama_context_params;
 struct llama_model;
 struct llama_model_loader;
@@ -48,6 +49,9 @@ uint32_t llama_hypura_new_context(const llama_model & model, const llama_context
 // A graph is about to be computed, and its inputs are there: what is certain to be wanted of streamed weights is read at once. `backends`
 // are all of the context.
 void llama_hypura_expect(const std::vector<ggml_backend *> & backends, ggml_cgraph * graph);
+
+// A batch is about to be computed, in several graphs maybe: what all of them look up by the token is read at once.
+void llama_hypura_expect_batch(const llama_model & model, const std::vector<ggml_backend *> & backends, const llama_batch & batch);
 
 // The rest is for GPUs, which compute with copies of streamed weights. `backends` are all of the context.
 

@@ -173,6 +173,7 @@ const ggml_backend_hypura_loader * hypura_get_loader() {
         /* .micro_batch = */ loader_micro_batch,
         /* .make_room   = */ loader_make_room,
         /* .expect      = */ hypura::expect,
+        /* .expect_rows = */ hypura::expect_rows,
         /* .use_device  = */ hypura::use_device,
         /* .copy        = */ loader_copy,
         /* .finish_copies = */ hypura::finish_copies_of,

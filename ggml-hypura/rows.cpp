@@ -46,20 +46,14 @@ ggml_status compute_some_rows(backend_context & ctx, const ggml_tensor * node, s
 
 ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table) {
     const ggml_tensor * weight = node->src[0];
-    const ggml_tensor * ids    = node->src[1];
     hypura_fetch_t * fetch = ctx.fetch_for(table->model);
     if (!fetch) {
         return ctx.failed(node);
     }
     const size_t row_bytes = ggml_row_size(weight->type, weight->ne[0]);
-    GGML_ASSERT(weight->nb[1] == row_bytes && weight->ne[2] == 1 && ids->ne[1] == 1 && weight->view_offs % row_bytes == 0);
+    GGML_ASSERT(find_row_ids(node, ctx.ids));
 
-    const int64_t n_ids = ids->ne[0];
-    const int32_t first_row = weight->view_offs/row_bytes;
-    ctx.ids.resize(n_ids);
-    for (int64_t i = 0; i < n_ids; ++i) {
-        ctx.ids[i] = first_row + *(const int32_t *) ((const char *) ids->data + i*ids->nb[0]);
-    }
+    const int64_t n_ids = ctx.ids.size();
     const int64_t n_at_once = std::min<int64_t>(n_ids, std::max<size_t>(1, MAX_BYTES/row_bytes));
     ctx.gathered.resize(std::max(ctx.gathered.size(), n_at_once*row_bytes));
     ctx.positions.resize(std::max<size_t>(ctx.positions.size(), n_at_once));

@@ -616,13 +616,14 @@ void hypura_fetch_look_ahead(struct hypura_fetch_t *fetch,
                              size_t row_length,
                              size_t row_count);
 
-/// Tells what the coming pass is certain to want, as soon as it is known: which experts of a layer, where they follow from the tokens and
-/// not from what the layer gets. Reading begins at once, behind what somebody waits for and before what is only foreseen. Optional; to be
-/// called before the pass's first demand, in the order of the pass; what is not what it should be makes no difference but in time.
+/// Tells what the coming pass is certain to want, as soon as it is known: which rows of a table, or which experts of a layer where they
+/// follow from the tokens and not from what the layer gets. Reading begins at once, behind what somebody waits for and before what is only
+/// foreseen. Optional; to be called before the pass's first demand, in the order of the pass; what is not what it should be makes no
+/// difference but in time.
 ///
 /// @param fetch from hypura_fetch_new(), used by no other thread during the call; NULL is allowed
-/// @param tensor one of the layer's tensors that hold experts; the others are read, too
-/// @param ids the experts, in the order of the tokens, repetitions welcome
+/// @param tensor a table, or one of the layer's tensors that hold experts; the others are read, too
+/// @param ids the rows or experts, in the order of the tokens, repetitions welcome
 /// @param id_count how many
 void hypura_fetch_expect(struct hypura_fetch_t *fetch,
                          size_t tensor,

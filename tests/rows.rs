@@ -108,6 +108,50 @@ fn rows_that_are_used_again_are_not_read_again() {
 }
 
 #[test]
+fn rows_that_were_announced_are_read_before_anybody_waits() {
+    within(60, || {
+        let model = model(5);
+        // With room for all of them, for some, and for hardly any.
+        for budget in [64 << 20, 4 << 20, model.minimum_bytes(&[])] {
+            let session = model.session_with_ram(budget, &[("HYPURA_VERIFY", "1")]).unwrap();
+            let (table, mut fetch, mut random) = (Table::of(&model), session.new_fetch(), Random::new(budget));
+            for round in 0..10 {
+                let ids = random_rows(&mut random, 150);
+                fetch.expect(table.tensor, &[-1, 3000, i32::MAX]);
+                fetch.expect(table.tensor, &ids);
+                // Some announcements are for a pass that is given up.
+                if round % 3 > 0 {
+                    ids.chunks(40).for_each(|ids| table.check(&mut fetch, ids));
+                }
+                table.check(&mut fetch, &random_rows(&mut random, 3));
+            }
+            let stats = stats(&session);
+            assert!(number(&stats, "row_reads_ahead") > 0, "{stats}");
+            assert!(number(&stats, "row_reads_ahead") < number(&stats, "row_reads"), "{stats}");
+            assert_eq!(number(&stats, "errors"), 0, "{stats}");
+            assert!(number(&stats, "resident_bytes") <= number(&stats, "budget_bytes"), "{stats}");
+        }
+    });
+}
+
+#[test]
+fn what_was_announced_is_not_read_twice() {
+    within(60, || {
+        let model = model(6);
+        let session = model.session_with_ram(64 << 20, &[]).unwrap();
+        let (table, mut fetch) = (Table::of(&model), session.new_fetch());
+        let ids: Vec<i32> = (0..100).map(|index| index * 29).collect();
+        fetch.expect(table.tensor, &ids);
+        fetch.expect(table.tensor, &ids);
+        let announced = number(&stats(&session), "row_reads");
+        assert!(announced >= 100);
+        table.check(&mut fetch, &ids);
+        let stats = stats(&session);
+        assert_eq!((number(&stats, "row_reads"), number(&stats, "row_reads_ahead")), (announced, announced), "{stats}");
+    });
+}
+
+#[test]
 fn threads_look_up_at_the_same_time() {
     within(60, || {
         let model = model(3);
@@ -117,7 +161,11 @@ fn threads_look_up_at_the_same_time() {
                 let (session, model) = (&session, &model);
                 scope.spawn(move || {
                     let (table, mut fetch, mut random) = (Table::of(model), session.new_fetch(), Random::new(seed));
-                    (0..30).for_each(|_| table.check(&mut fetch, &random_rows(&mut random, 25)));
+                    for _ in 0..30 {
+                        let ids = random_rows(&mut random, 25);
+                        fetch.expect(table.tensor, &ids);
+                        table.check(&mut fetch, &ids);
+                    }
                 });
             }
         });

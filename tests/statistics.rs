@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{F32, MODELS, TestDirectory, dense_model, expert_model, number, stats, within};
 
 /// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 36] = [
+const STATS_KEYS: [&str; 38] = [
     "mode",
     "model_bytes",
     "resident_bytes",
@@ -25,6 +25,8 @@ const STATS_KEYS: [&str; 36] = [
     "vram_rescued_bytes",
     "rows",
     "row_reads",
+    "row_reads_ahead",
+    "row_stall_seconds",
     "prefetch_issued",
     "prefetch_used",
     "tokens",

@@ -48,7 +48,9 @@ pub fn distribute_beside_tables(
     if budget_bytes < minimum + least {
         return Err(too_little(budget_bytes, minimum + least));
     }
-    let tables = (budget_bytes / TABLES_SHARE).clamp(least, most).min(budget_bytes - minimum);
+    // Where nothing else is streamed, nothing else has use for the budget.
+    let share = if classes.is_empty() { 1 } else { TABLES_SHARE };
+    let tables = (budget_bytes / share).clamp(least, most).min(budget_bytes - minimum);
     Ok((tables, distribute(budget_bytes - tables, classes)?))
 }
 
@@ -136,6 +138,17 @@ mod tests {
             assert!(used <= budget && budget.min(total) - used < 1500, "{budget}: {slots:?}");
             assert!(slots.iter().zip(CLASSES).all(|(&slots, class)| slots >= class.minimum_slots()));
         }
+    }
+
+    #[test]
+    fn tables_get_a_share_beside_blocks_and_all_they_can_use_without() {
+        const MIB: u64 = 1 << 20;
+        let tables = |budget: u64, classes: &[SlotClass]| distribute_beside_tables(budget, 1 << 40, classes).unwrap().0;
+        assert_eq!(tables(160 * MIB, &CLASSES), 10 * MIB);
+        assert_eq!(tables(16 << 30, &CLASSES), TABLES_BYTES_MAX);
+        assert_eq!(tables(40 * MIB, &[]), 40 * MIB);
+        assert_eq!(tables(1 << 30, &[]), TABLES_BYTES_MAX);
+        assert_eq!(distribute_beside_tables(1 << 30, 0, &[]).unwrap(), (0, Vec::new()));
     }
 
     #[test]

@@ -77,6 +77,10 @@ pub struct Counters {
     pub rows: Counter,
     /// Pieces of tables that had to be read for that.
     pub row_reads: Counter,
+    /// Those of them that were read before anybody waited for them, because the tokens were known.
+    pub row_reads_ahead: Counter,
+    /// Time that computing waited for rows.
+    pub row_stall_time: Counter,
     /// Blocks read before they were asked for.
     pub prefetch_issued: Counter,
     /// Those that were asked for later, while still there.
@@ -168,6 +172,8 @@ impl Counters {
             "vram_rescued_bytes": self.rescued_bytes.get(),
             "rows": self.rows.get(),
             "row_reads": self.row_reads.get(),
+            "row_reads_ahead": self.row_reads_ahead.get(),
+            "row_stall_seconds": self.row_stall_time.seconds(),
             "prefetch_issued": self.prefetch_issued.get(),
             "prefetch_used": self.prefetch_used.get(),
             "prefetch_cancelled": self.prefetch_cancelled.get(),

@@ -213,7 +213,8 @@ impl Fetch {
         Ok(())
     }
 
-    /// Tells which experts of a layer the coming pass will use, of which `tensor` holds some, as soon as that follows from the tokens.
+    /// Tells which experts of a layer the coming pass will use, of which `tensor` holds some, as soon as that follows from the tokens; or
+    /// which rows of a table, in the order in which it will look them up.
     /// To be called before the pass begins, for one layer after the other; makes no difference but in time.
     pub fn expect(&mut self, tensor: usize, routing: &[i32]) {
         let session = Arc::clone(&self.session);
@@ -223,6 +224,9 @@ impl Fetch {
         // What is wrong here is told by the demand.
         let Ok(running) = session.running() else { return };
         let core = &running.core;
+        if let (Some(table), Some(rows)) = (core.streamed.table(tensor), &running.rows) {
+            return rows.announce(table, routing);
+        }
         let streamed = core.streamed.find(tensor).map(|index| &core.streamed.tensors[index]);
         let Some((streamed, layer)) = streamed.and_then(|tensor| Some((tensor, tensor.expert_layer?))) else { return };
         let mut experts: Vec<usize> = Vec::new();
@@ -346,7 +350,7 @@ impl Fetch {
         let (Some(table), Some(rows)) = (table, &running.rows) else {
             return Err(no_table(tensor, &session));
         };
-        rows.read(&running.core, running.verifier.as_ref(), table, ids, destination)
+        rows.read(running.verifier.as_ref(), table, ids, destination)
     }
 
     /// Whether [`Self::next`] would return at once.

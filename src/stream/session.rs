@@ -271,10 +271,6 @@ impl Session {
         let least_bytes = claim(&streamed).least;
         let (looks_ahead, budget_bytes) = self.spare_for_routers(&streamed, budget_bytes, least_bytes);
         let (rows_bytes, slots) = distribute_beside_tables(budget_bytes, streamed.table_bytes(), &streamed.classes)?;
-        let rows = match streamed.tables.is_empty() {
-            true => None,
-            false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes)?)),
-        };
         let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
         // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few.
         let may_reserve = is_flexible && hw::address_space_limit().is_none();
@@ -284,6 +280,10 @@ impl Session {
         let slot_counts: Vec<SlotCount> = slot_counts.collect();
         let core =
             Core::new(Arc::clone(&streamed), &slot_counts, timeline, self.config.prefetch, self.host_memory.get())?;
+        let rows = match streamed.tables.is_empty() {
+            true => None,
+            false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes, &core)?)),
+        };
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
         let foresight = self.foresight(&core, &engine, looks_ahead)?;
         let keeper = self.keeper(&core, &engine)?;
