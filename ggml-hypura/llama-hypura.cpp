@@ -77,6 +77,12 @@ template <typename L> auto offer_tables(L & ml, int) -> decltype((void) ml.lazy.
 }
 template <typename L> void offer_tables(L &, long) {}
 
+// Before it could be asked for, llama.cpp never loaded the layers that predict more tokens.
+template <typename L> auto loads_mtp(const L & ml, int) -> decltype(bool(ml.load_mtp)) {
+    return ml.load_mtp;
+}
+template <typename L> bool loads_mtp(const L &, long) { return false; }
+
 void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, const std::function<bool(int)> & layer_on_cpu) {
     const auto * loader = llama_hypura_get_loader();
     if (!loader) {
@@ -87,7 +93,7 @@ void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, 
             loader->override_key(key.c_str(), value.val_i64);
         }
     }
-    placement where = { n_layer, ml.load_mtp ? n_layer : n_layer_trunk, layer_on_cpu, ml.tensor_buft_overrides };
+    placement where = { n_layer, loads_mtp(ml, 0) ? n_layer : n_layer_trunk, layer_on_cpu, ml.tensor_buft_overrides };
     bool streamed = false;
     char error[1024];
     if (!loader->plan(place, &where, &streamed, error, sizeof(error))) {
