@@ -1,10 +1,11 @@
 #!/bin/sh
 # ggml 0.26.0 and 0.28.0 (crates llama-cpp-sys-2 0.1.161 and llama-cpp-sys-4 0.11.0): both say GGML_BACKEND_API_VERSION 3, which is all
 # that ggml compares when it loads a backend, but their struct ggml_backend_buffer_i differs: 0.28 has three functions more
-# (set_tensor_n, get_tensor_n, cpy_tensor_n) before `reset`, and whatever follows the interface lies elsewhere. A backend that was built
-# against the one and makes buffers of its own passes the other's check, and has its fields read at the wrong places.
+# (set_tensor_n, get_tensor_n, cpy_tensor_n) at its end, so that what follows it in ggml_backend_buffer (buft, context, size) lies
+# elsewhere. A backend that was built against the one and makes buffers of its own passes the other's check, and has their fields read at
+# the wrong places.
 #
-# Seen: "0.26.0: API 3, reset at 80, 88 bytes" and "0.28.0: API 3, reset at 104, 112 bytes".
+# Seen: "0.26.0: API 3, interface of 88 bytes, buft at 88" and "0.28.0: API 3, interface of 112 bytes, buft at 112".
 # Needs cargo and a C compiler.
 set -eu
 scratch=$(mktemp -d)
@@ -16,8 +17,8 @@ cat >layout.c <<'END'
 #include <stddef.h>
 #include <stdio.h>
 int main(void) {
-    printf("API %d, reset at %zu, %zu bytes\n", GGML_BACKEND_API_VERSION, offsetof(struct ggml_backend_buffer_i, reset),
-           sizeof(struct ggml_backend_buffer_i));
+    printf("API %d, interface of %zu bytes, buft at %zu\n", GGML_BACKEND_API_VERSION, sizeof(struct ggml_backend_buffer_i),
+           offsetof(struct ggml_backend_buffer, buft));
 }
 END
 
@@ -37,5 +38,5 @@ print_layout() {
 
 { print_layout llama-cpp-sys-2 0.1.161; print_layout llama-cpp-sys-4 0.11.0; } | tee printed
 
-grep -qx '0.26.0: API 3, reset at 80, 88 bytes' printed
-grep -qx '0.28.0: API 3, reset at 104, 112 bytes' printed
+grep -qx '0.26.0: API 3, interface of 88 bytes, buft at 88' printed
+grep -qx '0.28.0: API 3, interface of 112 bytes, buft at 112' printed
