@@ -9,6 +9,7 @@
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 
+#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -73,27 +74,44 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
     return GGML_STATUS_SUCCESS;
 }
 
-// What is not certain to be in the file stays in memory: from now on in an ordinary buffer, which may be read through tensor->data.
-void keep_in_memory(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
+// takes that memory away again, with what is in it
+void make_inaccessible(const ggml_tensor * tensor) {
+    const size_t size = GGML_PAD(ggml_nbytes(tensor), hypura_page_size());
+    madvise(tensor->data, size, MADV_DONTNEED);
+    mprotect(tensor->data, size, PROT_NONE);
+}
+
+// What has memory of its own is from now on in an ordinary buffer, which may be read through tensor->data.
+bool move_to_ordinary_buffer(ggml_tensor * tensor) {
+    ggml_backend_buffer_t buffer = tensor->buffer;
     ggml_backend_buffer_t kept = ggml_backend_cpu_buffer_from_ptr(tensor->data, GGML_PAD(ggml_nbytes(tensor), hypura_page_size()));
-    if (!kept || !make_accessible(tensor)) {
-        GGML_ABORT("cannot make room for %s", tensor->name);
+    if (!kept) {
+        return false;
     }
     ggml_backend_buffer_set_usage(kept, ggml_backend_buffer_get_usage(buffer));
     context(buffer)->kept.push_back(kept);
     tensor->buffer = kept;
     tensor->extra  = nullptr;
+    return true;
 }
 
-void refuse_write(const ggml_tensor * tensor) {
-    if (hypura_find_tensor(tensor)) {
-        GGML_ABORT("%s is streamed from its file and cannot be written; run with HYPURA=off", tensor->name);
+// whether a tensor must not be written to; ggml wants no answer, so computing fails from then on
+bool refuses_write(const ggml_tensor * tensor) {
+    const hypura_tensor * streamed = hypura_find_tensor(tensor);
+    if (!streamed) {
+        return false;
     }
+    const std::string reason = std::string(tensor->name) + " is streamed from its file and cannot be written; run with HYPURA=off";
+    GGML_LOG_ERROR("hypura: %s\n", reason.c_str());
+    streamed->model->fail(reason, false);
+    return true;
 }
 
 void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
     GGML_UNUSED(buffer);
-    refuse_write(tensor);
+    if (refuses_write(tensor)) {
+        return;
+    }
     memset((char *) tensor->data + offset, value, size);
 }
 
@@ -101,12 +119,14 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const
     GGML_UNUSED(buffer);
     auto * streamed = const_cast<hypura_tensor *>(hypura_find_tensor(tensor));
     if (streamed && streamed->is_awaited && !tensor->view_src) {
-        if (hypura_receive(*streamed, tensor, data, size)) {
+        // What is not certain to be in the file stays in memory. Without memory for it, it stays awaited, and nothing is computed with it.
+        if (hypura_receive(*streamed, tensor, data, size) || !make_accessible(tensor) || !move_to_ordinary_buffer(tensor)) {
             return;
         }
-        keep_in_memory(buffer, tensor);
     }
-    refuse_write(tensor);
+    if (refuses_write(tensor)) {
+        return;
+    }
     memcpy((char *) tensor->data + offset, data, size);
 }
 
@@ -119,7 +139,10 @@ void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor,
     }
     char error[512];
     if (hypura_model_read(t->model->handle, t->index, tensor->view_offs + offset, size, (uint8_t *) data, error, sizeof(error)) != HYPURA_STATUS_OK) {
-        GGML_ABORT("%s", error);
+        // no number at all, rather than one that might pass for a weight
+        memset(data, 0xff, size);
+        GGML_LOG_ERROR("hypura: cannot read %s: %s\n", tensor->name, error);
+        t->model->fail(error, true);
     }
 }
 
@@ -200,23 +223,45 @@ size_t hypura_page_size() {
     return size;
 }
 
-void hypura_keep_in_memory(const ggml_tensor * t) {
+void hypura_model::fail(const std::string & reason, bool may_pass) {
+    std::lock_guard<std::mutex> lock(failure_mutex);
+    if (failure.empty() || failure_may_pass) {
+        failure          = reason;
+        failure_may_pass = may_pass;
+    }
+}
+
+std::string hypura_model::take_failure() {
+    std::lock_guard<std::mutex> lock(failure_mutex);
+    const std::string reason = failure;
+    if (failure_may_pass) {
+        failure.clear();
+    }
+    return reason;
+}
+
+bool hypura_keep_in_memory(const ggml_tensor * t, char * error, size_t error_size) {
     static std::mutex mutex; // contexts of one model may be made at the same time
     std::lock_guard<std::mutex> lock(mutex);
     ggml_tensor * weight = t->view_src ? t->view_src : const_cast<ggml_tensor *>(t);
     const hypura_tensor * streamed = hypura_find_tensor(weight);
     if (!streamed) {
-        return;
+        return true;
     }
     const std::shared_ptr<hypura_model> model = streamed->model;
-    const size_t index = streamed->index, size = ggml_nbytes(weight);
+    const size_t size = ggml_nbytes(weight);
     GGML_LOG_WARN("hypura: %s is used in another way than multiplied with, so its %zu bytes are kept in memory\n", weight->name, size);
     hypura_make_room(size);
-    keep_in_memory(weight->buffer, weight);
-    char error[512];
-    if (hypura_model_read(model->handle, index, 0, size, (uint8_t *) weight->data, error, sizeof(error)) != HYPURA_STATUS_OK) {
-        GGML_ABORT("%s", error);
+    snprintf(error, error_size, "the system refuses memory for %s", weight->name);
+    if (!make_accessible(weight)) {
+        return false;
     }
+    if (hypura_model_read(model->handle, streamed->index, 0, size, (uint8_t *) weight->data, error, error_size) == HYPURA_STATUS_OK
+            && move_to_ordinary_buffer(weight)) {
+        return true;
+    }
+    make_inaccessible(weight);
+    return false;
 }
 
 ggml_backend_buffer_type_t hypura_buffer_type() {

@@ -68,33 +68,43 @@ ggml_status compute_mul_mat_id(backend_context & ctx, ggml_cgraph * graph, int i
     return status;
 }
 
-ggml_status compute_node(backend_context & ctx, ggml_cgraph * graph, int index) {
-    ggml_tensor * node = graph->nodes[index];
-    const hypura_tensor * weight = node->src[0] ? hypura_find_tensor(node->src[0]) : nullptr;
-    if (weight && weight->is_awaited) {
-        snprintf(ctx.error, sizeof(ctx.error), "%s was never loaded", node->src[0]->name);
-        return ctx.failed(node);
-    }
+bool is_nothing(const ggml_tensor * node) {
     switch (node->op) {
         case GGML_OP_NONE:
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
         case GGML_OP_PERMUTE:
         case GGML_OP_TRANSPOSE:
-            return GGML_STATUS_SUCCESS;
+            return true;
+        default:
+            return false;
+    }
+}
+
+ggml_status compute_node(backend_context & ctx, ggml_cgraph * graph, int index) {
+    ggml_tensor * node = graph->nodes[index];
+    if (is_nothing(node)) {
+        return GGML_STATUS_SUCCESS;
+    }
+    // it is where the scheduler asked, unless that failed
+    if (!hypura_keep_what_is_used_otherwise(node, ctx.error, sizeof(ctx.error))) {
+        return ctx.failed(node);
+    }
+    const hypura_tensor * weight = node->src[0] ? hypura_find_tensor(node->src[0]) : nullptr;
+    if (weight && weight->is_awaited) {
+        snprintf(ctx.error, sizeof(ctx.error), "%s was never loaded", node->src[0]->name);
+        return ctx.failed(node);
+    }
+    switch (weight ? node->op : GGML_OP_NONE) {
         case GGML_OP_MUL_MAT:
-            GGML_ASSERT(weight);
             return compute_mul_mat(ctx, node, weight);
         case GGML_OP_MUL_MAT_ID:
-            GGML_ASSERT(weight);
             return compute_mul_mat_id(ctx, graph, index, weight);
         case GGML_OP_GET_ROWS:
-            GGML_ASSERT(weight);
             return compute_get_rows(ctx, node, weight);
         case GGML_OP_CPY:
         case GGML_OP_CONT:
         case GGML_OP_DUP:
-            GGML_ASSERT(weight);
             return compute_copy_of_table(ctx, node, weight);
         default:
             ctx.graph.add(node);

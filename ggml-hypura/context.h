@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -199,6 +200,11 @@ struct backend_context {
     }
 
     hypura_fetch_t * fetch_for(const std::shared_ptr<hypura_model> & model) {
+        const std::string failure = model->take_failure();
+        if (!failure.empty()) {
+            snprintf(error, sizeof(error), "%s", failure.c_str());
+            return nullptr;
+        }
         fetch_ptr & fetch = fetches[model];
         if (!fetch) {
             hypura_fetch_t * created = nullptr;

@@ -72,7 +72,9 @@ ggml_status compute_experts_early(const waiting_layer & layer, early_result & re
     backend_context & ctx = layer.ctx;
     const ggml_tensor * node = result.node;
     const hypura_tensor * weight = hypura_find_tensor(node->src[0]);
-    GGML_ASSERT(weight);
+    if (!weight) {
+        return GGML_STATUS_SUCCESS; // by now it is in memory as a whole, and computed when its turn comes
+    }
     hypura_block blocks[MAX_EARLY_ROWS];
     size_t n_blocks = 0;
     if (hypura_fetch_early(fetch, weight->index, blocks, MAX_EARLY_ROWS, &n_blocks, ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {

@@ -62,15 +62,6 @@ bool is_offered_weight(const ggml_tensor * op) {
             && expert == (hypura_expert_count(*loading.model, index) > 0));
 }
 
-// llama.cpp offers a weight with the operation that its name stands for; a graph may use it otherwise
-void keep_what_is_used_otherwise(const ggml_tensor * op) {
-    for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        if (op->src[i] && hypura_find_tensor(op->src[i]) && !(i == 0 && (is_streamed_mul_mat(op) || is_streamed_lookup(op)))) {
-            hypura_keep_in_memory(op->src[i]);
-        }
-    }
-}
-
 const char * device_get_name(ggml_backend_dev_t dev) {
     GGML_UNUSED(dev);
     return "Hypura";
@@ -130,7 +121,12 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
     if (op->op == GGML_OP_GLU) {
         return is_ours(op->src[0]) && (!op->src[1] || is_ours(op->src[1]));
     }
-    keep_what_is_used_otherwise(op);
+    char error[512];
+    if (!hypura_keep_what_is_used_otherwise(op, error, sizeof(error))) {
+        // no other backend may have it, whose pages would be inaccessible: computing it here tries again, and fails in words
+        GGML_LOG_ERROR("hypura: %s\n", error);
+        return true;
+    }
     return is_streamed_mul_mat(op) || is_streamed_lookup(op) || is_offered_weight(op);
 }
 
@@ -213,6 +209,16 @@ void define_types() {
 }
 
 } // namespace
+
+bool hypura_keep_what_is_used_otherwise(const ggml_tensor * op, char * error, size_t error_size) {
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        if (op->src[i] && hypura_find_tensor(op->src[i]) && !(i == 0 && (is_streamed_mul_mat(op) || is_streamed_lookup(op)))
+                && !hypura_keep_in_memory(op->src[i], error, error_size)) {
+            return false;
+        }
+    }
+    return true;
+}
 
 ggml_backend_reg_t ggml_backend_hypura_reg(void) {
     static ggml_backend_reg reg = {

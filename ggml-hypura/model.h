@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,6 +26,18 @@ struct hypura_model {
     hypura_model() = default;
     hypura_model(const hypura_model &) = delete;
     ~hypura_model() { hypura_model_free(handle); }
+
+    // What fails where ggml wants no answer fails the next computation with this model instead, or all of them if it cannot pass. Nobody
+    // gets a result that was computed on what is not there, and the host lives.
+    void fail(const std::string & reason, bool may_pass);
+
+    // why nothing may be computed now; empty if nothing hinders
+    std::string take_failure();
+
+private:
+    std::mutex  failure_mutex;
+    std::string failure;
+    bool        failure_may_pass = false;
 };
 
 // what tensor->extra of a streamed tensor points to
@@ -74,8 +87,12 @@ bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const v
 // why this build does not fit the ggml that has loaded it (host.cpp); empty if it does
 std::string hypura_host_mismatch();
 
-// makes a streamed tensor one that is in memory, as one that was never streamed is: for uses that are no multiplications with it
-void hypura_keep_in_memory(const ggml_tensor * t);
+// Makes a streamed tensor one that is in memory, as one that was never streamed is: for uses that are no multiplications with it. If its
+// bytes cannot be had it stays what it is, and the error says why.
+bool hypura_keep_in_memory(const ggml_tensor * t, char * error, size_t error_size);
+
+// llama.cpp offers a weight with the operation that its name stands for; a graph may use it otherwise: then the same is done for what op uses
+bool hypura_keep_what_is_used_otherwise(const ggml_tensor * op, char * error, size_t error_size);
 
 size_t                     hypura_page_size();
 ggml_backend_buffer_type_t hypura_buffer_type();

@@ -51,7 +51,10 @@ ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, co
         return ctx.failed(node);
     }
     const size_t row_bytes = ggml_row_size(weight->type, weight->ne[0]);
-    GGML_ASSERT(find_row_ids(node, ctx.ids));
+    if (!find_row_ids(node, ctx.ids)) {
+        snprintf(ctx.error, sizeof(ctx.error), "its rows do not lie as they do in the file; run with HYPURA=off");
+        return ctx.failed(node);
+    }
 
     const int64_t n_ids = ctx.ids.size();
     const int64_t n_at_once = std::min<int64_t>(n_ids, std::max<size_t>(1, MAX_BYTES/row_bytes));

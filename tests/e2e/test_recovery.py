@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from logits import build_host
 from memory_cgroup import memory_limit
-from models import SMOLLM2_MOE
+from models import SMOLLM2, SMOLLM2_MOE
+from programs import BIN, run
 from server import Server
 
 BODY = {"prompt": "The capital of Norway is", "n_predict": 16, "id_slot": 0}
@@ -162,3 +164,24 @@ def test_two_servers_share_a_limit(tmp_path) -> None:
                 fair = sum(budgets) / 2
                 assert all(abs(budget - fair) <= fair / 10 for budget in budgets), budgets
             assert first.text("/completion", BODY) == text
+
+
+def test_what_cannot_be_refused_ends_no_host(tmp_path) -> None:
+    """ggml lets a buffer not say that it could not read or must not be written to: the next computation fails instead."""
+    model = tmp_path / "copy.gguf"
+    shutil.copyfile(SMOLLM2.path, model)
+    settings = {"HYPURA": "stream", "HYPURA_RAM": str(int(0.2 * SMOLLM2.streamable_bytes))}
+    finished = run(build_host("hardships", BIN, tmp_path), [model], settings, tmp_path).succeeded()
+    assert finished.output.splitlines() == [
+        "a copy without its bytes is a weight: no",
+        "what follows the copy is computed: no",
+        "then all is well: yes",
+        "a lookup that cannot be prepared is left to others: no",
+        "then all is well: yes",
+        "a lookup that can be prepared is left to others: yes",
+        "it finds the weight: yes",
+        "then all is well: yes",
+        "the next weight is streamed: yes",
+        "what is written to is computed with: no",
+    ], finished.log[-3000:]
+    assert "cannot be written; run with HYPURA=off" in finished.log
