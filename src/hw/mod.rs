@@ -8,6 +8,7 @@ mod cores;
 mod drive;
 mod hierarchy;
 mod memory;
+mod mounts;
 mod paging;
 mod pressure;
 mod profile;

@@ -154,13 +154,76 @@ fn a_file_system_with_a_number_of_its_own_is_found_by_the_drive_that_it_names() 
 }
 
 #[test]
+fn all_drives_of_a_btrfs_are_named() {
+    let root = tree("", "27 1 0:25 / / rw - btrfs /dev/vdb rw\n28 1 0:26 / /big rw - bcachefs /dev/vda:/dev/vdc rw\n");
+    std::fs::create_dir_all(root.path().join("sys/class/block")).unwrap();
+    for name in ["vda", "vdb", "vdc"] {
+        root.write(&format!("sys/devices/virtio/{name}/queue/rotational"), "0\n");
+        symlink(format!("../../devices/virtio/{name}"), root.path().join("sys/class/block").join(name)).unwrap();
+    }
+    for (file_system, names) in [("5a5a", vec!["vdc"]), ("c0ffee", vec!["vda", "vdb"])] {
+        let devices = root.path().join("sys/fs/btrfs").join(file_system).join("devices");
+        std::fs::create_dir_all(&devices).unwrap();
+        for name in names {
+            symlink(format!("../../../../devices/virtio/{name}"), devices.join(name)).unwrap();
+        }
+    }
+    let names = |path: &str| -> Vec<String> {
+        let found = drive_under(root.path(), Path::new(path));
+        assert_eq!(found.kind, DriveKind::Local);
+        found.disks.into_iter().map(|disk| disk.name).collect()
+    };
+    assert_eq!(names("/model.gguf"), ["vda", "vdb"]);
+    assert_eq!(names("/big/model.gguf"), ["vda", "vdc"]);
+}
+
+#[test]
+fn a_loop_device_and_what_lies_in_layers_is_followed_to_the_drive() {
+    let root = tree("", "");
+    let at = |place: &str| root.path().join(place);
+    for directory in ["image", "lower", "upper", "merged", "pool", "disk1", "disk2", "looped", "gone"] {
+        std::fs::create_dir_all(at(directory)).unwrap();
+    }
+    let path = |place: &str| std::fs::canonicalize(at(place)).unwrap().display().to_string();
+    let options = format!("rw,lowerdir={}:{},upperdir={},workdir=/w", path("gone"), path("lower"), path("upper"));
+    let mounts = [
+        "27 1 8:0 / / rw - ext4 /dev/sda rw".to_owned(),
+        format!("28 1 7:3 / {} rw - ext4 /dev/loop3 rw", path("looped")),
+        format!("29 1 0:30 / {} rw - overlay none {options}", path("merged")),
+        format!("30 1 0:31 / {} rw - fuse.mergerfs {}:{} rw", path("pool"), path("disk1"), path("disk2")),
+    ];
+    root.write("proc/self/mountinfo", mounts.join("\n"));
+    device(&root, "8:0", "pci/ata/sda");
+    device(&root, "7:3", "virtual/block/loop3");
+    root.write("sys/devices/virtual/block/loop3/loop/backing_file", format!("{}/disk.img\n", path("image")));
+    for file in ["image/disk.img", "looped/m.gguf", "merged/m.gguf", "lower/m.gguf", "pool/m.gguf", "disk2/m.gguf"] {
+        root.write(file, "model");
+    }
+    root.write("disk1/m.gguf", "another file of this name");
+    for (file, layers) in [("looped/m.gguf", "loop"), ("merged/m.gguf", "overlay"), ("pool/m.gguf", "mergerfs")] {
+        let found = drive_under(root.path(), &at(file));
+        assert_eq!((found.kind, &*found.note, found.layers), (DriveKind::Local, "", vec![layers.to_owned()]), "{file}");
+        assert_eq!(found.disks, [disk("sda", "", None)], "{file}");
+    }
+    std::fs::remove_file(at("image/disk.img")).unwrap();
+    let found = drive_under(root.path(), &at("looped/m.gguf"));
+    assert_eq!(found.disks, [disk("loop3", "", None)]);
+    assert!(found.note.contains("disk.img") && found.note.contains("cannot be seen"), "{}", found.note);
+    std::fs::remove_file(at("lower/m.gguf")).unwrap();
+    let found = drive_under(root.path(), &at("merged/m.gguf"));
+    assert_eq!(found.kind, DriveKind::Overlay);
+    assert!(found.note.contains(&format!("{} and 2 more", path("upper"))), "{}", found.note);
+}
+
+#[test]
 fn file_systems_that_hide_their_drives_are_named() {
-    let mounts = "1 1 0:25 / / rw - overlay overlay rw\n2 1 0:26 / /nas rw - nfs4 server:/x rw\n\
+    let mounts = "1 1 0:25 / / rw - overlay overlay rw,lowerdir=/a:/b,upperdir=/c\n5 1 0:29 / /cloud rw - fuse.rclone remote: rw\n2 1 0:26 / /nas rw - nfs4 server:/x rw\n\
                   3 1 0:27 / /ram rw - tmpfs tmpfs rw\n4 1 0:28 / /odd rw - oddfs none rw\nnonsense\n";
     let root = tree("", mounts);
     for (path, kind, note) in [
-        ("/model.gguf", DriveKind::Overlay, "overlay"),
-        ("/nas/model.gguf", DriveKind::Network, "nfs4 (network)"),
+        ("/model.gguf", DriveKind::Overlay, "overlay (overlay), of /c and 2 more"),
+        ("/nas/model.gguf", DriveKind::Network, "nfs4 (network), of server:/x"),
+        ("/cloud/model.gguf", DriveKind::Unknown, "fuse.rclone (user space), of remote:"),
         ("/ram/model.gguf", DriveKind::Memory, ""),
         ("/odd/model.gguf", DriveKind::Unknown, "does not tell which drive"),
     ] {
@@ -168,6 +231,7 @@ fn file_systems_that_hide_their_drives_are_named() {
         assert_eq!((found.kind, found.disks.len()), (kind, 0), "{path}");
         assert!(found.note.contains(note) && found.note.is_empty() == note.is_empty(), "{path}: {}", found.note);
     }
+    assert_eq!(drive_under(root.path(), Path::new("/nas/model.gguf")).identity(), "network/nfs4// server:/x");
 }
 
 #[test]

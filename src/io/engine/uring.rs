@@ -58,6 +58,11 @@ fn open_ring(depth: usize) -> std::result::Result<IoUring, String> {
         Some(libc::EPERM | libc::EACCES) => {
             format!("io_uring is forbidden here ({error}); a container's seccomp filter is the usual reason")
         }
+        Some(libc::ENOMEM) => format!(
+            "io_uring gets no memory ({error}); rings count as locked memory, of which this process may have {}: raise \
+             RLIMIT_MEMLOCK (ulimit -l)",
+            locked_memory_limit()
+        ),
         _ => format!("io_uring cannot be set up: {error}"),
     })?;
     let mut probe = Probe::new();
@@ -69,6 +74,18 @@ fn open_ring(depth: usize) -> std::result::Result<IoUring, String> {
     }
     enter(&mut ring).map_err(|error| format!("io_uring lets nothing be submitted here: {error}"))?;
     Ok(ring)
+}
+
+/// RLIMIT_MEMLOCK, for people.
+fn locked_memory_limit() -> String {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call writes to `limit`, which outlives it.
+    let status = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    match (status, limit.rlim_cur) {
+        (0, libc::RLIM_INFINITY) => "any amount".to_owned(),
+        (0, bytes) => format!("{} KiB", bytes >> 10),
+        _ => "an unknown amount".to_owned(),
+    }
 }
 
 /// Carries out nothing, once: a filter may allow a ring to be made and forbid its use, and then no read would ever end.
