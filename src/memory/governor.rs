@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::crowding::{Crowded, Crowding};
 use super::neighbours::{Neighbour, Neighbourhood};
 use super::{Change, Claim, Control, Reading, margin_bytes, share};
 use crate::error::{Error, ErrorCode, Result};
@@ -184,12 +185,16 @@ impl Models {
             return 0;
         }
         // Slots that were read into since are no part of it.
-        let touched = |core: &Arc<dyn Tenant>| core.pool_bytes().saturating_sub(core.untouched_bytes());
-        let slots_bytes: u64 = self.cores(false).iter().map(touched).sum();
-        let held_bytes = hw::held_bytes().saturating_sub(slots_bytes);
+        let held_bytes = hw::held_bytes().saturating_sub(self.touched_bytes());
         let left =
             |announced: &Announcement| announced.bytes.saturating_sub(held_bytes.saturating_sub(announced.held_bytes));
         self.announced.iter().map(left).max().unwrap_or(0)
+    }
+
+    /// What of the slots has been read into.
+    fn touched_bytes(&mut self) -> u64 {
+        let touched = |core: &Arc<dyn Tenant>| core.pool_bytes().saturating_sub(core.untouched_bytes());
+        self.cores(false).iter().map(touched).sum()
     }
 
     fn neighbourhood(&mut self) -> Option<&mut Neighbourhood> {
@@ -425,12 +430,12 @@ impl Watch {
         let watch = move || {
             let (stopping, changed) = &*shared;
             let mut stopping = stopping.lock();
-            let mut reported_bytes = None;
+            let mut reported = Reported::default();
             let mut looked_at = Instant::now();
             while !*stopping {
                 changed.wait_for(&mut stopping, INTERVAL);
                 let elapsed = std::mem::replace(&mut looked_at, Instant::now()).elapsed();
-                look(elapsed, &mut reported_bytes);
+                look(elapsed, &mut reported);
             }
         };
         let thread = std::thread::Builder::new().name("hypura-memory".to_owned()).spawn(watch).map_err(|error| {
@@ -451,8 +456,15 @@ impl Drop for Watch {
     }
 }
 
+/// What the log has been told.
+#[derive(Default)]
+struct Reported {
+    pools_bytes: Option<u64>,
+    crowding: Crowding,
+}
+
 /// Looks at memory once, and changes what the models have.
-fn look(elapsed: Duration, reported_bytes: &mut Option<u64>) {
+fn look(elapsed: Duration, reported: &mut Reported) {
     let mut models = MODELS.lock();
     let cores = models.cores(true);
     let (memory, others) = models.memory();
@@ -474,18 +486,39 @@ fn look(elapsed: Duration, reported_bytes: &mut Option<u64>) {
         models.divide(target);
     }
     models.publish();
+    let rest_bytes = || hw::held_bytes().saturating_sub(models.touched_bytes());
+    let crowded = reported.crowding.look(pool_bytes(&cores), rest_bytes);
     drop(models);
-    let now = pool_bytes(&cores);
-    let reported = reported_bytes.get_or_insert(before);
-    if now.abs_diff(*reported) > *reported / NOTABLE_SHARE {
-        *reported = now;
-        let what = match (now < before, others.is_empty()) {
-            (false, _) => "there is more memory again",
-            (true, true) => "memory runs short",
-            (true, false) => "memory is shared with other processes that stream",
-        };
-        tracing::warn!("{what}: {} for weights now, {} before", in_gigabytes(now), in_gigabytes(before));
+    report(before, pool_bytes(&cores), others.is_empty(), reported);
+    if let Some(crowded) = crowded {
+        tell_crowded(crowded);
     }
+}
+
+/// Tells of a notable change.
+fn report(before: u64, now: u64, is_alone: bool, reported: &mut Reported) {
+    let reported = reported.pools_bytes.get_or_insert(before);
+    if now.abs_diff(*reported) <= *reported / NOTABLE_SHARE {
+        return;
+    }
+    *reported = now;
+    let what = match (now < before, is_alone) {
+        (false, _) => "there is more memory again",
+        (true, true) => "memory runs short",
+        (true, false) => "memory is shared with other processes that stream",
+    };
+    tracing::warn!("{what}: {} for weights now, {} before", in_gigabytes(now), in_gigabytes(before));
+}
+
+/// Says what to do when the host takes the memory that weights had. Nothing here could keep it from doing so.
+fn tell_crowded(crowded: Crowded) {
+    tracing::warn!(
+        "this program has taken {} since weights had {}, which leaves them {}, and may go on until the system ends it; \
+         llama-server keeps up to 8 GiB of prompts unless --cache-ram MIB says less",
+        in_gigabytes(crowded.taken_bytes),
+        in_gigabytes(crowded.weights_most_bytes),
+        in_gigabytes(crowded.weights_bytes),
+    );
 }
 
 /// What the models of this process should have, given what they have and their fair part. What is short is given up by

@@ -7,6 +7,7 @@
 mod arena;
 mod backing;
 mod control;
+mod crowding;
 mod governor;
 mod margin;
 mod neighbours;

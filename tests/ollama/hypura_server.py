@@ -74,11 +74,12 @@ def with_more(arguments: tuple[str | Path, ...], *more: str) -> list[str | Path]
 class HypuraServer:
     """A running `hypura serve` on a free port; use it in a `with` statement."""
 
-    def __init__(self, model: Path, scratch: Path, *arguments: str | Path) -> None:
+    def __init__(self, model: Path, scratch: Path, *arguments: str | Path, through: tuple[str, ...] = ()) -> None:
+        """`through` are words to put before the command, such as a shell that enters a cgroup first."""
         scratch.mkdir(parents=True, exist_ok=True)
         self.log_path = scratch / "hypura.log"
         llama = REPOSITORY / "build" / "llama" / "bin"
-        self.command = [HYPURA, "serve", model, "--port", "0", "--llama", llama, *with_more(arguments, *NO_REPACK)]
+        self.command = [*through, HYPURA, "serve", model, "--port", "0", "--llama", llama, *with_more(arguments, *NO_REPACK)]
 
     def __enter__(self) -> "HypuraServer":
         with self.log_path.open("wb") as log:

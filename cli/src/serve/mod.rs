@@ -12,6 +12,7 @@ mod keep_alive;
 pub(crate) mod llama_server;
 mod model_names;
 mod ollama;
+mod prompt_cache;
 mod server;
 
 use std::net::SocketAddr;
@@ -104,7 +105,8 @@ async fn serve(settings: Settings) -> Result<(), String> {
         parallel: settings.parallel,
         memory_bytes: settings.ram_bytes.unwrap_or_else(|| hypura::hw::profile(&settings.path).memory.available_bytes),
     };
-    let loader = Loader::new(make_launch(settings, stats.clone()), contexts, keep_alive);
+    let launch = make_launch(settings, stats.clone(), contexts.memory_bytes);
+    let loader = Loader::new(launch, contexts, keep_alive);
     let server = Server::new(Shared { catalog, loader, access, body_bytes_max, stats, answers: Arc::default() });
 
     child::warn_of_environment();
@@ -151,7 +153,7 @@ async fn listen(listener: TcpListener, router: Router, mut stopped: watch::Recei
 /// shows at once. Returns only when that fails.
 async fn load_only(server: &Server) -> String {
     if let Some(model) = server.catalog.only() {
-        if let Err(error) = server.loader.acquire(model, None, None).await {
+        if let Err(error) = server.loader.acquire(&model, None, None).await {
             return error.message;
         }
     }
@@ -216,7 +218,7 @@ fn router(server: Server) -> Router {
 }
 
 /// How llama-server is started for a model.
-fn make_launch(settings: Settings, stats: PathBuf) -> Box<loader::MakeLaunch> {
+fn make_launch(settings: Settings, stats: PathBuf, memory_bytes: u64) -> Box<loader::MakeLaunch> {
     Box::new(move |model: &Model, context_tokens: u32| {
         // Those of the model before.
         let _ = std::fs::remove_file(&stats);
@@ -234,6 +236,12 @@ fn make_launch(settings: Settings, stats: PathBuf) -> Box<loader::MakeLaunch> {
         } else {
             // As Ollama does with models that are made for text: the state after the last token.
             push(&["--pooling", "last"]);
+        }
+        if let Some(mebibytes) = prompt_cache::limit(model, memory_bytes, &settings.arguments) {
+            push(&["--cache-ram", &mebibytes.to_string()]);
+            eprintln!(
+                "hypura: no more than {mebibytes} MiB for prompts that are kept (-- --cache-ram MIB sets another)"
+            );
         }
         arguments.extend(settings.arguments.iter().cloned());
         let mut environment = settings.environment.clone();
