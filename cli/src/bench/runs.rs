@@ -131,7 +131,7 @@ async fn attempt(subject: &Subject, kind: Kind, limit: Option<&MemoryLimit>, run
     let child = Child::start(launch(subject, kind, limit, &stats)).await?;
     let done = async {
         timeout_at(deadline, child.ready()).await.map_err(|_| too_slow())??;
-        let upstream = Upstream::new(child.address, &child.key);
+        let upstream = child.upstream();
         let mut first = Answer::default();
         first.take(&upstream, 1, deadline).await?;
         run.first_seconds = first.seconds;

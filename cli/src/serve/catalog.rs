@@ -1,9 +1,10 @@
 //! The models that can be asked for: one file, or those in a directory.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -21,9 +22,9 @@ pub struct Model {
     pub path: PathBuf,
     /// When the file was last changed.
     pub modified: SystemTime,
-    /// The first file's size; with `modified` it tells whether a file is still the one that was read.
-    first_file_bytes: u64,
-    /// Tells it from other models.
+    /// What tells whether the files are still those that were read.
+    versions: Vec<Version>,
+    /// Tells it from other models, and one content of a file from another.
     pub digest: String,
     /// Its header.
     pub file: ModelFile,
@@ -51,16 +52,13 @@ fn is_zero(number: &u64) -> bool {
 impl Model {
     fn read(path: &Path, name: String) -> Result<Self, String> {
         let file = ModelFile::open_model(path)?;
-        let status = std::fs::metadata(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-        let digest = file.fingerprint().map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-        Ok(Self {
-            name,
-            path: path.to_owned(),
-            modified: status.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-            first_file_bytes: status.len(),
-            digest,
-            file,
-        })
+        let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+        // Asked before the content is looked at: a change meanwhile shows as one after it.
+        let versions =
+            file.paths().iter().map(|path| Version::of(path)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let digest = file.fingerprint().map_err(failed)?;
+        let modified = versions[0].modified;
+        Ok(Self { name, path: path.to_owned(), modified, versions, digest, file })
     }
 
     /// Family, size and quantisation.
@@ -84,27 +82,60 @@ impl Model {
         self.file.architecture_value("pooling_type").is_some()
     }
 
-    /// Whether both are the same file with the same content.
+    /// Whether both are the same files, which nobody has written to in between.
     pub fn is_same_file(&self, other: &Model) -> bool {
-        self.path == other.path && self.modified == other.modified && self.first_file_bytes == other.first_file_bytes
+        self.path == other.path && self.versions == other.versions
+    }
+
+    /// Whether both hold the same, as far as samples tell: a file may have been touched, or copied over itself.
+    pub fn is_same_content(&self, other: &Model) -> bool {
+        self.path == other.path && self.digest == other.digest
     }
 
     fn is_current(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|status| {
-            status.len() == self.first_file_bytes && status.modified().is_ok_and(|modified| modified == self.modified)
-        })
+        let now = self.file.paths().iter().map(|path| Version::of(path)).collect::<Result<Vec<_>, _>>();
+        now.is_ok_and(|now| now == self.versions)
+    }
+
+    /// Whether somebody has written to it a moment ago, and may not be done.
+    fn is_being_written(&self) -> bool {
+        const QUIET: Duration = Duration::from_secs(1);
+        let now = self.file.paths().into_iter().filter_map(|path| Version::of(&path).ok());
+        // A time in the future comes from another machine's clock.
+        now.into_iter().any(|version| version.modified.elapsed().is_ok_and(|since| since < QUIET))
+    }
+}
+
+/// What the system tells of a file, that changes when the file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    modified: SystemTime,
+    size_bytes: u64,
+    inode: u64,
+}
+
+impl Version {
+    fn of(path: &Path) -> std::io::Result<Self> {
+        let status = std::fs::metadata(path)?;
+        Ok(Self { modified: status.modified()?, size_bytes: status.len(), inode: status.ino() })
     }
 }
 
 /// Finds models.
 pub struct Catalog {
-    place: Place,
+    /// A file or a directory.
+    path: PathBuf,
+    /// What the file holds; `None` of a directory.
+    only: Option<Mutex<Only>>,
+    /// By path, of a directory; `None` for what is no model.
     known: Mutex<HashMap<PathBuf, Option<Arc<Model>>>>,
 }
 
-enum Place {
-    File(Arc<Model>),
-    Directory(PathBuf),
+struct Only {
+    /// The file as it was when it last was a model.
+    model: Arc<Model>,
+    /// Why it is none now, once that has been told.
+    problem: Option<String>,
 }
 
 impl Catalog {
@@ -119,49 +150,50 @@ impl Catalog {
         std::fs::metadata(path).map_err(failed)?;
         // Links are not followed: in a Hugging Face cache they lead to files that are named by a hash.
         let path = std::path::absolute(path).map_err(failed)?;
-        let place = if path.is_dir() {
-            Place::Directory(path)
-        } else {
-            Place::File(Arc::new(Model::read(&path, name_alone(&path))?))
+        let only = match path.is_dir() {
+            true => None,
+            false => {
+                let model = Arc::new(Model::read(&path, name_alone(&path))?);
+                Some(Mutex::new(Only { model, problem: None }))
+            }
         };
-        let catalog = Self { place, known: Mutex::default() };
+        let catalog = Self { path, only, known: Mutex::default() };
         if catalog.list().is_empty() {
             return Err(format!("no model was found in {}: put a .gguf file there", catalog.place().display()));
         }
         Ok(catalog)
     }
 
-    /// The only model, when a file was given.
-    pub fn only(&self) -> Option<&Arc<Model>> {
-        match &self.place {
-            Place::File(model) => Some(model),
-            Place::Directory(_) => None,
+    /// The only model, when a file was given: what the file holds now, if that is a model.
+    pub fn only(&self) -> Option<Arc<Model>> {
+        let mut only = self.only.as_ref()?.lock();
+        if !only.model.is_current() && !only.model.is_being_written() {
+            match Model::read(&only.model.path, only.model.name.clone()) {
+                Ok(model) => *only = Only { model: Arc::new(model), problem: None },
+                Err(problem) if only.problem.as_ref() == Some(&problem) => {}
+                Err(problem) => {
+                    eprintln!("hypura: the file is not what it was, and no model now: {problem}");
+                    only.problem = Some(problem);
+                }
+            }
         }
+        Some(Arc::clone(&only.model))
     }
 
     /// The directory that is served, unless it is a single file.
     pub fn directory(&self) -> Option<&Path> {
-        match &self.place {
-            Place::File(_) => None,
-            Place::Directory(directory) => Some(directory),
-        }
+        self.only.is_none().then_some(&self.path)
     }
 
     /// What was given.
     pub fn place(&self) -> &Path {
-        match &self.place {
-            Place::File(model) => &model.path,
-            Place::Directory(directory) => directory,
-        }
+        &self.path
     }
 
     /// All models, by name. A directory is looked through each time; headers are read again only when a file has
     /// changed.
     pub fn list(&self) -> Vec<Arc<Model>> {
-        let directory = match &self.place {
-            Place::File(model) => return vec![Arc::clone(model)],
-            Place::Directory(directory) => directory,
-        };
+        let Some(directory) = self.directory() else { return self.only().into_iter().collect() };
         let mut paths = find_models(directory);
         paths.sort();
         let mut models: Vec<Arc<Model>> = paths.iter().filter_map(|path| self.model_at(directory, path)).collect();
@@ -184,7 +216,8 @@ impl Catalog {
 
     fn model_at(&self, directory: &Path, path: &Path) -> Option<Arc<Model>> {
         if let Some(Some(model)) = self.known.lock().get(path) {
-            if model.is_current() {
+            // Half of what is being written would be read, and the model loaded twice.
+            if model.is_current() || model.is_being_written() {
                 return Some(Arc::clone(model));
             }
         }

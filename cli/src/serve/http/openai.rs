@@ -9,12 +9,14 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderName, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use futures_util::StreamExt;
+use futures_util::future::Either;
 use serde_json::{Value, json};
 
 use super::dimensions;
 use super::request::too_large;
 use crate::serve::catalog::Model;
 use crate::serve::errors::{ApiError, ApiResult, is_anthropic, json_response};
+use crate::serve::llama_server::sse;
 use crate::serve::llama_server::upstream::collect;
 use crate::serve::ollama::capabilities::require_tools;
 use crate::serve::server::Server;
@@ -66,11 +68,18 @@ async fn forward(server: &Server, path: &str, request: Request<Body>) -> ApiResu
         head.headers.remove(name);
     }
     head.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
+    let failures = lease.upstream.failures().clone();
+    let began = failures.now();
     let response = lease.upstream.send(Request::from_parts(head, Body::from(bytes))).await?;
-    if is_anthropic(path) && !response.status().is_success() {
+    if !response.status().is_success() {
         let status = response.status();
         let body = collect(response.into_body()).await?;
-        return Err(ApiError::from_upstream(status, &serde_json::from_slice(&body).unwrap_or_default()));
+        let mut body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        failures.explain_json(began, &mut body).await;
+        return match is_anthropic(path) || body["error"].is_null() {
+            true => Err(ApiError::from_upstream(status, &body)),
+            false => Ok(json_response(status, &body)),
+        };
     }
     let (mut head, body) = response.into_parts();
     for name in [header::CONNECTION, header::TRANSFER_ENCODING, HeaderName::from_static("keep-alive")] {
@@ -81,6 +90,12 @@ async fn forward(server: &Server, path: &str, request: Request<Body>) -> ApiResu
         head.headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
     foreign.iter().for_each(|name| drop(head.headers.remove(name)));
     // The lease lives as long as the body: the model stays until the answer has been sent.
+    let is_events =
+        head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event"));
+    let body = match is_events {
+        true => Either::Left(sse::explained(body, failures, began)),
+        false => Either::Right(body),
+    };
     let body = body.map(move |bytes| {
         let _lease = &lease;
         bytes
@@ -92,7 +107,7 @@ async fn forward(server: &Server, path: &str, request: Request<Body>) -> ApiResu
 /// one.
 fn wanted(server: &Server, name: Option<&str>) -> ApiResult<Arc<Model>> {
     if let Some(model) = server.catalog.only() {
-        return Ok(Arc::clone(model));
+        return Ok(model);
     }
     match (name, server.loader.current()) {
         (Some(name), _) => server.catalog.find(name),

@@ -18,6 +18,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
+use super::failures::{Failures, Reporter};
 use super::upstream::Upstream;
 use crate::log_lines::{is_alarming, is_error, is_worth_showing, message_of};
 use crate::process;
@@ -54,6 +55,7 @@ pub struct Child {
     /// What it wants to be told with every request, so that no other program of this machine gets past our own key.
     pub key: String,
     process: Arc<Process>,
+    failures: Failures,
     exited: watch::Receiver<Option<String>>,
 }
 
@@ -80,12 +82,24 @@ impl Child {
         let (started, start) = oneshot::channel();
         let (exit, exited) = watch::channel(None);
         let key_of_child = key.clone();
+        let reporter = Reporter::default();
+        let failures = reporter.failures();
         std::thread::Builder::new()
             .name("llama-server".to_owned())
-            .spawn(move || keep(&launch, port, &key_of_child, started, &exit))
+            .spawn(move || keep(&launch, port, &key_of_child, started, &reporter, &exit))
             .map_err(|error| format!("cannot start a thread for llama-server: {error}"))?;
         let process = start.await.map_err(|_| "the thread of llama-server ended".to_owned())??;
-        Ok(Self { address: (Ipv4Addr::LOCALHOST, port).into(), key, process, exited })
+        Ok(Self { address: (Ipv4Addr::LOCALHOST, port).into(), key, process, failures, exited })
+    }
+
+    /// The way to it.
+    pub fn upstream(&self) -> Upstream {
+        Upstream::new(self.address, &self.key, self.failures.clone())
+    }
+
+    /// Whether it has ever failed to compute.
+    pub fn has_failed(&self) -> bool {
+        self.failures.any()
     }
 
     /// Waits until it answers and returns its `/props`.
@@ -94,7 +108,7 @@ impl Child {
     /// How it ended, when it ends instead.
     pub async fn ready(&self) -> Result<Value, String> {
         const INTERVAL: Duration = Duration::from_millis(30);
-        let upstream = Upstream::new(self.address, &self.key);
+        let upstream = self.upstream();
         loop {
             tokio::select! {
                 // `/props` wants the key, so no other program on the port can pass for ours.
@@ -184,6 +198,7 @@ fn keep(
     port: u16,
     key: &str,
     started: oneshot::Sender<Result<Arc<Process>, String>>,
+    reporter: &Reporter,
     exit: &watch::Sender<Option<String>>,
 ) {
     let mut child = match command(launch, port, key).spawn() {
@@ -211,6 +226,7 @@ fn keep(
                 },
                 Shown::Important | Shown::Nothing => {}
             }
+            reporter.read(&line);
             let mut log = process.log.lock();
             if log.len() == LOG_LINES_MAX {
                 log.pop_front();

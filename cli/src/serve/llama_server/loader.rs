@@ -174,6 +174,9 @@ impl Loader {
             }
             return Ok(self.lease(loaded, keep_alive, asked));
         }
+        if self.current().is_some_and(|loaded| loaded.model.path == model.path && !loaded.model.is_same_file(model)) {
+            eprintln!("hypura: {} holds something else now and is loaded anew", model.path.display());
+        }
         let (loader, model) = (Arc::clone(self), Arc::clone(model));
         let switching = tokio::spawn(async move {
             let loaded = loader.switch(&gate, Some((model, context_tokens))).await?;
@@ -274,7 +277,7 @@ impl Loader {
         let now = Instant::now();
         let usage = Usage { in_flight: 0, keep_alive: self.default_keep_alive, idle_since: now, enlarged_until: now };
         let usage = Mutex::new(usage);
-        let upstream = Upstream::new(child.address, &child.key);
+        let upstream = child.upstream();
         let told =
             properties["default_generation_settings"]["n_ctx"].as_u64().and_then(|tokens| u32::try_from(tokens).ok());
         let context_tokens = told.unwrap_or(loaded_tokens);
@@ -370,7 +373,12 @@ impl Usage {
 
 impl Loaded {
     fn serves(&self, model: &Model, needed_tokens: u32) -> bool {
-        self.model.is_same_file(model) && needed_tokens <= self.loaded_tokens && !self.child.has_exited()
+        // libhypura looks at more samples than we do, so after a failure the file has to be the very same.
+        let is_same = match self.child.has_failed() {
+            true => self.model.is_same_file(model),
+            false => self.model.is_same_content(model),
+        };
+        is_same && needed_tokens <= self.loaded_tokens && !self.child.has_exited()
     }
 }
 

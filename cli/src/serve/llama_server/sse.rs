@@ -1,8 +1,10 @@
 //! Server-sent events, as llama-server streams its answers: lines `data: {...}`, at the end `data: [DONE]`.
 
-use futures_util::StreamExt;
+use axum::body::Bytes;
+use futures_util::{Stream, StreamExt};
 use serde_json::Value;
 
+use super::failures::{Failures, Moment};
 use super::upstream::UpstreamBody;
 use crate::serve::errors::{ApiError, ApiResult};
 
@@ -11,12 +13,14 @@ pub struct Events {
     body: UpstreamBody,
     lines: Lines,
     ended: bool,
+    failures: Failures,
+    began: Moment,
 }
 
 impl Events {
-    /// Reads a body.
-    pub fn new(body: UpstreamBody) -> Self {
-        Self { body, lines: Lines::default(), ended: false }
+    /// Reads the body of an answer to a request that began at a moment.
+    pub fn new(body: UpstreamBody, failures: Failures, began: Moment) -> Self {
+        Self { body, lines: Lines::default(), ended: false, failures, began }
     }
 
     /// The next event, or `None` at the end. An answer that breaks off is an error: half an answer must not look whole.
@@ -26,10 +30,11 @@ impl Events {
     pub async fn next(&mut self) -> ApiResult<Option<Value>> {
         loop {
             while let Some(line) = self.lines.take() {
-                match parse(&line)? {
-                    Line::Event(event) => return Ok(Some(event)),
-                    Line::Done => self.ended = true,
-                    Line::Other => {}
+                match parse(&line) {
+                    Ok(Line::Event(event)) => return Ok(Some(event)),
+                    Ok(Line::Done) => self.ended = true,
+                    Ok(Line::Other) => {}
+                    Err(error) => return Err(self.failures.explain(self.began, error).await),
                 }
             }
             match self.body.next().await {
@@ -45,6 +50,33 @@ impl Events {
     /// Whether the mark of the end has been seen. Only OpenAI's endpoints send one.
     pub fn ended(&self) -> bool {
         self.ended
+    }
+}
+
+/// The events of an answer as they come, in whole lines, with the reason where computing has failed.
+pub fn explained(
+    mut body: UpstreamBody,
+    failures: Failures,
+    began: Moment,
+) -> impl Stream<Item = Result<Bytes, hyper::Error>> {
+    async_stream::stream! {
+        let mut line = Vec::new();
+        while let Some(bytes) = body.next().await {
+            let bytes = match bytes {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    yield Err(error);
+                    return;
+                }
+            };
+            line.extend_from_slice(&bytes);
+            if let Some(end) = line.iter().rposition(|&byte| byte == b'\n') {
+                let rest = line.split_off(end + 1);
+                let lines = std::mem::replace(&mut line, rest);
+                yield Ok(failures.explain_lines(began, lines.into()).await);
+            }
+        }
+        yield Ok(failures.explain_lines(began, line.into()).await);
     }
 }
 

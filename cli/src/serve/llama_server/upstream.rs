@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
+use super::failures::{Failures, Moment};
 use super::sse::Events;
 use crate::serve::errors::{ApiError, ApiResult};
 
@@ -24,12 +25,18 @@ use crate::serve::errors::{ApiError, ApiResult};
 pub struct Upstream {
     address: SocketAddr,
     authorization: String,
+    failures: Failures,
 }
 
 impl Upstream {
-    /// The server at an address that wants a key.
-    pub fn new(address: SocketAddr, key: &str) -> Self {
-        Self { address, authorization: format!("Bearer {key}") }
+    /// The server at an address that wants a key, and whose log tells of failures.
+    pub fn new(address: SocketAddr, key: &str, failures: Failures) -> Self {
+        Self { address, authorization: format!("Bearer {key}"), failures }
+    }
+
+    /// Why it fails to compute, for those who pass its answers on themselves.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
     }
 
     /// Sends a request and returns the response as soon as its head is there, whatever its status.
@@ -61,6 +68,10 @@ impl Upstream {
     /// # Errors
     /// As [`Upstream::send`], and what llama-server refuses.
     pub async fn post(&self, path: &str, body: &Value) -> ApiResult<Response<UpstreamBody>> {
+        self.post_at(self.failures.now(), path, body).await
+    }
+
+    async fn post_at(&self, began: Moment, path: &str, body: &Value) -> ApiResult<Response<UpstreamBody>> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(path)
@@ -73,7 +84,8 @@ impl Upstream {
         }
         let status = response.status();
         let body = collect(response.into_body()).await?;
-        Err(ApiError::from_upstream(status, &serde_json::from_slice(&body).unwrap_or_default()))
+        let error = ApiError::from_upstream(status, &serde_json::from_slice(&body).unwrap_or_default());
+        Err(self.failures.explain(began, error).await)
     }
 
     /// Sends JSON and reads the answer, which is JSON.
@@ -91,7 +103,9 @@ impl Upstream {
     /// # Errors
     /// As [`Upstream::post`].
     pub async fn events(&self, path: &str, body: &Value) -> ApiResult<Events> {
-        Ok(Events::new(self.post(path, body).await?.into_body()))
+        let began = self.failures.now();
+        let body = self.post_at(began, path, body).await?.into_body();
+        Ok(Events::new(body, self.failures.clone(), began))
     }
 
     /// The text behind a path.
