@@ -1,9 +1,9 @@
 """Tables that are looked up: a model whose table has 8 GB under a memory limit of 1 GB, beside llama.cpp's lazy mapping and all in memory.
 
 In one run, kinds in turn, page cache dropped before each: stock llama.cpp with `--lazy-mode on` and ours (no flag, no variable) under the same
-memory cgroup, and stock with everything in memory, which has no limit. On the machine's own drive, and on one as fast as memory (a loop
+memory cgroup, and stock with everything in memory, which has no limit. Lazy and ours then run on a drive as fast as memory as well (a loop
 device with direct I/O over a file in memory) where there is enough of it. The model is the tiny qwen4exp with more rows: a token looks
-up eight, of 68 bytes each, all over the table, so each costs a read of 4 KiB. Beside them stand fio's random reads of 4 KiB at our depth.
+up eight, of 34 bytes each, all over the table, so each costs a read of 4 KiB. Beside them stand fio's random reads of 4 KiB at our depth.
 
 The model is made in build/bench-rows and removed afterwards. SCALE=small takes a table of 1 GB and a limit of 512 MB.
 """
@@ -29,13 +29,13 @@ FOLDER = ROOT / "build/bench-rows"
 DEPTH, READ_BYTES = 128, 4096
 FIO_SECONDS = 5
 # A prompt is read in graphs of this many tokens in all kinds.
-FLAGS = ("-c", "4096", "-b", "2048", "-ub", "512", "--no-warmup")
+FLAGS = ("-c", "4096", "-b", "2048", "-ub", "512")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=32, help="tokens to generate (default 32)")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of the prompt (default 2048)")
-    parser.add_argument("--width", type=int, default=512, help="values of a token between layers (default 512): what computing costs")
+    parser.add_argument("--width", type=int, default=256, help="values of a token between layers (default 256): what computing costs")
     parser.add_argument("--keep", action="store_true", help="leave the model in build/bench-rows")
 
 
@@ -84,26 +84,27 @@ def on_drive(name: str, model: Path, kinds: list[Kind], rounds: int) -> dict:
 
 
 def reads_reached(run: Run) -> float | None:
-    """Reads per second while any was in flight. Ours are as large as fio's: what lies near is read as one, and counted as its pieces."""
-    seconds = run.stats.get("read_seconds")
-    return run.stats["row_reads"] / seconds if seconds else None
+    """Reads of rows per second while any read was in flight, until the prompt was read: a generated token wants too few to fill a drive."""
+    seconds = run.stats["read_seconds"] - run.decode_stats["read_seconds"]
+    return (run.stats["row_reads"] - run.decode_stats["row_reads"]) / seconds if seconds else None
 
 
 def times(one: float | None, other: float | None) -> str:
     return number(one / other if one and other else None, 2)
 
 
-def print_drive(name: str, figures: dict) -> None:
+def print_drive(name: str, figures: dict, resident: list[Run]) -> None:
     runs, fio = figures["runs"], median(figures["fio"])
-    prompt = {kind: median(run.prompt_speed for run in some) for kind, some in runs.items()}
-    decode = {kind: median(run.speed for run in some) for kind, some in runs.items()}
+    kinds = {**runs, RESIDENT: resident}
+    prompt = {kind: median(run.prompt_speed for run in some) for kind, some in kinds.items()}
+    decode = {kind: median(run.speed for run in some) for kind, some in kinds.items()}
     reached = median(map(reads_reached, runs[OURS]))
     waits = median(run.per_token("row_stall_seconds") for run in runs[OURS])
     reads = median(run.per_token("row_reads") for run in runs[OURS])
     rows = [
         *([f"{kind}, cold prompt, tokens per second", number(speed, 1)] for kind, speed in prompt.items()),
         ["ours, times lazy", times(prompt[OURS], prompt[LAZY])],
-        ["ours, times all in memory", times(prompt[OURS], prompt.get(RESIDENT))],
+        ["ours, times all in memory", times(prompt[OURS], prompt[RESIDENT])],
         *([f"{kind}, generated tokens per second", number(speed, 1)] for kind, speed in decode.items()),
         ["reads per second while reading", number(reached, 0)],
         ["fio's, same size and depth", number(fio, 0)],
@@ -129,19 +130,19 @@ def main() -> None:
             off = {"HYPURA": "off"}
             lazy = Kind(LAZY, model, off, prompts, arguments.tokens, through, (*FLAGS, "--lazy-mode", "on"))
             ours = Kind(OURS, model, {}, prompts, arguments.tokens, through, FLAGS)
-            resident = Kind(RESIDENT, model, off, prompts, arguments.tokens, (), (*FLAGS, "--lazy-mode", "off"))
-            kinds = [lazy, ours, resident]
-            figures["the machine's own drive"] = on_drive("own drive", model, kinds, arguments.rounds)
+            resident = Kind(RESIDENT, model, off, prompts, arguments.tokens, (), (*FLAGS, "--lazy-mode", "off", "--load-mode", "none"))
+            figures["the machine's own drive"] = on_drive("own drive", model, [lazy, ours, resident], arguments.rounds)
             drop_caches()
-            with fast_drive(model, spare_bytes=model.stat().st_size) as fast:
+            with fast_drive(model, spare_bytes=limit_bytes) as fast:
                 if fast:
-                    figures["a drive as fast as memory"] = on_drive("fast drive", fast, kinds, arguments.rounds)
+                    figures["a drive as fast as memory"] = on_drive("fast drive", fast, [lazy, ours], arguments.rounds)
     finally:
         if not arguments.keep:
             shutil.rmtree(FOLDER)
     print(f"a table of {table_bytes / 1e9:.1f} GB under {limit_bytes / 1e9:.1f} GB, {SERVER.name}")
+    resident_runs = figures["the machine's own drive"]["runs"][RESIDENT]
     for name, of_drive in figures.items():
-        print_drive(name, of_drive)
+        print_drive(name, of_drive, resident_runs)
     write_json(arguments.output, "rows", {"table_bytes": table_bytes, "limit_bytes": limit_bytes, "drives": figures})
 
 

@@ -36,6 +36,7 @@ def described(rows: int, width: int) -> Architecture:
     tiny = ARCHITECTURES["qwen4exp"]
     per_head = rows // HEADS
     table = {
+        "context_length": 8192,
         "embedding_length": width,
         "attention.head_count": width // 32,
         "embedding_length_per_layer_input": width // HEADS,
@@ -72,7 +73,10 @@ def main() -> None:
         parser.error(f"--bytes {arguments.bytes}: that is {rows} rows, {HEADS} to {(1 << 31) - 1} are possible")
     architecture = described(rows, arguments.width)
     with tempfile.TemporaryDirectory() as folder:
-        tensors = tensors_of(architecture, Asker(arguments.build, Path(folder)), quiet=False)
+        # llama.cpp makes what it is asked about, in memory: a model with a few rows is asked for.
+        few = tensors_of(described(HEADS, arguments.width), Asker(arguments.build, Path(folder)), quiet=False)
+    rows -= rows % HEADS
+    tensors = [replace(tensor, shape=(rows, *tensor.shape[1:])) if tensor.name == TABLE else tensor for tensor in few]
     output = StreamedGguf(arguments.destination, architecture.architecture)
     add_parameters(output.metadata, architecture.architecture, architecture.parameters)
     tiny_vocab.add_vocabulary(output.metadata)

@@ -27,7 +27,7 @@ pub use division::{Keeping, divide};
 pub use kernels::Kernels;
 pub use learned::{Learned, Measured};
 pub use miss::MissCurve;
-pub use model::{Circumstances, Frequencies, problem_of};
+pub use model::{Circumstances, Frequencies, Lookup, problem_of};
 pub(crate) use pace::Pace;
 pub use problem::{Item, Machine, Problem, Seat, TierBytes, Usage};
 pub use simulate::{Limit, Prediction, simulate};

@@ -89,7 +89,7 @@ pub fn problem_of(
         }
         let (slot_count, usage) = match curve(layer, experts, used, frequencies) {
             Some(curve) => (experts, Usage::Routed(Arc::new(curve))),
-            None if role_of(info) == Role::Table => (1, Usage::Row(row_bytes(info))),
+            None if role_of(info) == Role::Table => (1, Usage::Row(Lookup::of(gguf, tensor).read_bytes)),
             None if info.name == "token_embd.weight" && !is_tied => (1, Usage::Lookup),
             None => (1, Usage::Dense),
         };
@@ -99,7 +99,7 @@ pub fn problem_of(
             tensors: vec![tensor],
             slot_bytes: info.size_bytes / slot_count as u64,
             slot_count,
-            reads_per_slot: 1,
+            reads_per_slot: if role_of(info) == Role::Table { Lookup::of(gguf, tensor).rows as usize } else { 1 },
             usage,
             on_gpu,
             streamable: !matches!(role_of(info), Role::Other | Role::TokenEmbedding),
@@ -118,9 +118,27 @@ pub fn problem_of(
     }
 }
 
-/// Bytes of a row of a table.
-fn row_bytes(info: &TensorInfo) -> u64 {
-    info.size_bytes / info.shape[1].max(1)
+/// What a token looks up in a table, and what that costs while the table is on the drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Rows, each of them a read of its own.
+    pub rows: u64,
+    /// Bytes of a row.
+    pub row_bytes: u64,
+    /// Bytes that are read for all of them, as an average over where a row begins: drives read whole pieces of 4 KiB.
+    pub read_bytes: u64,
+}
+
+impl Lookup {
+    const PIECE_BYTES: u64 = 4096;
+
+    /// Of a table, by its index in [`Gguf::tensors`].
+    pub fn of(gguf: &Gguf, tensor: usize) -> Self {
+        let info = &gguf.tensors()[tensor];
+        let rows = gguf.hyper_parameters().ngram_row_count.max(1);
+        let row_bytes = info.size_bytes / info.shape[1].max(1);
+        Self { rows, row_bytes, read_bytes: rows.saturating_mul(row_bytes + Self::PIECE_BYTES - 1) }
+    }
 }
 
 fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, circumstances: &Circumstances) -> Machine {
@@ -260,6 +278,29 @@ mod tests {
         assert_eq!(problem.items.iter().map(Item::bytes).sum::<u64>(), gguf.model_bytes());
         assert_eq!((problem.dense_ring_bytes, problem.expert_ring_bytes), (6 * 1024, 2 * 1536));
         problem.check().unwrap();
+    }
+
+    #[test]
+    fn a_table_costs_the_rows_that_a_token_looks_up() {
+        let directory = TestDirectory::new();
+        let path = directory.path().join("tables.gguf");
+        let with_table = |writer: GgufWriter| {
+            writer.zeros("per_layer_token_embd.weight", F32, &[32, 1000]).write(&path);
+            Gguf::open(std::slice::from_ref(&path)).unwrap()
+        };
+        let seconds = |gguf: &Gguf| {
+            let slow = Circumstances { read_overhead_seconds: 1.0, ..PLENTY };
+            let problem = problem_of(gguf, |_| Place::Ram, &profile(), &slow, None);
+            let drive = Seat::Host { slots: 0 };
+            crate::forecast::simulate(&problem, &vec![drive; problem.items.len()]).seconds_per_token
+        };
+        let by_token = with_table(GgufWriter::new().text("general.architecture", "test"));
+        assert_eq!(Lookup::of(&by_token, 0), Lookup { rows: 1, row_bytes: 128, read_bytes: 128 + 4095 });
+        assert!((1.0..1.1).contains(&seconds(&by_token)), "{}", seconds(&by_token));
+        let writer = GgufWriter::new().text("general.architecture", "test");
+        let hashed = with_table(writer.u32("test.ple.ngram_size", 3).u32("test.ple.heads_per_ngram", 4));
+        assert_eq!(Lookup::of(&hashed, 0), Lookup { rows: 8, row_bytes: 128, read_bytes: 8 * (128 + 4095) });
+        assert!((8.0..8.1).contains(&seconds(&hashed)), "{}", seconds(&hashed));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub enum Usage {
     Dense,
     /// A few rows, such as an embedding: room is needed, time is not.
     Lookup,
-    /// A row of so many bytes, which may be read when it is needed.
+    /// Rows, for which so many bytes are read when they are needed, in `reads_per_slot` reads.
     Row(u64),
     /// Some of the experts.
     Routed(Arc<MissCurve>),

@@ -30,6 +30,8 @@ pub struct HyperParameters {
     pub feed_forward_length: u64,
     /// Of the layers, the last ones that draft the tokens after the next one (MTP); 0 in most files.
     pub nextn_predict_layers: u64,
+    /// Rows of the table of n-grams that a token looks up: one for each hash; 0 where there is no such table.
+    pub ngram_row_count: u64,
     /// Tokens that the model was trained to attend to.
     pub context_length: u64,
 }
@@ -52,6 +54,7 @@ impl HyperParameters {
             embedding_length: number("embedding_length")?,
             feed_forward_length: number("feed_forward_length")?,
             nextn_predict_layers: number("nextn_predict_layers")?,
+            ngram_row_count: number("ple.ngram_size")?.saturating_sub(1).saturating_mul(number("ple.heads_per_ngram")?),
             context_length: number("context_length")?,
             name: metadata.text("general.name")?.map(lossy),
             architecture,

@@ -76,6 +76,7 @@ fn a_model_in_one_file() {
             embedding_length: 256,
             feed_forward_length: 768,
             nextn_predict_layers: 0,
+            ngram_row_count: 0,
             context_length: 0,
         }
     );

@@ -48,9 +48,9 @@ pub fn distribute_beside_tables(
     if budget_bytes < minimum + least {
         return Err(too_little(budget_bytes, minimum + least));
     }
-    // Where nothing else is streamed, nothing else has use for the budget.
-    let share = if classes.is_empty() { 1 } else { TABLES_SHARE };
-    let tables = (budget_bytes / share).clamp(least, most).min(budget_bytes - minimum);
+    // And what blocks have no use for.
+    let left = budget_bytes.saturating_sub(maximum_bytes(classes));
+    let tables = (budget_bytes / TABLES_SHARE).max(left).clamp(least, most).min(budget_bytes - minimum);
     Ok((tables, distribute(budget_bytes - tables, classes)?))
 }
 
@@ -65,6 +65,11 @@ fn too_little(budget_bytes: u64, minimum: u64) -> Error {
             minimum.div_ceil(1 << 10)
         ),
     )
+}
+
+/// The largest budget that blocks have use for, in bytes.
+fn maximum_bytes(classes: &[SlotClass]) -> u64 {
+    classes.iter().map(|class| class.slot_bytes * class.block_count as u64).sum()
 }
 
 /// The smallest budget that works, in bytes.
@@ -144,8 +149,10 @@ mod tests {
     fn tables_get_a_share_beside_blocks_and_all_they_can_use_without() {
         const MIB: u64 = 1 << 20;
         let tables = |budget: u64, classes: &[SlotClass]| distribute_beside_tables(budget, 1 << 40, classes).unwrap().0;
-        assert_eq!(tables(160 * MIB, &CLASSES), 10 * MIB);
-        assert_eq!(tables(16 << 30, &CLASSES), TABLES_BYTES_MAX);
+        let large = [SlotClass { slot_bytes: MIB, block_count: 1 << 20, every_pass: false }];
+        assert_eq!(tables(160 * MIB, &large), 10 * MIB);
+        assert_eq!(tables(16 << 30, &large), TABLES_BYTES_MAX);
+        assert_eq!(tables(40 * MIB, &CLASSES), 40 * MIB - maximum_bytes(&CLASSES), "blocks have no use for more");
         assert_eq!(tables(40 * MIB, &[]), 40 * MIB);
         assert_eq!(tables(1 << 30, &[]), TABLES_BYTES_MAX);
         assert_eq!(distribute_beside_tables(1 << 30, 0, &[]).unwrap(), (0, Vec::new()));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use hypura::forecast::{Problem, Usage};
+use hypura::forecast::{Lookup, Problem, Usage};
 use serde_json::{Value, json};
 
 use crate::format::{Table, bytes, bytes_or_none, percent};
@@ -117,6 +117,13 @@ fn text(model: &ModelFile, problem: &Problem, sums: &Sums) -> String {
     let kv = kv_cache::bytes_per_token(model);
     fact("KV cache", format!("{} a token, {} for 4096 (f16)", bytes(kv), bytes(kv.saturating_mul(4096))));
     fact("a token uses", format!("{} of weights", bytes(sums.used_bytes)));
+    for (tensor, lookup) in tables(problem, model) {
+        let Lookup { rows, row_bytes, read_bytes } = lookup;
+        let plural = if rows == 1 { "row" } else { "rows" };
+        let cost = format!("{} of reads while it is on the drive", bytes(read_bytes));
+        let name = &model.gguf.tensors()[tensor].name;
+        fact("and looks up", format!("{rows} {plural} of {} in {name}: {cost}", bytes(row_bytes)));
+    }
 
     text.push('\n');
     let mut table = Table::new(&["role", "tensors", "size", "share", "could stream"]);
@@ -143,6 +150,12 @@ fn text(model: &ModelFile, problem: &Problem, sums: &Sums) -> String {
         _ => format!("\n{} could stream ({}){least}.\n", bytes(streamable), percent(streamable, total)),
     });
     text
+}
+
+/// The tables that are looked up by the row, and what a token costs in each.
+fn tables(problem: &Problem, model: &ModelFile) -> Vec<(usize, Lookup)> {
+    let of_tables = problem.items.iter().filter(|item| matches!(item.usage, Usage::Row(_)));
+    of_tables.flat_map(|item| &item.tensors).map(|&tensor| (tensor, Lookup::of(&model.gguf, tensor))).collect()
 }
 
 /// Sizes by layer; neighbours that are alike share a row.
@@ -196,6 +209,13 @@ fn to_json(model: &ModelFile, problem: &Problem, sums: &Sums) -> Value {
         "quantization": {"name": model.quantization(), "bytes_by_type": model.bytes_by_type()},
         "kv_cache_bytes_per_token": kv_cache::bytes_per_token(model),
         "used_bytes_per_token": sums.used_bytes,
+        "tables": tables(problem, model).into_iter().map(|(tensor, lookup)| json!({
+            "name": model.gguf.tensors()[tensor].name,
+            "bytes": model.gguf.tensors()[tensor].size_bytes,
+            "row_bytes": lookup.row_bytes,
+            "rows_per_token": lookup.rows,
+            "read_bytes_per_token": lookup.read_bytes,
+        })).collect::<Vec<_>>(),
         "streamable_bytes": sums.streamable_bytes(),
         "least_ram_bytes": least_ram(problem),
         "roles": roles.collect::<Vec<_>>(),
@@ -206,7 +226,7 @@ fn to_json(model: &ModelFile, problem: &Problem, sums: &Sums) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_gguf::TestModel;
+    use crate::test_gguf::{Pair, TestModel};
 
     #[test]
     fn a_mixture_in_figures() {
@@ -226,6 +246,35 @@ mod tests {
         let text = text(&model, &problem, &sums);
         assert!(text.contains("16 experts a layer of which 2 are used"), "{text}");
         assert!(text.contains("could stream ("), "{text}");
+    }
+
+    #[test]
+    fn a_table_is_told_with_what_a_token_looks_up_in_it() {
+        let file = TestModel::write(
+            &[
+                ("general.architecture", Pair::Text("test")),
+                ("test.ple.ngram_size", Pair::Number(3)),
+                ("test.ple.heads_per_ngram", Pair::Number(2)),
+            ],
+            &[
+                ("token_embd.weight", &[8, 100]),
+                ("output.weight", &[8, 100]),
+                ("per_layer_token_embd.weight", &[32, 1000]),
+            ],
+        );
+        let model = file.open();
+        let problem = problem_for(&model, &hypura::hw::profile(&file.path), u64::MAX, 0);
+        let sums = Sums::of(&problem);
+        let json = to_json(&model, &problem, &sums);
+        let table = json!({
+            "name": "per_layer_token_embd.weight", "bytes": 128_000, "row_bytes": 128, "rows_per_token": 4,
+            "read_bytes_per_token": 4 * (128 + 4095),
+        });
+        assert_eq!(json["tables"], json!([table]));
+        assert_eq!(json["used_bytes_per_token"], 3200, "rows are no weights that a token computes on");
+        let text = text(&model, &problem, &sums);
+        assert!(text.contains("4 rows of 128 B in per_layer_token_embd.weight"), "{text}");
+        assert!(text.lines().any(|line| line.starts_with("tables ")), "{text}");
     }
 
     #[test]
