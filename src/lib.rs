@@ -15,6 +15,7 @@ pub mod hw;
 pub mod io;
 pub mod memory;
 pub mod persist;
+pub mod placement;
 pub mod plan;
 pub mod predict;
 pub mod replay;

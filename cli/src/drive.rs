@@ -47,15 +47,27 @@ pub fn drive_speed(paths: &[PathBuf], time: Duration, step: impl Fn()) -> Result
     measured(paths, time, step, &settings)
 }
 
-/// Measures with the setting that libhypura has chosen only, unless that is remembered; bytes per second.
+/// What a session expects of the drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ExpectedSpeed {
+    /// Where it was measured.
+    pub bytes_per_second: Option<f64>,
+    /// What a read costs beyond its bytes.
+    pub read_overhead_seconds: f64,
+}
+
+/// Measures with the setting that libhypura has chosen only, unless that is remembered.
 ///
 /// # Errors
 /// As [`drive_speed`].
-pub fn expected_speed(paths: &[PathBuf]) -> Result<Option<f64>, String> {
+pub fn expected_speed(paths: &[PathBuf]) -> Result<ExpectedSpeed, String> {
     const TIME: Duration = Duration::from_millis(100);
     let none: [fn(Tuning) -> Tuning; 0] = [];
-    let speed = measured(paths, TIME, || {}, &none)?;
-    Ok(speed.map(|speed| speed.chosen.bytes_per_second.unwrap_or_else(|| speed.best())))
+    let Some(speed) = measured(paths, TIME, || {}, &none)? else { return Ok(ExpectedSpeed::default()) };
+    Ok(ExpectedSpeed {
+        bytes_per_second: Some(speed.chosen.bytes_per_second.unwrap_or_else(|| speed.best())),
+        read_overhead_seconds: speed.chosen.read_overhead_seconds.unwrap_or(0.0),
+    })
 }
 
 /// As [`expected_speed`], for a directory in which a model is to be: measured on the largest model there, else on a
@@ -63,7 +75,7 @@ pub fn expected_speed(paths: &[PathBuf]) -> Result<Option<f64>, String> {
 ///
 /// # Errors
 /// As [`drive_speed`].
-pub fn speed_of_place(directory: &Path) -> Result<Option<f64>, String> {
+pub fn speed_of_place(directory: &Path) -> Result<ExpectedSpeed, String> {
     let is_large = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|status| status.len() >= WORTH_MEASURING_BYTES);
     if let Some(model) = models_by_size(directory).into_iter().find(is_large) {
         return expected_speed(&[model]);
@@ -71,7 +83,8 @@ pub fn speed_of_place(directory: &Path) -> Result<Option<f64>, String> {
     let path = directory.join(format!(".hypura-drive-{}", std::process::id()));
     let written = write_noise(&path, 4 * WORTH_MEASURING_BYTES);
     // Where nothing may be written the speed is assumed.
-    let speed = if written.is_ok() { expected_speed(std::slice::from_ref(&path)) } else { Ok(None) };
+    let speed =
+        if written.is_ok() { expected_speed(std::slice::from_ref(&path)) } else { Ok(ExpectedSpeed::default()) };
     let _ = std::fs::remove_file(&path);
     speed
 }

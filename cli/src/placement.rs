@@ -1,14 +1,15 @@
-//! Where a model's weights would be on this machine: the library's planner, asked for a command.
+//! Where a model's weights would be on this machine: the placement that a session would carry out, asked for a command.
 
 use std::path::Path;
 
-use hypura::forecast::{
-    Circumstances, Learned, Problem, Seat, Solution, measure_memory, problem_of, solve, speed_by_ram,
-};
-use hypura::hw::Profile;
+use hypura::config::Config;
+use hypura::forecast::{Item, Problem, Residency, measure_memory, problem_of};
+use hypura::gguf::{Role, role_of};
+use hypura::hw::{MemoryReport, Profile};
 use hypura::memory::margin_bytes;
-use hypura::persist;
-use hypura::plan::usual_place;
+use hypura::placement::Placement as Placed;
+use hypura::plan::{Place, WORKING_BYTES, usual_place};
+use hypura::stream::{Machine, foresee, least_bytes};
 
 use crate::format::bytes;
 use crate::model_file::ModelFile;
@@ -30,20 +31,15 @@ pub struct Request {
 pub struct Placement {
     /// The machine.
     pub profile: Profile,
-    /// Corrections by earlier runs.
-    pub learned: Learned,
     /// Memory for weights and KV cache.
     pub ram_bytes: u64,
     /// Of those, the KV cache.
     pub kv_cache_bytes: u64,
-    /// What was to be placed.
-    pub problem: Problem,
-    /// Where it is.
-    pub solution: Solution,
+    /// Where everything is, and what that will do.
+    pub placed: Placed,
+    read_overhead_seconds: f64,
+    request: Request,
 }
-
-/// A read's cost beyond its bytes, in seconds: a system call, and the wait for a drive that is not kept busy by one.
-const READ_OVERHEAD_SECONDS: f64 = 30e-6;
 
 /// Bytes of a layer, or of what is outside the layers, in each tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,9 +66,10 @@ impl Placement {
     /// A sentence when the memory is too little, with what would do.
     pub fn find(model: &ModelFile, request: &Request) -> Result<Self, String> {
         let mut profile = hypura::hw::profile(&model.gguf.files()[0].path);
-        measure_memory(&mut profile, persist::cache_directory().as_deref());
-        profile.drive_bytes_per_second = drive::expected_speed(&model.paths())?;
-        Self::on(model, profile, request)
+        measure_memory(&mut profile, config()?.cache_directory.as_deref());
+        let drive = drive::expected_speed(&model.paths())?;
+        profile.drive_bytes_per_second = drive.bytes_per_second;
+        Self::on(model, profile, drive.read_overhead_seconds, request)
     }
 
     /// Measures what is not known of the machine, and plans for a model that is not there yet: as if it were in a directory.
@@ -82,9 +79,10 @@ impl Placement {
     pub fn find_in(directory: &Path, model: &ModelFile, request: &Request) -> Result<Self, String> {
         let place = directory.ancestors().find(|place| place.is_dir()).unwrap_or(Path::new("/"));
         let mut profile = hypura::hw::profile(place);
-        measure_memory(&mut profile, persist::cache_directory().as_deref());
-        profile.drive_bytes_per_second = drive::speed_of_place(place)?;
-        Self::on(model, profile, request)
+        measure_memory(&mut profile, config()?.cache_directory.as_deref());
+        let drive = drive::speed_of_place(place)?;
+        profile.drive_bytes_per_second = drive.bytes_per_second;
+        Self::on(model, profile, drive.read_overhead_seconds, request)
     }
 
     /// Plans for another model on the same machine, with the same memory.
@@ -93,13 +91,12 @@ impl Placement {
     /// As [`Placement::find`].
     pub fn with(&self, model: &ModelFile, request: &Request) -> Result<Self, String> {
         let request = Request { ram_bytes: Some(self.ram_bytes), ..*request };
-        Self::on(model, self.profile.clone(), &request)
+        Self::on(model, self.profile.clone(), self.read_overhead_seconds, &request)
     }
 
     /// Plans for a machine that is known.
-    fn on(model: &ModelFile, profile: Profile, request: &Request) -> Result<Self, String> {
-        let memory = &profile.memory;
-        let free_bytes = memory.available_bytes.saturating_sub(margin_bytes(memory));
+    fn on(model: &ModelFile, profile: Profile, read_overhead_seconds: f64, request: &Request) -> Result<Self, String> {
+        let free_bytes = profile.memory.available_bytes.saturating_sub(margin_bytes(&profile.memory));
         let ram_bytes = request.ram_bytes.unwrap_or(free_bytes);
         let kv_cache_bytes = kv_cache::bytes_per_token(model).saturating_mul(request.context_tokens.into());
         let Some(for_weights) = ram_bytes.checked_sub(kv_cache_bytes) else {
@@ -110,29 +107,40 @@ impl Placement {
                 bytes(ram_bytes)
             ));
         };
-        let mut problem = problem_for(model, &profile, for_weights, request.gpu_bytes);
-        let learned =
-            Learned::recall(persist::cache_directory().as_deref(), model.gguf.fingerprint(), &machine(&profile));
-        learned.correct(&mut problem);
-        let solution = solve(&problem).map_err(|error| match least_ram(&problem) {
-            Some(least) => format!(
+        let placed = placed(model, &profile, read_overhead_seconds, request, for_weights)?.map_err(|least| {
+            format!(
                 "{} of RAM are too little for this model: give at least --ram {}M{}",
                 bytes(ram_bytes),
                 (least + kv_cache_bytes).div_ceil(1 << 20),
                 if kv_cache_bytes > 0 { ", or a smaller --ctx" } else { "" }
-            ),
-            None => error.to_string(),
+            )
         })?;
-        Ok(Self { profile, learned, ram_bytes, kv_cache_bytes, problem, solution })
+        Ok(Self { profile, ram_bytes, kv_cache_bytes, placed, read_overhead_seconds, request: *request })
     }
 
-    /// Tokens per second by memory for weights and KV cache.
+    /// Tokens per second by memory for weights and KV cache: at most `count` points, from the least memory that works to where more
+    /// changes nothing.
     ///
     /// # Errors
     /// What the planner says.
-    pub fn speed_by_ram(&self, count: usize) -> Result<Vec<(u64, f64)>, String> {
-        let points = speed_by_ram(&self.problem, count).map_err(|error| error.to_string())?;
-        Ok(points.into_iter().map(|(ram, speed)| (ram + self.kv_cache_bytes, speed)).collect())
+    pub fn speed_by_ram(&self, model: &ModelFile, count: usize) -> Result<Vec<(u64, f64)>, String> {
+        let most = self.placed.residencies.iter().zip(&self.placed.problem.items);
+        let most: u64 = most.filter(|(held, _)| **held != Residency::Gpu).map(|(_, item)| item.bytes()).sum();
+        let least = least_ram(model)?.min(most);
+        let steps = (count as u64).saturating_sub(1).max(1);
+        let point = |step: u64| if step == steps { most } else { least + (most - least) / steps * step };
+        let mut points: Vec<u64> = (0..=steps).map(point).collect();
+        points.dedup();
+        let mut speeds = Vec::new();
+        for for_weights in points {
+            let request = Request { ram_bytes: Some(for_weights), ..self.request };
+            let placed = placed(model, &self.profile, self.read_overhead_seconds, &request, for_weights)?;
+            // A GPU may take what would otherwise need more.
+            if let Ok(placed) = placed {
+                speeds.push((for_weights + self.kv_cache_bytes, placed.prediction.tokens_per_second()));
+            }
+        }
+        Ok(speeds)
     }
 
     /// Bytes by layer, in order; what is outside the layers comes last, without a number.
@@ -150,13 +158,13 @@ impl Placement {
         roles
     }
 
-    fn grouped<Key: Ord>(&self, key: impl Fn(&hypura::forecast::Item) -> Key) -> Vec<(Key, Tiers)> {
+    fn grouped<Key: Ord>(&self, key: impl Fn(&Item) -> Key) -> Vec<(Key, Tiers)> {
         let mut groups = std::collections::BTreeMap::<Key, Tiers>::new();
-        for (item, seat) in self.problem.items.iter().zip(&self.solution.seats) {
+        for (item, residency) in self.placed.problem.items.iter().zip(&self.placed.residencies) {
             let tiers = groups.entry(key(item)).or_default();
-            match *seat {
-                Seat::Gpu => tiers.gpu += item.bytes(),
-                Seat::Host { slots } => {
+            match *residency {
+                Residency::Gpu => tiers.gpu += item.bytes(),
+                Residency::Host { slots } => {
                     let ram = item.slot_bytes * slots as u64;
                     tiers.ram += ram;
                     tiers.drive += item.bytes() - ram;
@@ -167,20 +175,69 @@ impl Placement {
     }
 }
 
+/// What a session would do with so much RAM for weights; or, inside, the least that works.
+fn placed(
+    model: &ModelFile,
+    profile: &Profile,
+    read_overhead_seconds: f64,
+    request: &Request,
+    for_weights: u64,
+) -> Result<Result<Placed, u64>, String> {
+    let (config, on_gpu) = (config()?, on_gpu(model, request.gpu_bytes));
+    let usual = usual_place(&model.gguf);
+    let place = |tensor: usize| if on_gpu[tensor] { Place::Device } else { usual(tensor) };
+    let taken: u64 = (0..on_gpu.len()).filter(|&tensor| on_gpu[tensor]).map(|tensor| size(model, tensor)).sum();
+    let machine = Machine {
+        profile,
+        read_overhead_seconds,
+        vram_bytes: request.gpu_bytes - taken,
+        cache_directory: config.cache_directory.as_deref(),
+    };
+    // What is asked for is for weights and KV cache, so that what else takes memory comes on top.
+    let asked =
+        || MemoryReport { available_bytes: for_weights.saturating_add(WORKING_BYTES), ..profile.memory.clone() };
+    let memory = if request.ram_bytes.is_some() { asked() } else { profile.memory.clone() };
+    let placed = foresee(&model.gguf, place, &config, &memory, for_weights, &machine);
+    Ok(placed.map_err(|_| least_bytes(&model.gguf, place, &config)))
+}
+
+fn size(model: &ModelFile, tensor: usize) -> u64 {
+    model.gguf.tensors()[tensor].size_bytes
+}
+
+/// What llama.cpp puts on a GPU with so much memory for weights, by tensor: first what is no expert, the last layers first; the rest of
+/// the memory holds copies of experts, if there are any.
+fn on_gpu(model: &ModelFile, gpu_bytes: u64) -> Vec<bool> {
+    let mut left = gpu_bytes;
+    let tensors = model.gguf.tensors();
+    let mut on_gpu = vec![false; tensors.len()];
+    let may_be = |&tensor: &usize| {
+        !role_of(&tensors[tensor]).has_experts() && !role_of(&tensors[tensor]).is_looked_up() && gpu_bytes > 0
+    };
+    for tensor in (0..tensors.len()).rev().filter(may_be) {
+        if tensors[tensor].size_bytes <= left && role_of(&tensors[tensor]) != Role::TokenEmbedding {
+            left -= tensors[tensor].size_bytes;
+            on_gpu[tensor] = true;
+        }
+    }
+    on_gpu
+}
+
+fn config() -> Result<Config, String> {
+    Config::from_environment().map_err(|error| error.to_string())
+}
+
 /// The problem of placing a model of which the host leaves everything to us.
-pub fn problem_for(model: &ModelFile, profile: &Profile, ram_bytes: u64, gpu_bytes: u64) -> Problem {
-    let circumstances = Circumstances { ram_bytes, gpu_bytes, read_overhead_seconds: READ_OVERHEAD_SECONDS };
-    problem_of(&model.gguf, usual_place(&model.gguf), profile, &circumstances, None)
+pub fn problem_for(model: &ModelFile, profile: &Profile) -> Problem {
+    problem_of(&model.gguf, usual_place(&model.gguf), profile, 0.0)
 }
 
-/// The least memory for weights that works, without a GPU; `None` when the planner cannot tell.
-pub fn least_ram(problem: &Problem) -> Option<u64> {
-    speed_by_ram(problem, 2).ok()?.first().map(|(ram, _)| *ram)
-}
-
-/// What tells this machine from others in what is learned.
-fn machine(profile: &Profile) -> String {
-    format!("{}, {}", profile.machine(), profile.drive.identity())
+/// The least memory for weights that works, without a GPU.
+///
+/// # Errors
+/// A sentence when the environment makes no sense.
+pub fn least_ram(model: &ModelFile) -> Result<u64, String> {
+    Ok(least_bytes(&model.gguf, usual_place(&model.gguf), &config()?))
 }
 
 #[cfg(test)]
@@ -191,7 +248,12 @@ mod tests {
     fn placed(ram_bytes: u64, gpu_bytes: u64) -> Result<Placement, String> {
         let file = TestModel::mixture();
         let profile = Profile { drive_bytes_per_second: Some(1e9), ..hypura::hw::profile(&file.path) };
-        Placement::on(&file.open(), profile, &Request { ram_bytes: Some(ram_bytes), gpu_bytes, context_tokens: 10 })
+        Placement::on(
+            &file.open(),
+            profile,
+            0.0,
+            &Request { ram_bytes: Some(ram_bytes), gpu_bytes, context_tokens: 10 },
+        )
     }
 
     #[test]
@@ -199,7 +261,7 @@ mod tests {
         let all = placed(1 << 20, 0).unwrap();
         // 2 layers, 2 heads of 4, keys and values, 2 bytes, 10 tokens.
         assert_eq!(all.kv_cache_bytes, 2 * 2 * 8 * 2 * 10);
-        assert_eq!(all.problem.machine.ram_bytes, (1 << 20) - 640);
+        assert_eq!(all.placed.ram_bytes, (1 << 20) - 640);
         let total: u64 = all.layers().iter().map(|(_, tiers)| tiers.total()).sum();
         assert_eq!(total, all.roles().iter().map(|(_, tiers)| tiers.total()).sum::<u64>());
         assert!(all.layers().iter().all(|(_, tiers)| tiers.drive == 0 && tiers.gpu == 0));
@@ -223,7 +285,11 @@ mod tests {
 
     #[test]
     fn more_memory_is_never_slower() {
-        let curve = placed(1 << 20, 0).unwrap().speed_by_ram(5).unwrap();
+        let file = TestModel::large_mixture();
+        let profile = Profile { drive_bytes_per_second: Some(1e9), ..hypura::hw::profile(&file.path) };
+        let request = Request { ram_bytes: Some(4 << 20), gpu_bytes: 0, context_tokens: 10 };
+        let placement = Placement::on(&file.open(), profile, 0.0, &request).unwrap();
+        let curve = placement.speed_by_ram(&file.open(), 5).unwrap();
         assert!(curve.len() > 1 && curve[0].0 > 640);
         assert!(curve.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1 * 1.001), "{curve:?}");
     }

@@ -24,7 +24,33 @@ pub struct TestModel {
     _directory: Scratch,
 }
 
+/// Sixteen experts, two of which are used.
+const MIXTURE: [(&str, Pair); 6] = [
+    ("general.architecture", Pair::Text("test")),
+    ("test.block_count", Pair::Number(2)),
+    ("test.expert_count", Pair::Number(16)),
+    ("test.expert_used_count", Pair::Number(2)),
+    ("test.embedding_length", Pair::Number(8)),
+    ("test.attention.head_count", Pair::Number(2)),
+];
+
 impl TestModel {
+    /// The same in large: 1.5 MiB of experts, of 32 KiB each.
+    pub fn large_mixture() -> Self {
+        Self::write(
+            &MIXTURE,
+            &[
+                ("token_embd.weight", &[64, 100]),
+                ("output.weight", &[64, 100]),
+                ("blk.0.attn_q.weight", &[64, 64]),
+                ("blk.0.ffn_up.weight", &[64, 256]),
+                ("blk.1.ffn_up_exps.weight", &[64, 128, 16]),
+                ("blk.1.ffn_gate_exps.weight", &[64, 128, 16]),
+                ("blk.1.ffn_down_exps.weight", &[128, 64, 16]),
+            ],
+        )
+    }
+
     /// Writes one.
     pub fn write(pairs: &[(&str, Pair)], tensors: &[Tensor]) -> Self {
         let directory = Scratch::make("test").unwrap();
@@ -36,14 +62,7 @@ impl TestModel {
     /// A mixture of 16 experts, 2 of them used, in its second layer; its first is dense.
     pub fn mixture() -> Self {
         Self::write(
-            &[
-                ("general.architecture", Pair::Text("test")),
-                ("test.block_count", Pair::Number(2)),
-                ("test.expert_count", Pair::Number(16)),
-                ("test.expert_used_count", Pair::Number(2)),
-                ("test.embedding_length", Pair::Number(8)),
-                ("test.attention.head_count", Pair::Number(2)),
-            ],
+            &MIXTURE,
             &[
                 ("token_embd.weight", &[8, 100]),
                 ("output.weight", &[8, 100]),

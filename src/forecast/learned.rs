@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::problem::{Item, Problem, Seat, Usage};
+use super::problem::{Item, Problem, Residency, Usage};
 use super::simulate::{Prediction, simulate};
 use crate::persist;
 
@@ -144,8 +144,8 @@ impl Learned {
     }
 
     /// What a placement does, everything corrected; `problem` is so already.
-    pub fn predict(&self, problem: &Problem, seats: &[Seat]) -> Prediction {
-        let simulated = simulate(problem, seats);
+    pub fn predict(&self, problem: &Problem, residencies: &[Residency]) -> Prediction {
+        let simulated = simulate(problem, residencies);
         let seconds_per_token = simulated.seconds_per_token * self.overlap;
         let stall_seconds = (seconds_per_token - simulated.compute_seconds).max(0.0);
         Prediction { seconds_per_token, stall_seconds, ..simulated }
@@ -153,7 +153,7 @@ impl Learned {
 
     /// Learns from a run of a placement of `problem`, which is as it was before any correction. `self` is what was known when the
     /// run began. Returns what is known now; `None` when there was nothing to learn.
-    pub fn after(&self, problem: &Problem, seats: &[Seat], measured: &Measured) -> Option<Self> {
+    pub fn after(&self, problem: &Problem, residencies: &[Residency], measured: &Measured) -> Option<Self> {
         let Measured { tokens, seconds_per_token, stall_seconds, drive_seconds, read_bytes } = *measured;
         let numbers = [seconds_per_token, stall_seconds, drive_seconds, read_bytes];
         let sane = numbers.iter().all(|number| number.is_finite() && *number >= 0.0) && seconds_per_token > 0.0;
@@ -173,16 +173,16 @@ impl Learned {
         let corrected = |learned: &Self| {
             let mut corrected = problem.clone();
             learned.correct(&mut corrected);
-            learned.predict(&corrected, seats)
+            learned.predict(&corrected, residencies)
         };
         let mut learned = *self;
         let predicted = corrected(self);
         blend(&mut learned.compute, (seconds_per_token - stall_seconds).max(0.0), predicted.compute_seconds);
         blend(&mut learned.drive, drive_seconds / read_bytes, predicted.drive_seconds / predicted.read_bytes);
-        let misses = |(item, seat): (&Item, &Seat)| {
-            item.is_routed() && matches!(seat, Seat::Host { slots } if *slots < item.slot_count)
+        let misses = |(item, residency): (&Item, &Residency)| {
+            item.is_routed() && matches!(residency, Residency::Host { slots } if *slots < item.slot_count)
         };
-        if problem.items.iter().zip(seats).any(misses) {
+        if problem.items.iter().zip(residencies).any(misses) {
             blend(&mut learned.misses, read_bytes, predicted.read_bytes);
         }
         let predicted = corrected(&learned);
@@ -218,7 +218,7 @@ mod tests {
     use crate::gguf::test_directory::TestDirectory;
 
     /// Some experts on the drive, and a dense tensor that stays.
-    fn problem() -> (Problem, [Seat; 2]) {
+    fn problem() -> (Problem, [Residency; 2]) {
         let item = |usage: Usage, slot_count| Item {
             layer: None,
             role: String::new(),
@@ -232,8 +232,6 @@ mod tests {
         };
         let curve = std::sync::Arc::new(MissCurve::prior(8, 2).unwrap());
         let machine = Machine {
-            gpu_bytes: 0,
-            ram_bytes: 500,
             cpu_seconds_per_byte: 0.01,
             gpu_seconds_per_byte: 0.001,
             fixed_seconds: 0.0,
@@ -241,14 +239,14 @@ mod tests {
             read_overhead_seconds: 0.0,
         };
         let items = vec![item(Usage::Dense, 1), item(Usage::Routed(curve), 8)];
-        let problem = Problem { items, machine, dense_ring_bytes: 0, expert_ring_bytes: 100 };
-        (problem, [Seat::Host { slots: 1 }, Seat::Host { slots: 3 }])
+        let problem = Problem { items, machine, dense_ring_bytes: 0 };
+        (problem, [Residency::Host { slots: 1 }, Residency::Host { slots: 3 }])
     }
 
     fn predicted(learned: &Learned) -> Prediction {
-        let (mut problem, seats) = problem();
+        let (mut problem, residencies) = problem();
         learned.correct(&mut problem);
-        learned.predict(&problem, &seats)
+        learned.predict(&problem, &residencies)
     }
 
     /// What is measured when computing and reading take `factor` times what was predicted.
@@ -264,8 +262,8 @@ mod tests {
     }
 
     fn after(learned: &Learned, measured: &Measured) -> Option<Learned> {
-        let (problem, seats) = problem();
-        learned.after(&problem, &seats, measured)
+        let (problem, residencies) = problem();
+        learned.after(&problem, &residencies, measured)
     }
 
     fn assert_close(found: f64, expected: f64) {

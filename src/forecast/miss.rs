@@ -73,7 +73,7 @@ impl MissCurve {
 
     /// A convex curve of few straight pieces that lies on or below this one: each piece is `(slots, misses saved by
     /// each of them)`. Exact when the experts are no more than the pieces.
-    pub(super) fn pieces(&self, piece_count: usize) -> Vec<(f64, f64)> {
+    pub(crate) fn pieces(&self, piece_count: usize) -> Vec<(f64, f64)> {
         let last = self.slot_count() - 1;
         // Tangents at slots spread evenly, from the first to the last.
         let mut touched: Vec<usize> = match piece_count.min(last + 1) {

@@ -9,21 +9,6 @@ use crate::gguf::{Role, layer_of, role_of};
 use crate::hw::Profile;
 use crate::plan::Place;
 
-/// How often the experts of a layer were used, by layer and expert; in any unit, since only the proportions count. A layer
-/// without figures is left out.
-pub type Frequencies = std::collections::HashMap<u32, Vec<f64>>;
-
-/// What the session knows and the profile does not.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Circumstances {
-    /// RAM for all weights on the host, streamed or not.
-    pub ram_bytes: u64,
-    /// Room on GPUs that the host leaves to us: 0 inside llama.cpp, which has decided by then.
-    pub gpu_bytes: u64,
-    /// What a read costs beyond its bytes.
-    pub read_overhead_seconds: f64,
-}
-
 /// Share of the measured memory bandwidth that multiplying a matrix by a vector reaches when many cores share it. This and the
 /// next stand in for types of weights that the host has not measured.
 const CPU_EFFICIENCY: f64 = 0.7;
@@ -48,9 +33,6 @@ const DRIVE_BYTES_PER_SECOND: f64 = 2e9;
 /// Bytes per second that are assumed of a GPU's memory: the host does not tell.
 const GPU_BYTES_PER_SECOND: f64 = 400e9;
 
-/// Dense tensors that the ring has room for: one is computed on while others are read.
-const RING_TENSORS: u64 = 6;
-
 /// Makes the problem of placing a model. What is not loaded takes no part.
 ///
 /// What may be streamed is what has a streamable role. Items come in the order of the layers and, within one, attention
@@ -59,8 +41,7 @@ pub fn problem_of(
     gguf: &Gguf,
     place: impl Fn(usize) -> Place,
     profile: &Profile,
-    circumstances: &Circumstances,
-    frequencies: Option<&Frequencies>,
+    read_overhead_seconds: f64,
 ) -> Problem {
     let used = gguf.hyper_parameters().expert_used_count as usize;
     let is_tied = gguf.find("output.weight").is_none();
@@ -87,7 +68,7 @@ pub fn problem_of(
             partner.reads_per_slot += 1;
             continue;
         }
-        let (slot_count, usage) = match curve(layer, experts, used, frequencies) {
+        let (slot_count, usage) = match MissCurve::prior(experts, used.max(1)) {
             Some(curve) => (experts, Usage::Routed(Arc::new(curve))),
             None if role_of(info) == Role::Table => (1, Usage::Row(Lookup::of(gguf, tensor).read_bytes)),
             None if info.name == "token_embd.weight" && !is_tied => (1, Usage::Lookup),
@@ -105,17 +86,7 @@ pub fn problem_of(
             streamable: !matches!(role_of(info), Role::Other | Role::TokenEmbedding),
         });
     }
-    let is_whole = |item: &&Item| !matches!(item.usage, Usage::Row(_));
-    let host = || items.iter().filter(|item| !item.on_gpu && item.streamable).filter(is_whole);
-    let largest =
-        |routed: bool| host().filter(|item| item.is_routed() == routed).map(|item| item.slot_bytes).max().unwrap_or(0);
-    Problem {
-        dense_ring_bytes: RING_TENSORS.saturating_mul(largest(false)),
-        // A layer's misses are read together.
-        expert_ring_bytes: (used.max(1) as u64).saturating_mul(largest(true)),
-        machine: machine(gguf, &items, profile, circumstances),
-        items,
-    }
+    Problem { dense_ring_bytes: 0, machine: machine(gguf, &items, profile, read_overhead_seconds), items }
 }
 
 /// What a token looks up in a table, and what that costs while the table is on the drive.
@@ -141,7 +112,7 @@ impl Lookup {
     }
 }
 
-fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, circumstances: &Circumstances) -> Machine {
+fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, read_overhead_seconds: f64) -> Machine {
     let sane =
         |speed: Option<f64>, assumed: f64| speed.filter(|speed| speed.is_finite() && *speed > 0.0).unwrap_or(assumed);
     let memory = sane(profile.memory_bytes_per_second, MEMORY_BYTES_PER_SECOND);
@@ -158,25 +129,12 @@ fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, circumstances: &Circu
     let cpu_seconds_per_byte = if used_bytes > 0.0 { used_seconds / used_bytes } else { 1.0 / assumed };
     let layers = items.iter().filter_map(|item| item.layer).collect::<std::collections::HashSet<_>>().len();
     Machine {
-        gpu_bytes: circumstances.gpu_bytes,
-        ram_bytes: circumstances.ram_bytes,
         cpu_seconds_per_byte,
         gpu_seconds_per_byte: 1.0 / GPU_BYTES_PER_SECOND,
         fixed_seconds: layers as f64 * LAYER_SECONDS,
         drive_seconds_per_byte: 1.0 / sane(profile.drive_bytes_per_second, DRIVE_BYTES_PER_SECOND),
-        read_overhead_seconds: circumstances.read_overhead_seconds.max(0.0),
+        read_overhead_seconds: read_overhead_seconds.max(0.0),
     }
-}
-
-/// The miss curve of experts; `None` for what has none, or where the header does not tell how many are used.
-fn curve(layer: Option<u32>, experts: usize, used: usize, frequencies: Option<&Frequencies>) -> Option<MissCurve> {
-    if experts == 0 {
-        return None;
-    }
-    let recorded = layer.and_then(|layer| frequencies?.get(&layer)).filter(|counts| counts.len() == experts);
-    recorded
-        .and_then(|counts| MissCurve::from_frequencies(counts, used))
-        .or_else(|| MissCurve::prior(experts, used.max(1)))
 }
 
 /// Sorts tensors into the order of use.
@@ -209,7 +167,7 @@ fn label(info: &TensorInfo) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forecast::{Seat, solve};
+    use crate::forecast::Residency;
     use crate::gguf::test_directory::TestDirectory;
     use crate::gguf::test_writer::GgufWriter;
     use crate::hw::profile_under;
@@ -250,14 +208,12 @@ mod tests {
         move |tensor| if is_on_gpu(tensor) { Place::Device } else { Place::Ram }
     }
 
-    const PLENTY: Circumstances = Circumstances { ram_bytes: 1 << 30, gpu_bytes: 0, read_overhead_seconds: 0.0 };
-
     #[test]
     fn a_model_becomes_items_in_the_order_of_use() {
         let directory = TestDirectory::new();
         let gguf = mixture(&directory);
         let on_gpu = gguf.find("output.weight").unwrap();
-        let problem = problem_of(&gguf, on_gpu_if(|tensor| tensor == on_gpu), &profile(), &PLENTY, None);
+        let problem = problem_of(&gguf, on_gpu_if(|tensor| tensor == on_gpu), &profile(), 0.0);
         let roles: Vec<&str> = problem.items.iter().map(|item| &*item.role).collect();
         let expected = [
             "embeddings",
@@ -276,8 +232,6 @@ mod tests {
         assert_eq!(problem.items[0].usage, Usage::Lookup);
         assert!(problem.items[7].on_gpu && !problem.items[5].on_gpu);
         assert_eq!(problem.items.iter().map(Item::bytes).sum::<u64>(), gguf.model_bytes());
-        assert_eq!((problem.dense_ring_bytes, problem.expert_ring_bytes), (6 * 1024, 2 * 1536));
-        problem.check().unwrap();
     }
 
     #[test]
@@ -289,9 +243,8 @@ mod tests {
             Gguf::open(std::slice::from_ref(&path)).unwrap()
         };
         let seconds = |gguf: &Gguf| {
-            let slow = Circumstances { read_overhead_seconds: 1.0, ..PLENTY };
-            let problem = problem_of(gguf, |_| Place::Ram, &profile(), &slow, None);
-            let drive = Seat::Host { slots: 0 };
+            let problem = problem_of(gguf, |_| Place::Ram, &profile(), 1.0);
+            let drive = Residency::Host { slots: 0 };
             crate::forecast::simulate(&problem, &vec![drive; problem.items.len()]).seconds_per_token
         };
         let by_token = with_table(GgufWriter::new().text("general.architecture", "test"));
@@ -308,9 +261,9 @@ mod tests {
         let directory = TestDirectory::new();
         let gguf = mixture(&directory);
         let absent = |name: &str| if name.starts_with("blk.1.") { Place::Absent } else { Place::Ram };
-        let problem = problem_of(&gguf, |tensor| absent(&gguf.tensors()[tensor].name), &profile(), &PLENTY, None);
+        let problem = problem_of(&gguf, |tensor| absent(&gguf.tensors()[tensor].name), &profile(), 0.0);
         assert!(problem.items.iter().all(|item| item.layer != Some(1)));
-        assert_eq!((problem.items.len(), problem.expert_ring_bytes), (5, 0));
+        assert_eq!(problem.items.len(), 5);
     }
 
     #[test]
@@ -320,7 +273,7 @@ mod tests {
         let machine = |kernels: &[(u32, f64)], on_host: bool| {
             let multiply_bytes_per_second = kernels.iter().copied().collect();
             let profile = Profile { multiply_bytes_per_second, ..profile() };
-            problem_of(&gguf, on_gpu_if(|_| !on_host), &profile, &PLENTY, None).machine
+            problem_of(&gguf, on_gpu_if(|_| !on_host), &profile, 0.0).machine
         };
         let assumed = machine(&[], true).cpu_seconds_per_byte;
         assert!((machine(&[(F32, 2e9)], true).cpu_seconds_per_byte * 2e9 * KERNEL_EFFICIENCY - 1.0).abs() < 1e-9);
@@ -331,42 +284,11 @@ mod tests {
     }
 
     #[test]
-    fn recorded_frequencies_replace_the_prior_where_they_fit() {
-        let directory = TestDirectory::new();
-        let gguf = mixture(&directory);
-        let misses = |frequencies: Option<&Frequencies>| {
-            let problem = problem_of(&gguf, |_| Place::Ram, &profile(), &PLENTY, frequencies);
-            let item = problem.items.iter().find(|item| item.is_routed()).unwrap();
-            let Usage::Routed(curve) = &item.usage else { panic!("not routed") };
-            curve.misses(2)
-        };
-        assert!(misses(None) > 0.5);
-        assert!(misses(Some(&Frequencies::from([(1, vec![1.0, 50.0, 1.0, 50.0])]))) < 0.1);
-        for useless in [vec![], vec![1.0; 3], vec![f64::NAN; 4], vec![0.0; 4]] {
-            assert_eq!(misses(Some(&Frequencies::from([(1, useless)]))), misses(None));
-        }
-    }
-
-    #[test]
-    fn a_model_is_placed_in_less_ram_than_it_has_bytes() {
-        let directory = TestDirectory::new();
-        let gguf = mixture(&directory);
-        let ram_bytes = gguf.model_bytes() - 1000;
-        let problem = problem_of(&gguf, |_| Place::Ram, &profile(), &Circumstances { ram_bytes, ..PLENTY }, None);
-        let solution = solve(&problem).unwrap();
-        assert!(problem.is_feasible(&solution.seats));
-        assert!(solution.seats.iter().any(|seat| matches!(seat, Seat::Host { slots: 0..=3 })), "{solution:?}");
-        assert!(solution.tiers.drive > 0 && solution.prediction.read_bytes > 0.0);
-        let problem = problem_of(&gguf, |_| Place::Device, &profile(), &PLENTY, None);
-        assert_eq!(solve(&problem).unwrap().tiers.gpu, gguf.model_bytes());
-    }
-
-    #[test]
     fn embeddings_that_are_the_output_as_well_are_computed_on() {
         let directory = TestDirectory::new();
         let path = directory.path().join("tied.gguf");
         GgufWriter::new().zeros("token_embd.weight", F32, &[8, 100]).write(&path);
-        let problem = problem_of(&Gguf::open(&[path]).unwrap(), |_| Place::Ram, &profile(), &PLENTY, None);
+        let problem = problem_of(&Gguf::open(&[path]).unwrap(), |_| Place::Ram, &profile(), 0.0);
         assert_eq!(problem.items[0].usage, Usage::Dense);
     }
 }

@@ -1,13 +1,12 @@
 //! The placement problem in plain numbers: what must be somewhere, and what the machine offers.
 //!
 //! An *item* is what is placed as one: a dense tensor, or all experts of one layer. It has *slots*: a dense tensor has
-//! one, the experts of a layer have one per expert. A *seat* says where an item is: on the GPU as a whole, or on the host
-//! with some of its slots in RAM and the rest on the drive.
+//! one, the experts of a layer have one per expert. A *residency* says where an item is: on the GPU as a whole, or on the host
+//! with some of its slots in memory and the rest on the drive.
 
 use std::sync::Arc;
 
 use super::miss::MissCurve;
-use crate::error::{Error, ErrorCode, Result};
 
 /// How a pass, which computes one token, uses an item.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,10 +68,6 @@ impl Item {
 /// What the machine offers, and how fast it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
-    /// Room on GPUs for items that the host has not placed there; 0 when the host has decided.
-    pub gpu_bytes: u64,
-    /// RAM for all weights on the host, streamed or not, KV cache and compute buffers taken off.
-    pub ram_bytes: u64,
     /// Computing on weights in RAM.
     pub cpu_seconds_per_byte: f64,
     /// Computing on weights on a GPU.
@@ -92,20 +87,18 @@ pub struct Problem {
     pub items: Vec<Item>,
     /// Where, and how fast.
     pub machine: Machine,
-    /// RAM that dense tensors pass through when one of them is on the drive.
+    /// RAM that dense tensors pass through, which depends on the placement.
     pub dense_ring_bytes: u64,
-    /// RAM that experts pass through when one of them is on the drive.
-    pub expert_ring_bytes: u64,
 }
 
 /// Where an item is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seat {
+pub enum Residency {
     /// On a GPU, as a whole.
     Gpu,
-    /// On the host: this many slots in RAM, the others on the drive.
+    /// On the host: this many slots in memory, the others on the drive.
     Host {
-        /// Slots in RAM, the most used experts first.
+        /// Slots in RAM or, as copies, in a GPU's memory; the most used experts first.
         slots: usize,
     },
 }
@@ -115,8 +108,8 @@ pub enum Seat {
 pub struct TierBytes {
     /// On GPUs, by the host's choice and by ours.
     pub gpu: u64,
-    /// Of those, what this placement put there.
-    pub gpu_chosen: u64,
+    /// Of those, copies of experts that come and go.
+    pub vram: u64,
     /// Weights in RAM.
     pub ram: u64,
     /// RAM that streamed weights pass through.
@@ -128,100 +121,27 @@ pub struct TierBytes {
 }
 
 impl Problem {
-    /// Checks that the numbers make sense.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the number that does not.
-    pub fn check(&self) -> Result<()> {
-        let Machine {
-            cpu_seconds_per_byte,
-            gpu_seconds_per_byte,
-            fixed_seconds,
-            drive_seconds_per_byte,
-            read_overhead_seconds,
-            ..
-        } = self.machine;
-        for (name, value) in [
-            ("the CPU's seconds per byte", cpu_seconds_per_byte),
-            ("the GPU's seconds per byte", gpu_seconds_per_byte),
-            ("fixed seconds", fixed_seconds),
-            ("the drive's seconds per byte", drive_seconds_per_byte),
-            ("a read's overhead", read_overhead_seconds),
-        ] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(invalid(format!("{name} cannot be {value}")));
-            }
-        }
-        for (index, item) in self.items.iter().enumerate() {
-            let slots_match = match &item.usage {
-                Usage::Routed(curve) => curve.slot_count() == item.slot_count,
-                Usage::Dense | Usage::Lookup | Usage::Row(_) => item.slot_count == 1,
-            };
-            if !slots_match {
-                let count = item.slot_count;
-                return Err(invalid(format!("item {index} ({}) cannot have {count} slots", item.role)));
-            }
-        }
-        let total = self.items.iter().try_fold(0u64, |sum, item| sum.checked_add(item.bytes()));
-        match total.and_then(|sum| sum.checked_add(self.dense_ring_bytes)?.checked_add(self.expert_ring_bytes)) {
-            Some(_) => Ok(()),
-            None => Err(invalid("the items have more bytes than a number can hold".to_owned())),
-        }
-    }
-
-    /// The bytes that a placement has in each tier.
-    pub fn tiers(&self, seats: &[Seat]) -> TierBytes {
-        let mut tiers = TierBytes::default();
-        let (mut dense_streams, mut experts_stream) = (false, false);
-        for (item, seat) in self.items.iter().zip(seats) {
-            match *seat {
-                Seat::Gpu => {
-                    tiers.gpu += item.bytes();
-                    if !item.on_gpu {
-                        tiers.gpu_chosen += item.bytes();
-                    }
-                }
-                Seat::Host { slots } => {
-                    let ram = item.slot_bytes * slots as u64;
-                    let drive = item.bytes() - ram;
-                    tiers.ram += ram;
-                    tiers.drive += drive;
+    /// The bytes that a placement has in each tier, when copies of experts may take so much memory of GPUs.
+    pub fn tiers(&self, residencies: &[Residency], vram_bytes: u64) -> TierBytes {
+        let mut tiers = TierBytes { ring: self.dense_ring_bytes, ..TierBytes::default() };
+        let mut expert_bytes = 0;
+        for (item, residency) in self.items.iter().zip(residencies) {
+            match *residency {
+                Residency::Gpu => tiers.gpu += item.bytes(),
+                Residency::Host { slots } => {
+                    let held = item.slot_bytes * slots as u64;
+                    tiers.ram += held;
+                    tiers.drive += item.bytes() - held;
                     if item.is_routed() {
-                        tiers.drive_experts += drive;
-                        experts_stream |= drive > 0;
-                    } else {
-                        dense_streams |= drive > 0;
+                        expert_bytes += held;
+                        tiers.drive_experts += item.bytes() - held;
                     }
                 }
             }
         }
-        tiers.ring = self.ring_bytes(dense_streams, experts_stream);
+        tiers.vram = vram_bytes.min(expert_bytes);
+        tiers.gpu += tiers.vram;
+        tiers.ram -= tiers.vram;
         tiers
     }
-
-    /// RAM that streamed weights pass through.
-    pub(super) fn ring_bytes(&self, dense_streams: bool, experts_stream: bool) -> u64 {
-        let dense = if dense_streams { self.dense_ring_bytes } else { 0 };
-        let experts = if experts_stream { self.expert_ring_bytes } else { 0 };
-        dense + experts
-    }
-
-    /// Whether a placement respects every capacity, and what may not be moved.
-    pub fn is_feasible(&self, seats: &[Seat]) -> bool {
-        let allowed = |item: &Item, seat: &Seat| match *seat {
-            Seat::Gpu => true,
-            Seat::Host { slots } => {
-                !item.on_gpu && slots <= item.slot_count && (item.streamable || slots == item.slot_count)
-            }
-        };
-        if seats.len() != self.items.len() || !self.items.iter().zip(seats).all(|(item, seat)| allowed(item, seat)) {
-            return false;
-        }
-        let tiers = self.tiers(seats);
-        tiers.gpu_chosen <= self.machine.gpu_bytes && tiers.ram + tiers.ring <= self.machine.ram_bytes
-    }
-}
-
-fn invalid(message: String) -> Error {
-    Error::new(ErrorCode::InvalidArgument, format!("the placement problem makes no sense: {message}"))
 }

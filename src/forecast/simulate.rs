@@ -6,7 +6,7 @@
 //! only when their layer begins: their reads push the dense ones aside, the layer's other experts are computed meanwhile,
 //! and what arrives last is computed last. Passes repeat until one takes as long as the one before.
 
-use super::problem::{Machine, Problem, Seat, Usage};
+use super::problem::{Machine, Problem, Residency, Usage};
 
 /// What a placement is expected to do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,8 +61,8 @@ impl Limit {
 const PASSES_MAX: usize = 8;
 
 /// Predicts what a placement does, and finds what limits it by making one thing at a time faster.
-pub fn simulate(problem: &Problem, seats: &[Seat]) -> Prediction {
-    let pass = |machine: &Machine| Simulator { misses_vary: true, ..Simulator::on(problem, machine) }.pass(seats);
+pub fn simulate(problem: &Problem, residencies: &[Residency]) -> Prediction {
+    let pass = |machine: &Machine| Simulator { misses_vary: true, ..Simulator::on(problem, machine) }.pass(residencies);
     let (machine, base) = (&problem.machine, pass(&problem.machine));
     const FASTER: f64 = 0.9;
     let candidates = [
@@ -93,26 +93,33 @@ pub fn simulate(problem: &Problem, seats: &[Seat]) -> Prediction {
     }
 }
 
+/// Seconds of a pass in steady state, and of those that the drive is busy: what placements are compared by, with as many misses as are
+/// expected of each layer.
+pub(crate) fn simulated_pass(problem: &Problem, residencies: &[Residency]) -> (f64, f64) {
+    let pass = Simulator::on(problem, &problem.machine).pass(residencies);
+    (pass.seconds, pass.drive_seconds)
+}
+
 /// One pass in steady state.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Pass {
-    pub(super) seconds: f64,
-    pub(super) compute_seconds: f64,
-    pub(super) drive_seconds: f64,
-    pub(super) read_bytes: f64,
+struct Pass {
+    seconds: f64,
+    compute_seconds: f64,
+    drive_seconds: f64,
+    read_bytes: f64,
 }
 
 /// What an item costs.
 #[derive(Clone, Copy)]
-pub(super) struct Cost {
+pub(crate) struct Cost {
     /// Computing on it on the host.
-    pub(super) cpu_seconds: f64,
+    pub(crate) cpu_seconds: f64,
     /// Computing on it on a GPU.
-    pub(super) gpu_seconds: f64,
+    pub(crate) gpu_seconds: f64,
     /// Reading a slot.
-    pub(super) read_seconds: f64,
+    pub(crate) read_seconds: f64,
     /// Computing on the part of a slot that arrives last.
-    pub(super) tail_seconds: f64,
+    pub(crate) tail_seconds: f64,
 }
 
 /// What is read of a slot that is on the drive.
@@ -124,7 +131,7 @@ fn read_bytes(item: &super::problem::Item) -> f64 {
 }
 
 impl Cost {
-    pub(super) fn of(problem: &Problem, machine: &Machine) -> Vec<Self> {
+    pub(crate) fn of(problem: &Problem, machine: &Machine) -> Vec<Self> {
         let cost = |item: &super::problem::Item| {
             let reads = item.reads_per_slot.max(1) as f64;
             let used = match item.usage {
@@ -167,7 +174,7 @@ impl Cost {
 }
 
 /// Simulates many placements of one problem.
-pub(super) struct Simulator<'a> {
+struct Simulator<'a> {
     problem: &'a Problem,
     fixed_seconds: f64,
     costs: Vec<Cost>,
@@ -178,25 +185,17 @@ pub(super) struct Simulator<'a> {
 }
 
 impl<'a> Simulator<'a> {
-    pub(super) fn new(problem: &'a Problem) -> Self {
-        Self::on(problem, &problem.machine)
-    }
-
     fn on(problem: &'a Problem, machine: &Machine) -> Self {
         let costs = Cost::of(problem, machine);
         Self { problem, fixed_seconds: machine.fixed_seconds, costs, misses_vary: false, streamed: Vec::new() }
     }
 
-    pub(super) fn costs(&self) -> &[Cost] {
-        &self.costs
-    }
-
     /// The steady state of a placement.
-    pub(super) fn pass(&mut self, seats: &[Seat]) -> Pass {
+    fn pass(&mut self, residencies: &[Residency]) -> Pass {
         let items = &self.problem.items;
-        let streams = |index: usize| match (&items[index].usage, seats[index]) {
-            (Usage::Routed(_) | Usage::Row(_), _) | (_, Seat::Gpu) => false,
-            (_, Seat::Host { slots }) => slots == 0,
+        let streams = |index: usize| match (&items[index].usage, residencies[index]) {
+            (Usage::Routed(_) | Usage::Row(_), _) | (_, Residency::Gpu) => false,
+            (_, Residency::Host { slots }) => slots == 0,
         };
         self.streamed.clear();
         self.streamed.extend((0..items.len()).filter(|&index| streams(index)));
@@ -209,8 +208,8 @@ impl<'a> Simulator<'a> {
             last = Pass { compute_seconds: self.fixed_seconds, ..last };
             (last.drive_seconds, last.read_bytes) = (0.0, 0.0);
             now += self.fixed_seconds;
-            for ((item, cost), seat) in items.iter().zip(&self.costs).zip(seats) {
-                let Seat::Host { slots } = *seat else {
+            for ((item, cost), residency) in items.iter().zip(&self.costs).zip(residencies) {
+                let Residency::Host { slots } = *residency else {
                     now += cost.gpu_seconds;
                     last.compute_seconds += cost.gpu_seconds;
                     continue;

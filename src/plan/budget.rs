@@ -14,8 +14,8 @@ pub struct SlotClass {
 }
 
 impl SlotClass {
-    /// Two: one block is computed on while the next is read.
-    fn minimum_slots(self) -> usize {
+    /// The fewest that work: two, since one block is computed on while the next is read.
+    pub fn minimum_slots(self) -> usize {
         self.block_count.min(2)
     }
 }
@@ -34,24 +34,18 @@ pub fn tables_claim(table_bytes: u64) -> (u64, u64) {
     if table_bytes == 0 { (0, 0) } else { (TABLES_BYTES_MIN, TABLES_BYTES_MIN.max(table_bytes.min(TABLES_BYTES_MAX))) }
 }
 
-/// Divides a budget between tables of so many bytes together, which are looked up, and blocks in these classes: bytes for the tables,
-/// and slots per class as [`distribute`] finds them.
+/// What tables of so many bytes together get of a budget that they share with blocks in these classes.
 ///
 /// # Errors
 /// `Budget` when that is too little for both; the message names what would do.
-pub fn distribute_beside_tables(
-    budget_bytes: u64,
-    table_bytes: u64,
-    classes: &[SlotClass],
-) -> Result<(u64, Vec<usize>)> {
+pub fn bytes_for_tables(budget_bytes: u64, table_bytes: u64, classes: &[SlotClass]) -> Result<u64> {
     let ((least, most), minimum) = (tables_claim(table_bytes), minimum_bytes(classes));
     if budget_bytes < minimum + least {
         return Err(too_little(budget_bytes, minimum + least));
     }
     // And what blocks have no use for.
     let left = budget_bytes.saturating_sub(maximum_bytes(classes));
-    let tables = (budget_bytes / TABLES_SHARE).max(left).clamp(least, most).min(budget_bytes - minimum);
-    Ok((tables, distribute(budget_bytes - tables, classes)?))
+    Ok((budget_bytes / TABLES_SHARE).max(left).clamp(least, most).min(budget_bytes - minimum))
 }
 
 fn too_little(budget_bytes: u64, minimum: u64) -> Error {
@@ -148,14 +142,14 @@ mod tests {
     #[test]
     fn tables_get_a_share_beside_blocks_and_all_they_can_use_without() {
         const MIB: u64 = 1 << 20;
-        let tables = |budget: u64, classes: &[SlotClass]| distribute_beside_tables(budget, 1 << 40, classes).unwrap().0;
+        let tables = |budget: u64, classes: &[SlotClass]| bytes_for_tables(budget, 1 << 40, classes).unwrap();
         let large = [SlotClass { slot_bytes: MIB, block_count: 1 << 20, every_pass: false }];
         assert_eq!(tables(160 * MIB, &large), 10 * MIB);
         assert_eq!(tables(16 << 30, &large), TABLES_BYTES_MAX);
         assert_eq!(tables(40 * MIB, &CLASSES), 40 * MIB - maximum_bytes(&CLASSES), "blocks have no use for more");
         assert_eq!(tables(40 * MIB, &[]), 40 * MIB);
         assert_eq!(tables(1 << 30, &[]), TABLES_BYTES_MAX);
-        assert_eq!(distribute_beside_tables(1 << 30, 0, &[]).unwrap(), (0, Vec::new()));
+        assert_eq!(bytes_for_tables(1 << 30, 0, &[]).unwrap(), 0);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! This layer knows tensors, roles and bytes. Which tensors the host keeps in its own memory is the host's choice
 //! (`-ngl`, `--cpu-moe`, `-ot`): the plan divides only what would be in RAM.
 //!
-//! [`decide`] and [`distribute`] are what a session runs by. How fast that is, `forecast` foresees.
+//! [`decide`] chooses what is streamed. How the memory is divided among it, [`crate::placement`] finds, by the rule of [`distribute`] or
+//! better.
 
 mod budget;
 mod decide;
@@ -12,11 +13,11 @@ mod place;
 mod ring;
 mod vram;
 
-pub use budget::{SlotClass, distribute, distribute_beside_tables, minimum_bytes, tables_claim};
+pub use budget::{SlotClass, bytes_for_tables, distribute, minimum_bytes, tables_claim};
 pub use decide::{Mode, Plan, WORKING_BYTES, decide};
 pub use micro_batch::micro_batch;
 pub use place::{Place, usual_place};
-pub use ring::{Pass, Step, pinned};
+pub use ring::{FIRST_RING, Pass, Step, pinned};
 pub use vram::vram_budget;
 
 /// Bytes for people: MiB below 1 GiB, else GiB.

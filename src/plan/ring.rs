@@ -7,6 +7,9 @@
 //! computing never waits in bursts. Which ring is best is a matter of times: too short, and the drive rests while a
 //! slot is computed on; too long, and more has to be read. It is found by playing through a pass.
 
+/// Slots that dense tensors flow through while nothing has been measured.
+pub const FIRST_RING: usize = 4;
+
 /// One dense tensor in the order of use.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {

@@ -11,7 +11,7 @@ use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
-use crate::plan::{distribute, minimum_bytes};
+use crate::placement::Task;
 use crate::predict::Habits;
 use crate::stats::Counters;
 
@@ -94,6 +94,8 @@ pub(super) struct Core {
     pub(super) habits: Mutex<Habits>,
     pub(super) counters: Counters,
     pub(super) streamed: Arc<StreamedTensors>,
+    /// What divides a budget among the pools.
+    task: Arc<Task>,
     pub(super) timeline: Option<Timeline>,
     /// By pool: the token of its first slot.
     first_token: Vec<usize>,
@@ -102,6 +104,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(
         streamed: Arc<StreamedTensors>,
+        task: Arc<Task>,
         slots_per_pool: &[SlotCount],
         timeline: Option<Timeline>,
         prefetch: PrefetchSetting,
@@ -156,6 +159,7 @@ impl Core {
             counters: Counters::default(),
             timeline,
             streamed,
+            task,
             first_token,
         }))
     }
@@ -359,8 +363,7 @@ impl Tenant for Core {
     }
 
     fn resize(&self, budget_bytes: u64) {
-        let classes = &self.streamed.classes;
-        let Ok(slots) = distribute(budget_bytes.max(minimum_bytes(classes)), classes) else { return };
+        let Ok(slots) = self.task.divide(budget_bytes) else { return };
         let mut state = self.state.lock();
         let slots: Vec<usize> =
             slots.iter().zip(&state.pools).map(|(&slots, pool)| slots.min(pool.largest_slot_count())).collect();

@@ -22,6 +22,7 @@ mod resize_tests;
 mod rows;
 mod session;
 mod speculation;
+mod task;
 mod tensors;
 mod timeline;
 mod trace;
@@ -29,3 +30,4 @@ mod verify;
 
 pub use fetch::{Block, Fetch};
 pub use session::Session;
+pub use task::{Machine, foresee, least_bytes};

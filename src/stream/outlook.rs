@@ -2,31 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::cache::Pool;
-use crate::forecast::Kernels;
-use crate::forecast::{
-    Circumstances, Frequencies, Keeping, Learned, Prediction, Problem, Seat, Solution, divide, measure_memory,
-    problem_of, solve,
-};
+use crate::config::{Config, PrefetchSetting};
+use crate::forecast::{Kernels, Prediction, measure_memory};
 use crate::gguf::{Gguf, layer_of};
 use crate::hw::{self, Profile};
 use crate::io::Tuning;
+use crate::placement::{Placement, Task};
 use crate::plan::{Mode, Place, Plan};
 
 use super::core::Core;
-use super::dense::Pins;
+use super::task::{Machine, TOY_BYTES, task_of};
 use super::tensors::StreamedTensors;
-
-/// A smaller model is a toy: what it does is not worth measuring the machine for, nor keeping.
-const TOY_BYTES: u64 = 16 << 20;
-
-/// What a multiplication with streamed weights takes beyond one with resident ones: the demand, a graph of its own.
-const DEMAND_SECONDS: f64 = 50e-6;
 
 /// Where a model runs: what is known when it is loaded, before anything is computed.
 pub(super) struct Surroundings {
@@ -102,9 +94,33 @@ impl Surroundings {
         }
     }
 
-    /// What figures of a model are kept by: the processor, the cores and the drive.
-    fn machine(&self) -> String {
-        format!("{}, {}", self.profile.machine(), self.profile.drive.identity())
+    /// The machine, with what was measured of its kernels by now.
+    fn profile(&self) -> Profile {
+        Profile { multiply_bytes_per_second: self.kernels.lock().speeds(), ..self.profile.clone() }
+    }
+
+    fn machine(&self, vram_bytes: u64) -> Machine<'_> {
+        Machine {
+            profile: &self.profile,
+            read_overhead_seconds: self.read_overhead_seconds,
+            vram_bytes,
+            cache_directory: self.cache_directory.as_deref(),
+        }
+    }
+
+    /// The task of placing the model here, now that it is known what takes part.
+    pub(super) fn task(
+        &self,
+        gguf: &Gguf,
+        config: &Config,
+        mode: Mode,
+        streamed: &StreamedTensors,
+        vram_bytes: u64,
+    ) -> Task {
+        let profile = self.profile();
+        let machine = Machine { profile: &profile, ..self.machine(vram_bytes) };
+        let place = |tensor: usize| self.place_of(gguf, tensor, streamed);
+        task_of(gguf, mode, place, streamed, config.prefetch != PrefetchSetting::Off, &machine)
     }
 }
 
@@ -122,98 +138,33 @@ fn main_types(gguf: &Gguf, place: &dyn Fn(usize) -> Place) -> Vec<u32> {
     bytes.into_iter().filter(|(_, bytes)| matters(*bytes)).map(|(kind, _)| kind).collect()
 }
 
-/// The expectation, from the moment on when the memory is divided.
+/// The placement that runs, what it was expected to do, and what it teaches.
 pub(super) struct Outlook {
-    mode: Mode,
-    /// As it would be without earlier runs.
-    problem: Problem,
-    seats: Vec<Seat>,
-    /// What earlier runs taught.
-    recalled: Learned,
-    solution: Solution,
-    /// By pool.
-    slots: Box<[usize]>,
-    /// Bytes of all slots.
-    pool_bytes: u64,
+    placement: Placement,
     profile: Value,
     model: String,
     machine: String,
     is_toy: bool,
     cache_directory: Option<PathBuf>,
     core: Arc<Core>,
-    /// The best division that there is, once somebody has asked.
-    best: OnceLock<Option<Solution>>,
 }
 
 impl Outlook {
-    /// Foresees what `core` will do. `frequencies` are those of earlier runs, if there were any.
-    pub(super) fn new(
-        gguf: &Gguf,
-        mode: Mode,
-        surroundings: &Surroundings,
-        core: &Arc<Core>,
-        slots: &[usize],
-        frequencies: Option<&Frequencies>,
-    ) -> Self {
-        let (streamed, machine, is_toy) = (&core.streamed, surroundings.machine(), gguf.model_bytes() < TOY_BYTES);
-        let place = |tensor: usize| surroundings.place_of(gguf, tensor, streamed);
-        let pool_bytes: u64 = slots.iter().zip(&streamed.classes).map(|(&s, class)| s as u64 * class.slot_bytes).sum();
-        let is_streamed = |tensor: usize| streamed.find(tensor).is_some() || streamed.table(tensor).is_some();
-        let host_bytes = |tensor: usize| match place(tensor) == Place::Ram && !is_streamed(tensor) {
-            true => gguf.tensors()[tensor].size_bytes,
-            false => 0,
-        };
-        let circumstances = Circumstances {
-            ram_bytes: (0..gguf.tensors().len()).map(host_bytes).sum::<u64>() + pool_bytes,
-            gpu_bytes: 0,
-            read_overhead_seconds: surroundings.read_overhead_seconds,
-        };
-        let profile =
-            Profile { multiply_bytes_per_second: surroundings.kernels.lock().speeds(), ..surroundings.profile.clone() };
-        let mut problem = problem_of(gguf, place, &profile, &circumstances, frequencies);
-        let keeping: Vec<Keeping> = problem.items.iter().map(|item| keeping(&item.tensors, streamed)).collect();
-        for (item, keeping) in problem.items.iter_mut().zip(&keeping) {
-            item.streamable = *keeping != Keeping::Fixed;
-        }
-        problem.machine.fixed_seconds += streamed.tensors.len() as f64 * DEMAND_SECONDS;
-        let recalled = if is_toy {
-            Learned::default()
-        } else {
-            Learned::recall(surroundings.cache_directory.as_deref(), gguf.fingerprint(), &machine)
-        };
-        let mut corrected = problem.clone();
-        recalled.correct(&mut corrected);
-        let slot_bytes: Vec<u64> = streamed.classes.iter().map(|class| class.slot_bytes).collect();
-        let seats = divide(&mut corrected, &keeping, &slot_bytes, slots, Pins::FIRST_RING);
-        (problem.dense_ring_bytes, problem.expert_ring_bytes) =
-            (corrected.dense_ring_bytes, corrected.expert_ring_bytes);
-        let solution = Solution {
-            tiers: corrected.tiers(&seats),
-            prediction: recalled.predict(&corrected, &seats),
-            seats: seats.clone(),
-            bound_seconds: None,
-        };
+    pub(super) fn new(gguf: &Gguf, placement: Placement, surroundings: &Surroundings, core: &Arc<Core>) -> Self {
         Self {
-            mode,
-            problem,
-            seats,
-            recalled,
-            solution,
-            slots: slots.into(),
-            pool_bytes,
-            profile: profile.to_json(),
+            placement,
+            profile: surroundings.profile().to_json(),
             model: gguf.fingerprint().to_owned(),
-            machine,
-            is_toy,
+            machine: surroundings.machine(0).key(),
+            is_toy: gguf.model_bytes() < TOY_BYTES,
             cache_directory: surroundings.cache_directory.clone(),
             core: Arc::clone(core),
-            best: OnceLock::new(),
         }
     }
 
-    /// Says so in the log.
+    /// Logs the placement (info) and the expected speed (warn).
     pub(super) fn log(&self) {
-        let lines = self.solution.explain(&self.problem);
+        let lines = self.placement.explain();
         let Some((expected, places)) = lines.split_last() else { return };
         places.iter().skip(1).for_each(|line| tracing::info!("{line}"));
         // A warning, like the line on what is streamed: a user should know without having asked.
@@ -221,36 +172,18 @@ impl Outlook {
     }
 
     pub(super) fn prediction(&self) -> &Prediction {
-        &self.solution.prediction
+        &self.placement.prediction
     }
 
     /// As JSON, in short.
     pub(super) fn summary(&self) -> Value {
-        let Solution { tiers, prediction, .. } = &self.solution;
-        json!({
-            "mode": self.mode.name(),
-            "gpu_bytes": tiers.gpu,
-            "ram_bytes": tiers.ram,
-            "ring_bytes": tiers.ring,
-            "slots_bytes": self.pool_bytes,
-            "drive_bytes": tiers.drive,
-            "ram_budget_bytes": self.problem.machine.ram_bytes,
-            "prediction": prediction.to_json(),
-            "learned": self.recalled.to_json(),
-        })
+        self.placement.summary()
     }
 
-    /// As JSON, with every item, the machine, and the best that any division of the same memory could do.
+    /// As JSON, with every item and the machine.
     pub(super) fn to_json(&self) -> Value {
-        let best = self.best.get_or_init(|| {
-            let mut problem = self.problem.clone();
-            self.recalled.correct(&mut problem);
-            solve(&problem).ok()
-        });
-        let mut json = self.summary();
-        json["items"] = self.solution.to_json(&self.problem)["items"].take();
+        let mut json = self.placement.to_json();
         json["machine"] = self.profile.clone();
-        json["best"] = best.as_ref().map_or(Value::Null, |best| best.prediction.to_json());
         json
     }
 
@@ -258,10 +191,13 @@ impl Outlook {
     /// foreseen shows nothing.
     pub(super) fn learn(&self) {
         let state = self.core.state.lock();
-        let as_foreseen = state.pools.iter().map(Pool::slot_count).eq(self.slots.iter().copied());
+        let as_foreseen = state.pools.iter().map(Pool::slot_count).eq(self.placement.slots.iter().copied());
         let measured = state.pace.measured().filter(|_| as_foreseen && !self.is_toy);
         drop(state);
-        let learned = measured.and_then(|measured| self.recalled.after(&self.problem, &self.seats, &measured));
+        let learned = measured.and_then(|measured| {
+            let Placement { learned, problem, residencies, .. } = &self.placement;
+            learned.after(problem, residencies, &measured)
+        });
         if let Some(learned) = learned {
             learned.remember(self.cache_directory.as_deref(), &self.model, &self.machine);
         }
@@ -271,17 +207,5 @@ impl Outlook {
 impl Drop for Outlook {
     fn drop(&mut self) {
         self.learn();
-    }
-}
-
-fn keeping(tensors: &[usize], streamed: &StreamedTensors) -> Keeping {
-    if tensors.iter().any(|&tensor| streamed.table(tensor).is_some()) {
-        return Keeping::Table;
-    }
-    let found: Option<Vec<usize>> = tensors.iter().map(|&tensor| streamed.find(tensor)).collect();
-    match found.as_deref() {
-        None | Some([]) => Keeping::Fixed,
-        Some([tensor]) if !streamed.tensors[*tensor].is_expert => Keeping::Dense(streamed.tensors[*tensor].pool),
-        Some(tensors) => Keeping::Experts(tensors.iter().map(|&tensor| streamed.tensors[tensor].pool).collect()),
     }
 }

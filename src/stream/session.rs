@@ -12,10 +12,10 @@ use crate::config::{Config, ModeSetting, PrefetchSetting};
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
 use crate::hw;
-use crate::io::{self, DirectFile, Engine, Sink, Tuning};
+use crate::io::{self, Alignment, DirectFile, Engine, Sink, Tuning};
 use crate::memory::{self, Admission, Claim, HostMemory, MappedWeights, Membership, Tenant};
 use crate::persist;
-use crate::plan::{self, Place, Plan, SlotClass, distribute_beside_tables, in_gigabytes, minimum_bytes, tables_claim};
+use crate::plan::{self, Place, Plan, SlotClass, bytes_for_tables, in_gigabytes, minimum_bytes, tables_claim};
 use crate::predict::{Lookahead, Store};
 use crate::stats::{Counters, Facts, StatsWriter};
 
@@ -95,9 +95,9 @@ impl Session {
         for (opened, parsed) in files.iter().zip(gguf.files()) {
             opened.expect(parsed.identity, parsed.content)?;
         }
-        let planned = Arc::new(StreamedTensors::new(gguf, &plan.streamed, &files));
+        let planned = Arc::new(StreamedTensors::new(gguf, &plan.streamed, &alignments(&files)));
         match config.ram_bytes {
-            Some(ram_bytes) => drop(distribute_beside_tables(ram_bytes, planned.table_bytes(), &planned.classes)?),
+            Some(ram_bytes) => drop(bytes_for_tables(ram_bytes, planned.table_bytes(), &planned.classes)?),
             None if !can_run(config, resident_bytes, &planned)? => return Ok(None),
             None => {}
         }
@@ -156,7 +156,7 @@ impl Session {
         tracing::info!(
             "{unused} tensors that could be streamed are in the file but were not loaded: they take no part"
         );
-        Arc::new(StreamedTensors::new(&self.gguf, &bound, &self.files))
+        Arc::new(StreamedTensors::new(&self.gguf, &bound, &alignments(&self.files)))
     }
 
     /// The plan.
@@ -268,9 +268,10 @@ impl Session {
         };
         let fixed_bytes = self.config.ram_bytes.unwrap_or(0);
         let budget_bytes = admission.as_ref().map_or(fixed_bytes, Admission::budget_bytes);
-        let least_bytes = claim(&streamed).least;
-        let (looks_ahead, budget_bytes) = self.spare_for_routers(&streamed, budget_bytes, least_bytes);
-        let (rows_bytes, slots) = distribute_beside_tables(budget_bytes, streamed.table_bytes(), &streamed.classes)?;
+        let vram_bytes = self.vram_bytes.load(Ordering::Relaxed).max(0) as u64;
+        let task = Arc::new(self.surroundings.task(&self.gguf, &self.config, self.plan.mode, &streamed, vram_bytes));
+        let placement = task.place(budget_bytes)?;
+        let (rows_bytes, slots) = (placement.rows_bytes, placement.slots.clone());
         let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
         // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few.
         let may_reserve = is_flexible && hw::address_space_limit().is_none();
@@ -278,14 +279,14 @@ impl Session {
         let slot_counts =
             slot_counts.map(|(&now, class)| SlotCount { now, most: if may_reserve { class.block_count } else { now } });
         let slot_counts: Vec<SlotCount> = slot_counts.collect();
-        let core =
-            Core::new(Arc::clone(&streamed), &slot_counts, timeline, self.config.prefetch, self.host_memory.get())?;
+        let (prefetch, host_memory) = (self.config.prefetch, self.host_memory.get());
+        let core = Core::new(Arc::clone(&streamed), task, &slot_counts, timeline, prefetch, host_memory)?;
         let rows = match streamed.tables.is_empty() {
             true => None,
             false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes, &core)?)),
         };
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
-        let foresight = self.foresight(&core, &engine, looks_ahead)?;
+        let foresight = self.foresight(&core, &engine, placement.looks_ahead)?;
         let keeper = self.keeper(&core, &engine)?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
@@ -294,7 +295,7 @@ impl Session {
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
         let membership = memory::join(&(core.clone() as Arc<dyn Tenant>), is_flexible)?;
         drop(admission);
-        let outlook = Arc::new(Outlook::new(&self.gguf, self.plan.mode, &self.surroundings, &core, &slots, None));
+        let outlook = Arc::new(Outlook::new(&self.gguf, placement, &self.surroundings, &core));
         let learner = Learner::start(Arc::clone(&outlook))?;
         let mut running = Running {
             _membership: membership,
@@ -343,23 +344,6 @@ impl Session {
         let store = Store::new(directory, self.gguf.fingerprint());
         let warms = self.config.prefetch != PrefetchSetting::Off;
         Keeper::start(store, warms, core, Arc::clone(&self.files), Arc::clone(engine)).map(Some)
-    }
-
-    /// Takes the memory of the routers that look ahead off a budget, or does without them where they would take too much of it: they are
-    /// kept as single floats, whatever the file has.
-    fn spare_for_routers(&self, streamed: &StreamedTensors, budget_bytes: u64, least_bytes: u64) -> (bool, u64) {
-        /// Slots foresee nothing, but are always of use.
-        const SHARE: u64 = 8;
-        let bytes = routers_bytes(&self.gguf, &streamed.expert_layer_numbers());
-        if self.config.prefetch == PrefetchSetting::Off || bytes == 0 {
-            return (true, budget_bytes);
-        }
-        if bytes > budget_bytes / SHARE || bytes > budget_bytes.saturating_sub(least_bytes) {
-            let (routers, budget) = (in_gigabytes(bytes), in_gigabytes(budget_bytes));
-            tracing::info!("routers take {routers}, too much of {budget}: experts are not foreseen");
-            return (false, budget_bytes);
-        }
-        (true, budget_bytes - bytes)
     }
 
     /// The thread that looks ahead, when there are experts.
@@ -462,11 +446,8 @@ impl Running {
     }
 }
 
-/// What the routers of these layers take in memory at most, in bytes; none is applied to the first.
-fn routers_bytes(gguf: &Gguf, layers: &[u32]) -> u64 {
-    let router = |layer: &u32| gguf.find(&format!("blk.{layer}.ffn_gate_inp.weight"));
-    let elements = |tensor: usize| gguf.tensors()[tensor].shape.iter().product::<u64>();
-    layers.iter().skip(1).filter_map(router).map(elements).sum::<u64>() * size_of::<f32>() as u64
+fn alignments(files: &[DirectFile]) -> Vec<Alignment> {
+    files.iter().map(DirectFile::alignment).collect()
 }
 
 /// What a model can do with memory.

@@ -4,7 +4,7 @@ use super::rows::Table;
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
-use crate::io::DirectFile;
+use crate::io::Alignment;
 use crate::plan::SlotClass;
 
 /// A stretch of a file that is read and used as a whole.
@@ -56,12 +56,11 @@ pub(super) struct StreamedTensors {
 }
 
 impl StreamedTensors {
-    /// `streamed` are indices of [`Gguf::tensors`], in order.
-    pub(super) fn new(gguf: &Gguf, streamed: &[usize], files: &[DirectFile]) -> Self {
-        let slot_unit = files
-            .iter()
-            .map(|file| file.alignment().offset_bytes.max(file.alignment().memory_bytes))
-            .fold(crate::hw::page_size(), usize::max) as u64;
+    /// `streamed` are indices of [`Gguf::tensors`], in order; `files` is what reads of each file have to be aligned to.
+    pub(super) fn new(gguf: &Gguf, streamed: &[usize], files: &[Alignment]) -> Self {
+        let slot_unit =
+            files.iter().map(|file| file.offset_bytes.max(file.memory_bytes)).fold(crate::hw::page_size(), usize::max)
+                as u64;
         let mut this = Self {
             tensors: Vec::new(),
             blocks: Vec::new(),
@@ -82,7 +81,7 @@ impl StreamedTensors {
             let block_count = if is_expert { info.shape[2] as usize } else { 1 };
             let block_bytes = info.size_bytes / block_count as u64;
             // Widening adds less than one unit of alignment at each end.
-            let widening_bytes = 2 * files[info.file].alignment().offset_bytes as u64 - 2;
+            let widening_bytes = 2 * files[info.file].offset_bytes as u64 - 2;
             let slot_bytes = (block_bytes + widening_bytes).next_multiple_of(slot_unit);
             let pool = this.class_of(slot_bytes, block_count, !is_expert);
             let first_in_pool = this.classes[pool].block_count - block_count;

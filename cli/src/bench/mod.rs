@@ -156,5 +156,5 @@ fn planned_compute_seconds(model: &ModelFile, fits: bool, limit_bytes: u64) -> O
         return None;
     }
     let request = Request { ram_bytes: Some(limit_bytes), gpu_bytes: 0, context_tokens: 0 };
-    Some(Placement::find(model, &request).ok()?.solution.prediction.compute_seconds)
+    Some(Placement::find(model, &request).ok()?.placed.prediction.compute_seconds)
 }

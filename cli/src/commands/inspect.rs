@@ -89,7 +89,7 @@ impl Sums {
 pub fn run(arguments: &Inspect) -> Result<ExitCode, String> {
     let model = ModelFile::open_named(&arguments.model)?;
     let profile = hypura::hw::profile(&arguments.model);
-    let problem = problem_for(&model, &profile, u64::MAX, 0);
+    let problem = problem_for(&model, &profile);
     let sums = Sums::of(&problem);
     if arguments.json {
         output::print_json(&to_json(&model, &problem, &sums))?;
@@ -144,7 +144,7 @@ fn text(model: &ModelFile, problem: &Problem, sums: &Sums) -> String {
 
     text.push_str(&format!("\n{}", layer_table(sums)));
     let least =
-        least_ram(problem).map_or(String::new(), |least| format!("; it runs with {} of RAM for weights", bytes(least)));
+        least_ram(model).map_or(String::new(), |least| format!("; it runs with {} of RAM for weights", bytes(least)));
     text.push_str(&match streamable {
         0 => "\nNothing in it could stream: it runs only where it fits.\n".to_owned(),
         _ => format!("\n{} could stream ({}){least}.\n", bytes(streamable), percent(streamable, total)),
@@ -217,7 +217,7 @@ fn to_json(model: &ModelFile, problem: &Problem, sums: &Sums) -> Value {
             "read_bytes_per_token": lookup.read_bytes,
         })).collect::<Vec<_>>(),
         "streamable_bytes": sums.streamable_bytes(),
-        "least_ram_bytes": least_ram(problem),
+        "least_ram_bytes": least_ram(model).ok(),
         "roles": roles.collect::<Vec<_>>(),
         "layers": layers.collect::<Vec<_>>(),
     })
@@ -232,7 +232,7 @@ mod tests {
     fn a_mixture_in_figures() {
         let file = TestModel::mixture();
         let model = file.open();
-        let problem = problem_for(&model, &hypura::hw::profile(&file.path), u64::MAX, 0);
+        let problem = problem_for(&model, &hypura::hw::profile(&file.path));
         let sums = Sums::of(&problem);
         let json = to_json(&model, &problem, &sums);
         assert_eq!(json["experts"], json!({"count": 16, "used": 2, "bytes": 3 * 8 * 16 * 4 * 16}));
@@ -263,7 +263,7 @@ mod tests {
             ],
         );
         let model = file.open();
-        let problem = problem_for(&model, &hypura::hw::profile(&file.path), u64::MAX, 0);
+        let problem = problem_for(&model, &hypura::hw::profile(&file.path));
         let sums = Sums::of(&problem);
         let json = to_json(&model, &problem, &sums);
         let table = json!({

@@ -56,7 +56,7 @@ pub struct Plan {
     pub json: bool,
 }
 
-/// Points of the curve: each costs a linear program.
+/// Points of the curve: each is planned.
 pub const CURVE_POINTS: usize = 24;
 
 /// Plans and shows the plan.
@@ -73,7 +73,7 @@ pub fn run(arguments: &Plan) -> Result<ExitCode, String> {
     }
     let model = ModelFile::open_named(&arguments.model)?;
     let placement = Placement::find(&model, &request(arguments))?;
-    let speeds = placement.speed_by_ram(CURVE_POINTS)?;
+    let speeds = placement.speed_by_ram(&model, CURVE_POINTS)?;
     if arguments.json {
         output::print_json(&to_json(&model, &placement, &speeds, arguments.ctx))?;
     } else {
@@ -100,8 +100,8 @@ pub fn text(
     context: u32,
     terminal: Terminal,
 ) -> String {
-    let (solution, tiers) = (&placement.solution, &placement.solution.tiers);
-    let mut text = format!("{}\n{}\n\n", model.headline(), solution.mode().name());
+    let (placed, tiers) = (&placement.placed, &placement.placed.tiers);
+    let mut text = format!("{}\n{}\n\n", model.headline(), placed.mode.name());
 
     let mut table = Table::new(&["", "size", "GPU", "RAM", "drive"]);
     let mut add = |name: &str, tiers: &Tiers| {
@@ -136,7 +136,7 @@ pub fn text(
 
 /// How fast, and why not faster.
 fn expectation(placement: &Placement) -> String {
-    let (prediction, profile) = (&placement.solution.prediction, &placement.profile);
+    let (prediction, profile) = (&placement.placed.prediction, &placement.profile);
     let total = prediction.seconds_per_token;
     let mut text = String::new();
     let mut fact = |name: &str, value: String| text.push_str(&format!("{name:<12}{value}\n"));
@@ -153,11 +153,8 @@ fn expectation(placement: &Placement) -> String {
     let drive = speeds.0.map_or("assumed, the model is too small to measure it".to_owned(), rate);
     let memory = speeds.1.map_or("assumed".to_owned(), rate);
     fact("reads", format!("{} a token; drive: {drive}; memory: {memory}", bytes(prediction.read_bytes as u64)));
-    if let Some(bound) = placement.solution.bound_seconds.filter(|bound| *bound > 0.0) {
-        fact("bound", format!("no placement does better than {} tokens per second", figure(1.0 / bound)));
-    }
-    if placement.learned.runs > 0 {
-        fact("corrected", format!("by {} earlier runs of this model", placement.learned.runs));
+    if placement.placed.learned.runs > 0 {
+        fact("corrected", format!("by {} earlier runs of this model", placement.placed.learned.runs));
     }
     text
 }
@@ -175,10 +172,10 @@ pub fn to_json(model: &ModelFile, placement: &Placement, speeds: &[(u64, f64)], 
         "context_tokens": context,
         "kv_cache_bytes": placement.kv_cache_bytes,
         "ram_bytes": placement.ram_bytes,
-        "plan": placement.solution.to_json(&placement.problem),
+        "plan": placement.placed.to_json(),
         "layers": layers.collect::<Vec<_>>(),
         "speed_by_ram": speeds.collect::<Vec<_>>(),
-        "learned_runs": placement.learned.runs,
+        "learned_runs": placement.placed.learned.runs,
         "machine": placement.profile.to_json(),
     })
 }

@@ -64,14 +64,14 @@ pub fn report(arguments: &Plan, source: &Source) -> Result<String, String> {
 impl Report {
     fn of_one(model: RemoteModel, place: &Path, request: &Request) -> Result<Self, String> {
         let placement = Placement::find_in(place, &model.file, request)?;
-        let speeds = placement.speed_by_ram(CURVE_POINTS)?;
+        let speeds = placement.speed_by_ram(&model.file, CURVE_POINTS)?;
         Ok(Self { model, placement, speeds, candidates: Vec::new(), reaches: None })
     }
 
     fn compare(&mut self, variants: &Variants, chosen: &Variant) {
         let curve = Curve::new(&self.placement, &self.speeds, chosen.size_bytes());
         self.candidates = variants.models.iter().map(|variant| curve.estimate(variant)).collect();
-        self.set_planned(&chosen.tag, &self.placement.solution.prediction.tokens_per_second().clone());
+        self.set_planned(&chosen.tag, &self.placement.placed.prediction.tokens_per_second().clone());
     }
 
     fn set_planned(&mut self, tag: &str, speed: &f64) {
@@ -96,9 +96,9 @@ impl Report {
                 let variant = variants.choose(repository, Some(&best.tag))?;
                 let model = RemoteModel::in_repository(client, repository, &variant.files)?;
                 let planned = self.placement.with(&model.file, request)?;
-                self.set_planned(&best.tag, &planned.solution.prediction.tokens_per_second());
-                if planned.solution.prediction.tokens_per_second() >= speed {
-                    self.speeds = planned.speed_by_ram(CURVE_POINTS)?;
+                self.set_planned(&best.tag, &planned.placed.prediction.tokens_per_second());
+                if planned.placed.prediction.tokens_per_second() >= speed {
+                    self.speeds = planned.speed_by_ram(&model.file, CURVE_POINTS)?;
                     (self.model, self.placement) = (model, planned);
                 }
             }

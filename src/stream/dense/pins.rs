@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::cache::Pool;
-use crate::plan::{Pass, Step, pinned};
+use crate::plan::{FIRST_RING, Pass, Step, pinned};
 
 use crate::stream::core::SlotId;
 use crate::stream::tensors::StreamedTensors;
@@ -20,13 +20,10 @@ pub(in crate::stream) struct Pins {
 }
 
 impl Pins {
-    /// A ring that serves while nothing has been measured.
-    pub(in crate::stream) const FIRST_RING: usize = 4;
-
     pub(in crate::stream) fn new(streamed: &StreamedTensors, slots: &[usize]) -> Self {
         let mut this = Self {
             permanent: vec![false; streamed.blocks.len()],
-            ring: Self::FIRST_RING,
+            ring: FIRST_RING,
             compute_seconds: vec![0.0; streamed.tensors.len()],
         };
         this.choose(streamed, slots, &streamed.dense_in_likely_order());
