@@ -636,8 +636,7 @@ pub unsafe extern "C" fn hypura_model_stats_json(
 
 /// Gives what is expected of the model as JSON: the mode, what lives where in bytes and item by item, the memory for weights,
 /// the tokens per second that are expected and what limits them, what earlier runs taught, what the machine offers and
-/// what had to be assumed of it, and the best that any division of the same memory could do. `null` before the first demand,
-/// when the memory has not been divided yet. Finding the best takes a second for the largest models, the first time.
+/// what had to be assumed of it. `null` before the first demand, when the memory has not been divided yet.
 ///
 /// # Safety
 /// @param model from hypura_model_open()
