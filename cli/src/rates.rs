@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use serde_json::Value;
+use hypura::stats::Statistics;
 
 use crate::format;
 
@@ -12,8 +12,8 @@ use crate::format;
 pub struct Snapshot {
     /// When the file was written.
     pub at: SystemTime,
-    /// Its JSON.
-    pub statistics: Value,
+    /// What it says.
+    pub statistics: Statistics,
 }
 
 impl Snapshot {
@@ -23,13 +23,9 @@ impl Snapshot {
         Some(Self { at, statistics: serde_json::from_slice(&std::fs::read(path).ok()?).ok()? })
     }
 
-    fn number(&self, name: &str) -> f64 {
-        self.statistics[name].as_f64().unwrap_or(0.0)
-    }
-
     /// How much a counter has grown since an earlier snapshot.
-    pub fn growth(&self, name: &str, before: &Self) -> f64 {
-        self.number(name) - before.number(name)
+    pub fn growth(&self, counter: impl Fn(&Statistics) -> f64, before: &Self) -> f64 {
+        counter(&self.statistics) - counter(&before.statistics)
     }
 }
 
@@ -53,13 +49,13 @@ impl Rates {
         if seconds <= 0.0 {
             return None;
         }
-        let growth = |name: &str| after.growth(name, before).max(0.0);
-        let (hits, misses) = (growth("expert_hits"), growth("expert_misses"));
+        let growth = |counter: fn(&Statistics) -> f64| after.growth(counter, before).max(0.0);
+        let (hits, misses) = (growth(|of| of.expert_hits as f64), growth(|of| of.expert_misses as f64));
         Some(Self {
-            tokens: growth("tokens") / seconds,
+            tokens: growth(|of| of.tokens as f64) / seconds,
             hits: (hits + misses > 0.0).then(|| hits / (hits + misses)),
-            read_bytes: growth("read_bytes") / seconds,
-            stalled: (growth("stall_seconds") / seconds).min(1.0),
+            read_bytes: growth(|of| of.read_bytes as f64) / seconds,
+            stalled: (growth(|of| of.stall_seconds) / seconds).min(1.0),
         })
     }
 
@@ -96,8 +92,8 @@ impl Follower {
         }
         match (&self.rates, &self.last) {
             (Some(rates), Some(last)) => {
-                let resident = last.statistics["resident_bytes"].as_u64().unwrap_or(0);
-                format!("{} · {} of streamed weights in RAM", rates.line(), format::bytes(resident))
+                let resident = format::bytes(last.statistics.resident_bytes);
+                format!("{} · {resident} of streamed weights in RAM", rates.line())
             }
             (_, Some(_)) => "streaming begins".to_owned(),
             (_, None) => "nothing is streamed so far".to_owned(),
@@ -114,7 +110,8 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
 
-    fn snapshot(seconds: u64, statistics: Value) -> Snapshot {
+    fn snapshot(seconds: u64, statistics: serde_json::Value) -> Snapshot {
+        let statistics = serde_json::from_value(statistics).unwrap();
         Snapshot { at: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds), statistics }
     }
 

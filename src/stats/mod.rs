@@ -1,13 +1,13 @@
 //! Counters of a running model and their JSON form, whose keys other tools rely on.
 
+mod statistics;
 mod writer;
 
+pub use statistics::{FIGURES, Figure, Statistics};
 pub use writer::StatsWriter;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use serde_json::{Value, json};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -115,33 +115,6 @@ pub struct Counters {
     pub errors: Counter,
 }
 
-/// What the counters do not know.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    /// The mode's name.
-    pub mode: &'static str,
-    /// All tensors of the model.
-    pub model_bytes: u64,
-    /// Streamed weights that are in RAM now.
-    pub resident_bytes: u64,
-    /// What streamed weights may occupy; 0 before the first compute.
-    pub budget_bytes: u64,
-    /// The most memory of GPUs that held copies of experts.
-    pub vram_bytes: u64,
-    /// Whether reads bypass the page cache.
-    pub direct_io: bool,
-    /// The engine's name.
-    pub io_engine: &'static str,
-    /// Whether reading what is foreseen made computing wait less, as far as that is known.
-    pub prefetch_pays: Option<bool>,
-    /// What lives where and how fast that should be; null before the first compute.
-    pub plan: Value,
-    /// Generated tokens per second that were expected, of one sequence.
-    pub predicted_tokens_per_second: Option<f64>,
-    /// Those of the latest steps, prompts and pauses left out, once there were some.
-    pub measured_tokens_per_second: Option<f64>,
-}
-
 impl Counters {
     /// How fast the drive has been while it was reading; `None` before it was.
     pub fn read_bytes_per_second(&self) -> Option<f64> {
@@ -155,47 +128,37 @@ impl Counters {
         (wanted > 0).then(|| (self.by_router.wanted.get() as f64 / wanted as f64).min(1.0))
     }
 
-    /// The snapshot that `HYPURA_STATS` writes.
-    pub fn to_json(&self, facts: &Facts) -> Value {
-        json!({
-            "mode": facts.mode,
-            "model_bytes": facts.model_bytes,
-            "resident_bytes": facts.resident_bytes,
-            "budget_bytes": facts.budget_bytes,
-            "read_bytes": self.read_bytes.get(),
-            "read_seconds": self.read_time.seconds(),
-            "stall_seconds": self.stall_time.seconds(),
-            "expert_hits": self.expert_hits.get(),
-            "expert_misses": self.expert_misses.get(),
-            "vram_bytes": facts.vram_bytes,
-            "vram_hits": self.device_hits.get(),
-            "vram_rescued_bytes": self.rescued_bytes.get(),
-            "rows": self.rows.get(),
-            "row_reads": self.row_reads.get(),
-            "row_reads_ahead": self.row_reads_ahead.get(),
-            "row_stall_seconds": self.row_stall_time.seconds(),
-            "prefetch_issued": self.prefetch_issued.get(),
-            "prefetch_used": self.prefetch_used.get(),
-            "prefetch_cancelled": self.prefetch_cancelled.get(),
-            "prefetch_wasted": self.prefetch_wasted.get(),
-            "prefetch_pays": facts.prefetch_pays,
-            "lookahead_recall": self.by_router.recall(),
-            "lookahead_coverage": self.lookahead_coverage(),
-            "habit_recall": self.by_habit.recall(),
-            "certain_reads": self.certain_reads.get(),
-            "certain_bytes": self.certain_bytes.get(),
-            "certain_used": self.certain_used.get(),
-            "certain_without_room": self.certain_without_room.get(),
-            "certain_unknown": self.certain_unknown.get(),
-            "certain_stall_seconds": self.certain_stall_time.seconds(),
-            "warm_reads": self.warm_reads.get(),
-            "tokens": self.tokens.get(),
-            "direct_io": facts.direct_io,
-            "io_engine": facts.io_engine,
-            "plan": facts.plan,
-            "predicted_tokens_per_second": facts.predicted_tokens_per_second,
-            "measured_tokens_per_second": facts.measured_tokens_per_second,
-            "errors": self.errors.get(),
-        })
+    /// What is known of a run: `told` has what the counters do not know.
+    pub fn statistics(&self, told: Statistics) -> Statistics {
+        Statistics {
+            read_bytes: self.read_bytes.get(),
+            read_seconds: self.read_time.seconds(),
+            stall_seconds: self.stall_time.seconds(),
+            expert_hits: self.expert_hits.get(),
+            expert_misses: self.expert_misses.get(),
+            vram_hits: self.device_hits.get(),
+            vram_rescued_bytes: self.rescued_bytes.get(),
+            rows: self.rows.get(),
+            row_reads: self.row_reads.get(),
+            row_reads_ahead: self.row_reads_ahead.get(),
+            row_stall_seconds: self.row_stall_time.seconds(),
+            prefetch_issued: self.prefetch_issued.get(),
+            prefetch_used: self.prefetch_used.get(),
+            prefetch_cancelled: self.prefetch_cancelled.get(),
+            prefetch_wasted: self.prefetch_wasted.get(),
+            lookahead_recall: self.by_router.recall(),
+            lookahead_coverage: self.lookahead_coverage(),
+            habit_recall: self.by_habit.recall(),
+            certain_reads: self.certain_reads.get(),
+            certain_bytes: self.certain_bytes.get(),
+            certain_used: self.certain_used.get(),
+            certain_without_room: self.certain_without_room.get(),
+            certain_unknown: self.certain_unknown.get(),
+            certain_stall_seconds: self.certain_stall_time.seconds(),
+            warm_reads: self.warm_reads.get(),
+            tokens: self.tokens.get(),
+            errors: self.errors.get(),
+            ..told
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::memory::{self, Admission, Claim, HostMemory, MappedWeights, Membershi
 use crate::persist;
 use crate::plan::{self, Place, Plan, SlotClass, bytes_for_tables, in_gigabytes, minimum_bytes, tables_claim};
 use crate::predict::{Lookahead, Store};
-use crate::stats::{Counters, Facts, StatsWriter};
+use crate::stats::{Counters, Statistics, StatsWriter};
 
 use super::core::Core;
 use super::fetch::Fetch;
@@ -217,7 +217,7 @@ impl Session {
                 let facts = running.facts(self);
                 snapshot(&running.core, &running.outlook, running.rows.as_deref(), &facts, &self.most_vram_bytes)
             }
-            _ => Counters::default().to_json(&self.idle_facts()).to_string(),
+            _ => Counters::default().statistics(self.idle_facts()).to_json(),
         }
     }
 
@@ -392,19 +392,13 @@ impl Session {
         self.files.iter().all(DirectFile::is_direct)
     }
 
-    fn idle_facts(&self) -> Facts {
-        Facts {
-            mode: self.plan.mode.name(),
+    fn idle_facts(&self) -> Statistics {
+        Statistics {
+            mode: self.plan.mode.name().to_owned(),
             model_bytes: self.gguf.model_bytes(),
-            resident_bytes: 0,
-            budget_bytes: 0,
-            vram_bytes: 0,
             direct_io: self.is_direct(),
-            io_engine: "none",
-            prefetch_pays: None,
-            plan: serde_json::Value::Null,
-            predicted_tokens_per_second: None,
-            measured_tokens_per_second: None,
+            io_engine: "none".to_owned(),
+            ..Statistics::default()
         }
     }
 }
@@ -441,8 +435,8 @@ fn check_outputs(config: &Config) -> Result<()> {
 }
 
 impl Running {
-    fn facts(&self, session: &Session) -> Facts {
-        Facts { io_engine: self.engine.name(), ..session.idle_facts() }
+    fn facts(&self, session: &Session) -> Statistics {
+        Statistics { io_engine: self.engine.name().to_owned(), ..session.idle_facts() }
     }
 }
 
@@ -456,7 +450,7 @@ fn claim(streamed: &StreamedTensors) -> Claim {
     Claim { least: claim.least + least, most: claim.most + most }
 }
 
-fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Facts, vram_bytes: &AtomicU64) -> String {
+fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Statistics, vram_bytes: &AtomicU64) -> String {
     let mut state = core.state.lock();
     core.count_read_time(&mut state);
     let resident_bytes: u64 = state
@@ -469,7 +463,7 @@ fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Facts, 
     let prefetch_pays = state.guesses.trial().verdict();
     let measured = state.pace.measured();
     drop(state);
-    let facts = Facts {
+    let told = Statistics {
         resident_bytes: resident_bytes + rows.map_or(0, Rows::held_bytes),
         budget_bytes: core.pool_bytes() + rows.map_or(0, Rows::memory_bytes),
         vram_bytes: vram_bytes.load(Ordering::Relaxed),
@@ -479,5 +473,5 @@ fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Facts, 
         measured_tokens_per_second: measured.map(|measured| 1.0 / measured.seconds_per_token),
         ..facts.clone()
     };
-    core.counters.to_json(&facts).to_string()
+    core.counters.statistics(told).to_json()
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use hypura::stats::Statistics;
+
 use super::kind::Kind;
 use super::memory_limit::MemoryLimit;
 use crate::process::crash_hint;
@@ -65,18 +67,19 @@ pub struct Streaming {
 
 impl Streaming {
     fn between(before: &Snapshot, after: &Snapshot) -> Option<Self> {
-        let growth = |name: &str| after.growth(name, before);
-        let tokens = growth("tokens");
+        let growth = |counter: fn(&Statistics) -> f64| after.growth(counter, before);
+        let tokens = growth(|of| of.tokens as f64);
         if tokens <= 0.0 {
             return None;
         }
-        let (seconds, uses) = (growth("read_seconds"), growth("expert_hits") + growth("expert_misses"));
+        let (seconds, uses) =
+            (growth(|of| of.read_seconds), growth(|of| of.expert_hits as f64) + growth(|of| of.expert_misses as f64));
         Some(Self {
-            read_bytes_per_token: growth("read_bytes") / tokens,
-            stall_seconds_per_token: growth("stall_seconds") / tokens,
-            reached_bytes_per_second: (seconds > 0.0).then(|| growth("read_bytes") / seconds),
-            hits: (uses > 0.0).then(|| growth("expert_hits") / uses),
-            budget_bytes: after.statistics["budget_bytes"].as_u64().unwrap_or(0),
+            read_bytes_per_token: growth(|of| of.read_bytes as f64) / tokens,
+            stall_seconds_per_token: growth(|of| of.stall_seconds) / tokens,
+            reached_bytes_per_second: (seconds > 0.0).then(|| growth(|of| of.read_bytes as f64) / seconds),
+            hits: (uses > 0.0).then(|| growth(|of| of.expert_hits as f64) / uses),
+            budget_bytes: after.statistics.budget_bytes,
         })
     }
 
@@ -248,7 +251,10 @@ mod tests {
 
     #[test]
     fn figures_are_growth_per_token() {
-        let snapshot = |statistics| Snapshot { at: SystemTime::now(), statistics };
+        let snapshot = |statistics: serde_json::Value| Snapshot {
+            at: SystemTime::now(),
+            statistics: serde_json::from_value(statistics).unwrap(),
+        };
         let before =
             snapshot(json!({"tokens": 10, "read_bytes": 100, "read_seconds": 1, "stall_seconds": 1, "expert_hits": 5}));
         let after = snapshot(json!({

@@ -6,26 +6,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, Response, header};
+use hypura::stats::{FIGURES, Figure};
 use serde_json::Value;
 
 use crate::serve::server::Server;
-
-/// The name in the statistics, whether it only grows, and what it says.
-const STATISTICS: [(&str, &str, &str); 13] = [
-    ("tokens", "counter", "Tokens computed, prompts included."),
-    ("read_bytes", "counter", "Bytes of weights read from the drive."),
-    ("read_seconds", "counter", "Time with at least one read in flight."),
-    ("stall_seconds", "counter", "Time that computing waited for weights."),
-    ("expert_hits", "counter", "Experts that were in RAM when needed."),
-    ("expert_misses", "counter", "Experts that had to be read first."),
-    ("prefetch_issued", "counter", "Blocks read ahead of need."),
-    ("prefetch_used", "counter", "Blocks read ahead that were needed later."),
-    ("errors", "counter", "Failed reads and verifications."),
-    ("model_bytes", "gauge", "Bytes of all weights of the model."),
-    ("resident_bytes", "gauge", "Streamed weights that are in RAM now."),
-    ("budget_bytes", "gauge", "What streamed weights may occupy."),
-    ("predicted_tokens_per_second", "gauge", "The planner's prediction."),
-];
 
 /// `GET /metrics`.
 pub async fn metrics(State(server): State<Server>) -> Response<Body> {
@@ -66,10 +50,10 @@ fn own(server: &Server, text: &mut String) {
 }
 
 fn statistics(statistics: &Value, text: &mut String) {
-    for (name, kind, help) in STATISTICS {
-        if let Some(value) = statistics[name].as_f64() {
-            let suffix = if kind == "counter" { "_total" } else { "" };
-            metric(text, &format!("hypura_{name}{suffix}"), kind, help, value);
+    for Figure { key, is_counter, help } in FIGURES {
+        if let Some(value) = statistics[key].as_f64() {
+            let (kind, suffix) = if *is_counter { ("counter", "_total") } else { ("gauge", "") };
+            metric(text, &format!("hypura_{key}{suffix}"), kind, help, value);
         }
     }
 }
