@@ -3,21 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cache::policy::{Position, Use};
 use crate::cache::{Members, SlotState};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
 use crate::io::{Priority, Request};
-use crate::predict::{Recent, Visit};
 
-use super::certain::{Certain, Knowledge};
+use super::certain::Knowledge;
 use super::core::{Core, SlotId, State};
-use super::dense::Walk;
+use super::pass::{Demand, Pass};
 use super::session::{Running, Session};
-use super::speculation::{LOOK_AHEAD_ROWS_MAX, Seen};
-use super::tensors::{StreamedTensor, StreamedTensors};
+use super::tensors::StreamedTensor;
 use super::timeline::Event;
-use super::trace::Routing;
 
 /// Weights that are ready, and stay so until the fetch goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +33,8 @@ pub struct Block {
 /// A thread must hold at most one fetch that is not finished: two could each wait for slots that the other holds.
 pub struct Fetch {
     session: Arc<Session>,
-    /// The tensor of the latest demand.
-    tensor: Option<usize>,
     first_block: usize,
     pool: usize,
-    /// Since when a dense tensor is computed on, or was, until the next is wanted.
-    computing_since: Option<Instant>,
     /// Demanded, no slot yet; in reverse order.
     missing: Vec<usize>,
     /// Demanded, in a slot that is ours, not delivered.
@@ -57,22 +49,8 @@ pub struct Fetch {
     wanted: Vec<usize>,
     /// By expert: how many rows of the demand are sent to it, if any.
     row_counts: Vec<u32>,
-    /// The expert layer that the latest demand is the first one of, if it is.
-    entered: Option<usize>,
-    /// The latest expert layer that was entered, and the choices of the last few tokens there.
-    visit: Visit,
-    routing: Vec<i32>,
-    token_count: usize,
-    /// The expert layer that the pass is in, or was in last.
-    expert_layer: Option<usize>,
-    /// What the layers used last, for habits.
-    recent: Recent,
-    /// What is certain of the pass.
-    certain: Certain,
-    /// Of the expert layer that the pass is in: whether its experts were known in advance.
-    knowledge: Knowledge,
-    /// Where we are in a pass.
-    walk: Walk,
+    /// What is noted of the pass.
+    pass: Pass,
     /// Between a successful `begin` and `end`.
     begun: bool,
     /// Our number among the session's fetches, from the first demand on.
@@ -90,10 +68,8 @@ impl Fetch {
     pub(super) fn new(session: Arc<Session>) -> Self {
         Self {
             session,
-            tensor: None,
             first_block: 0,
             pool: 0,
-            computing_since: None,
             missing: Vec::new(),
             awaited: Vec::new(),
             held: Vec::new(),
@@ -101,15 +77,7 @@ impl Fetch {
             experts: Vec::new(),
             wanted: Vec::new(),
             row_counts: Vec::new(),
-            entered: None,
-            visit: Visit::default(),
-            routing: Vec::new(),
-            token_count: 0,
-            expert_layer: None,
-            recent: Recent::default(),
-            certain: Certain::default(),
-            knowledge: Knowledge::default(),
-            walk: Walk::default(),
+            pass: Pass::default(),
             begun: false,
             member: None,
             requests: Vec::new(),
@@ -150,37 +118,32 @@ impl Fetch {
         state.check()?;
         let member = *self.member.get_or_insert_with(|| state.fetches.first_free());
         state.fetches.insert(member);
-        let (mut new_ring, mut learn, now) = (None, false, Instant::now());
-        let previous = self.tensor.replace(index);
-        let begins_pass = state.order.observe(&mut self.walk, index);
-        if let (Some(previous), Some(since)) = (previous, self.computing_since.take()) {
-            state.pins.computed(previous, since.elapsed());
-        }
-        if begins_pass {
-            core.counters.tokens.add(tokens as u64);
-            core.count_read_time(&mut state);
-            learn = state.pace.begin_pass(now, tokens, &core.counters);
-            new_ring = core.retune(&mut state);
-            state.guesses.begin_pass(core.counters.stall_time.time(), tokens);
-            self.certain.begin_pass();
-        }
-        state.pace.demand(now, &core.counters);
-        state.position = Position { pass: state.order.passes(), layer: streamed.policy_layer };
-        self.note_layer(streamed, begins_pass);
-        self.record_trace(running, &state, index, routing, tokens);
-        if let Some(layer) = self.entered {
-            self.enter(&mut state, layer, begins_pass, member, routing, tokens);
-            core.settle_guesses(&mut state, &*running.engine, self.visit, &self.experts);
-            self.knowledge = core.enter_certain(&mut state, &*running.engine, &mut self.certain, layer);
-        }
-        self.announce(all, &mut state, streamed, tokens);
+        let Self { pass, experts, row_counts, .. } = self;
+        let demand = Demand { tensor: index, streamed, experts, row_counts, routing, tokens, member };
+        let notes = pass.enter(running, &mut state, &demand);
         core.counters.device_hits.add((self.experts.len() - self.wanted.len()) as u64);
+        self.look_up(core, &mut state, streamed, member);
+        self.request_missing(core, &mut state, member);
+        let Self { wanted, requests, pass, .. } = self;
+        core.read_certain(&mut state, &session.files, &mut pass.certain, requests);
+        core.read_ahead(&mut state, &session.files, session.config.prefetch, (index, &pass.walk), wanted, requests);
+        drop(state);
+        self.submit(running);
+        let Self { pass, experts, row_counts, .. } = self;
+        let demand = Demand { tensor: index, streamed, experts, row_counts, routing, tokens, member };
+        pass.conclude(running, &demand, notes);
+        self.begun = true;
+        Ok(())
+    }
+
+    /// Finds what of the demand is in a slot, and what is missing.
+    fn look_up(&mut self, core: &Core, state: &mut State, streamed: &StreamedTensor, member: u32) {
         for index in 0..self.wanted.len() {
             let block = streamed.first_block + self.wanted[index];
             let hit = match state.location[block] {
                 Some(id) => {
                     self.awaited.push(id);
-                    self.join(core, &mut state, id, member)
+                    self.join(core, state, id, member)
                 }
                 None => {
                     self.missing.push(block);
@@ -194,23 +157,6 @@ impl Fetch {
             }
         }
         self.missing.reverse();
-        self.request_missing(core, &mut state, member);
-        let Self { wanted, requests, walk, certain, .. } = self;
-        core.read_certain(&mut state, &session.files, certain, requests);
-        core.read_ahead(&mut state, &session.files, session.config.prefetch, (index, &*walk), wanted, requests);
-        drop(state);
-        if let Some(slots) = new_ring {
-            tracing::debug!("dense weights now flow through {slots} slots of each size");
-        }
-        self.submit(running);
-        if let Some(layer) = self.entered {
-            core.habits.lock().observe(&mut self.recent, layer, routing, tokens);
-        }
-        if learn {
-            running.learner.wake();
-        }
-        self.begun = true;
-        Ok(())
     }
 
     /// Tells which experts of a layer the coming pass will use, of which `tensor` holds some, as soon as that follows from the tokens; or
@@ -240,8 +186,8 @@ impl Fetch {
         if state.failure.is_some() {
             return;
         }
-        core.announce_experts(&mut state, &*running.engine, &mut self.certain, layer, &experts);
-        core.read_certain(&mut state, &session.files, &mut self.certain, &mut self.requests);
+        core.announce_experts(&mut state, &*running.engine, &mut self.pass.certain, layer, &experts);
+        core.read_certain(&mut state, &session.files, &mut self.pass.certain, &mut self.requests);
         drop(state);
         self.submit(running);
     }
@@ -249,18 +195,14 @@ impl Fetch {
     /// The next demand is the first of a pass: of what is computed for a batch of tokens, once for all of them, however often
     /// a tensor is used in it. Where nobody says so, a pass begins whenever the tensor is used that was demanded first of all.
     pub fn begin_pass(&mut self) {
-        self.walk.begin_pass();
+        self.pass.walk.begin_pass();
     }
 
     /// Tells what goes into the multiplication that the demand is for, as rows of `row_length`, so that the experts of the next
     /// layer can be foreseen; of a larger batch its last rows, to learn from. Optional; makes no difference but in time.
     pub fn look_ahead(&self, row_length: usize, inputs: &[f32]) {
-        if !self.begun || self.entered.is_none() {
-            return;
-        }
-        if let Some(Running { foresight: Some(foresight), .. }) = self.session.started() {
-            let seen = Seen { row_length, inputs, routing: &self.routing, token_count: self.token_count };
-            foresight.look_ahead(self.visit, seen, &self.recent);
+        if let Some(running) = self.session.started().filter(|_| self.begun) {
+            self.pass.look_ahead(running, row_length, inputs);
         }
     }
 
@@ -314,13 +256,14 @@ impl Fetch {
         }
         if let Some(since) = waiting_since {
             core.counters.stall_time.add_time(since.elapsed());
-            if self.knowledge_of(&core.streamed.tensors[self.tensor.unwrap_or(0)]) != Knowledge::Impossible {
+            if self.pass.knowledge_of(&core.streamed.tensors[self.pass.tensor().unwrap_or(0)]) != Knowledge::Impossible
+            {
                 core.counters.certain_stall_time.add_time(since.elapsed());
             }
             core.record(Event::WaitEnd, self.first_block);
         }
-        if !core.streamed.tensors[self.tensor.unwrap_or(0)].is_expert {
-            self.computing_since.get_or_insert_with(Instant::now);
+        if !core.streamed.tensors[self.pass.tensor().unwrap_or(0)].is_expert {
+            self.pass.computes();
         }
         for &SlotId { pool, slot } in &self.held {
             core.record(Event::ComputeBegin, state.pools[pool].block(slot));
@@ -449,9 +392,10 @@ impl Fetch {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
             let freed = self.release_held(&running.core, &mut state, member);
-            if let Some(tensor) = self.tensor.filter(|&tensor| !running.core.streamed.tensors[tensor].is_expert) {
+            if let Some(tensor) = self.pass.tensor().filter(|&tensor| !running.core.streamed.tensors[tensor].is_expert)
+            {
                 let (files, setting) = (&session.files, session.config.prefetch);
-                running.core.read_ahead(&mut state, files, setting, (tensor, &self.walk), &[], &mut self.requests);
+                running.core.read_ahead(&mut state, files, setting, (tensor, &self.pass.walk), &[], &mut self.requests);
             }
             drop(state);
             self.submit(running);
@@ -501,17 +445,6 @@ impl Fetch {
         Ok(())
     }
 
-    /// An expert layer is entered.
-    fn enter(&mut self, state: &mut State, layer: usize, is_first: bool, member: u32, routing: &[i32], tokens: usize) {
-        let before = (self.visit.number > 0).then_some(self.visit.layer);
-        let next = state.guesses.enter(before, layer, is_first);
-        self.visit = Visit { layer, visitor: member, number: self.visit.number + 1, is_first, next };
-        self.token_count = tokens;
-        let used = routing.len() / tokens.max(1);
-        self.routing.clear();
-        self.routing.extend_from_slice(&routing[routing.len() - used * tokens.min(LOOK_AHEAD_ROWS_MAX)..]);
-    }
-
     fn collect_wanted(&mut self, wanted: Option<&[i32]>) -> Result<()> {
         self.wanted.clear();
         let Some(wanted) = wanted else {
@@ -531,25 +464,6 @@ impl Fetch {
         Ok(())
     }
 
-    /// Tells the policies what is used: a dense tensor, experts that the layer's router does not choose, or, when a layer is
-    /// entered, its experts of all matrices. Were those of the later matrices told of only in their turn, they could be evicted
-    /// just before it.
-    fn announce(&self, all: &StreamedTensors, state: &mut State, streamed: &StreamedTensor, tokens: usize) {
-        let announced: &[usize] = match (self.entered, &self.tensor) {
-            (Some(layer), _) => &all.expert_layers[layer],
-            (None, Some(tensor)) if streamed.expert_layer.is_none() => std::slice::from_ref(tensor),
-            _ => &[],
-        };
-        let position = state.position;
-        for tensor in announced.iter().map(|&tensor| &all.tensors[tensor]) {
-            for &expert in self.experts.iter().filter(|&&expert| expert < tensor.block_count) {
-                let slot = state.location[tensor.first_block + expert].map(|id| id.slot);
-                let usage = Use { token_count: tokens as u32, routed_count: self.row_counts[expert] };
-                state.pools[tensor.pool].used(tensor.first_unit + expert, slot, position, usage);
-            }
-        }
-    }
-
     /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.
     fn join(&mut self, core: &Core, state: &mut State, id: SlotId, member: u32) -> bool {
         let loading = state.pools[id.pool].state(id.slot) == SlotState::Loading;
@@ -566,14 +480,8 @@ impl Fetch {
         !was_guess && !loading
     }
 
-    /// What was known of a tensor's experts before they were demanded.
-    fn knowledge_of(&self, tensor: &StreamedTensor) -> Knowledge {
-        let is_current = tensor.expert_layer.is_some() && tensor.expert_layer == self.expert_layer;
-        if is_current { self.knowledge } else { Knowledge::Impossible }
-    }
-
     fn count_missing(&self, core: &Core, tensor: &StreamedTensor) {
-        match self.knowledge_of(tensor) {
+        match self.pass.knowledge_of(tensor) {
             Knowledge::Impossible => {}
             Knowledge::Missing => core.counters.certain_unknown.add(1),
             Knowledge::Complete => core.counters.certain_without_room.add(1),
@@ -641,32 +549,6 @@ impl Fetch {
         }
         Ok(())
     }
-
-    /// Notes whether a demand is the first one of an expert layer.
-    fn note_layer(&mut self, streamed: &StreamedTensor, is_first_of_pass: bool) {
-        if is_first_of_pass {
-            self.expert_layer = None; // a pass may consist of a single layer
-        }
-        self.entered = streamed.expert_layer.filter(|_| self.expert_layer != streamed.expert_layer);
-        self.expert_layer = streamed.expert_layer.or(self.expert_layer);
-    }
-
-    fn record_trace(&self, running: &Running, state: &State, index: usize, routing: &[i32], tokens: usize) {
-        let (Some(trace), Some(layer)) = (&running.trace, self.entered) else { return };
-        let all = &running.core.streamed;
-        let streamed = &all.tensors[index];
-        let routing = Routing {
-            step: state.order.passes(),
-            layer: streamed.layer,
-            experts: routing,
-            used: routing.len() / tokens.max(1),
-            expert_bytes: all.expert_layers[layer]
-                .iter()
-                .map(|&tensor| all.blocks[all.tensors[tensor].first_block].size_bytes)
-                .sum(),
-        };
-        trace.record(&routing, |expert| state.location[streamed.first_block + expert as usize].is_some());
-    }
 }
 
 impl Drop for Fetch {
@@ -675,7 +557,7 @@ impl Drop for Fetch {
         self.end();
         if let (Some(running), Some(member)) = (self.session.started(), self.member) {
             let mut state = running.core.state.lock();
-            running.core.forget_certain(&mut state, &*running.engine, &mut self.certain);
+            running.core.forget_certain(&mut state, &*running.engine, &mut self.pass.certain);
             state.fetches.remove(member);
         }
     }

@@ -17,6 +17,7 @@ mod fetch;
 mod invariants;
 mod learner;
 mod outlook;
+mod pass;
 #[cfg(test)]
 mod resize_tests;
 mod rows;

@@ -1,0 +1,192 @@
+//! What a fetch notes of the pass that it takes part in: where the computation is, how long it took, what it used, what was foreseen of
+//! it. Later passes, reads ahead and whoever watches go by that; what a demand delivers does not depend on it.
+
+use std::time::Instant;
+
+use crate::cache::policy::{Position, Use};
+use crate::predict::{Recent, Visit};
+
+use super::certain::{Certain, Knowledge};
+use super::core::{Core, State};
+use super::dense::Walk;
+use super::session::Running;
+use super::speculation::{LOOK_AHEAD_ROWS_MAX, Seen};
+use super::tensors::StreamedTensor;
+use super::trace::Routing;
+
+/// A demand as its pass sees it.
+pub(super) struct Demand<'a> {
+    /// The tensor, as the session numbers those that are streamed.
+    pub(super) tensor: usize,
+    pub(super) streamed: &'a StreamedTensor,
+    /// The distinct experts; 0 for a dense tensor.
+    pub(super) experts: &'a [usize],
+    /// By expert: rows that are sent to it.
+    pub(super) row_counts: &'a [u32],
+    pub(super) routing: &'a [i32],
+    pub(super) tokens: usize,
+    /// Who demands it.
+    pub(super) member: u32,
+}
+
+/// What is to be done about a demand's notes once the lock is released.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Notes {
+    /// The number of slots that dense weights flow through from now on, if it has changed.
+    new_ring: Option<usize>,
+    /// There is something to learn for later runs.
+    learn: bool,
+}
+
+/// The pass of a fetch.
+#[derive(Default)]
+pub(super) struct Pass {
+    /// Where we are in it.
+    pub(super) walk: Walk,
+    /// What is certain of it.
+    pub(super) certain: Certain,
+    /// The tensor of the latest demand.
+    tensor: Option<usize>,
+    /// Since when a dense tensor is computed on, or was, until the next is wanted.
+    computing_since: Option<Instant>,
+    /// The expert layer that the latest demand is the first one of, if it is.
+    entered: Option<usize>,
+    /// The expert layer that the pass is in, or was in last.
+    expert_layer: Option<usize>,
+    /// Of that layer: whether its experts were known in advance.
+    knowledge: Knowledge,
+    /// The latest expert layer that was entered, and the choices of the last few tokens there.
+    visit: Visit,
+    routing: Vec<i32>,
+    token_count: usize,
+    /// What the layers used last, for habits.
+    recent: Recent,
+}
+
+impl Pass {
+    /// The tensor of the latest demand.
+    pub(super) fn tensor(&self) -> Option<usize> {
+        self.tensor
+    }
+
+    /// A demand comes, before slots are looked for.
+    pub(super) fn enter(&mut self, running: &Running, state: &mut State, demand: &Demand<'_>) -> Notes {
+        let (core, now) = (&*running.core, Instant::now());
+        let previous = self.tensor.replace(demand.tensor);
+        let begins_pass = state.order.observe(&mut self.walk, demand.tensor);
+        if let (Some(previous), Some(since)) = (previous, self.computing_since.take()) {
+            state.pins.computed(previous, since.elapsed());
+        }
+        let notes = if begins_pass { self.begin(core, state, demand.tokens, now) } else { Notes::default() };
+        state.pace.demand(now, &core.counters);
+        state.position = Position { pass: state.order.passes(), layer: demand.streamed.policy_layer };
+        self.note_layer(demand.streamed, begins_pass);
+        if let Some(layer) = self.entered {
+            self.record_trace(running, state, layer, demand);
+            self.enter_layer(state, layer, begins_pass, demand);
+            core.settle_guesses(state, &*running.engine, self.visit, demand.experts);
+            self.knowledge = core.enter_certain(state, &*running.engine, &mut self.certain, layer);
+        }
+        self.announce(core, state, demand);
+        notes
+    }
+
+    /// The demand's reads are on their way and the lock is released.
+    pub(super) fn conclude(&mut self, running: &Running, demand: &Demand<'_>, notes: Notes) {
+        if let Some(slots) = notes.new_ring {
+            tracing::debug!("dense weights now flow through {slots} slots of each size");
+        }
+        if let Some(layer) = self.entered {
+            running.core.habits.lock().observe(&mut self.recent, layer, demand.routing, demand.tokens);
+        }
+        if notes.learn {
+            running.learner.wake();
+        }
+    }
+
+    fn begin(&mut self, core: &Core, state: &mut State, tokens: usize, now: Instant) -> Notes {
+        core.counters.tokens.add(tokens as u64);
+        core.count_read_time(state);
+        let learn = state.pace.begin_pass(now, tokens, &core.counters);
+        let new_ring = core.retune(state);
+        state.guesses.begin_pass(core.counters.stall_time.time(), tokens);
+        self.certain.begin_pass();
+        Notes { new_ring, learn }
+    }
+
+    /// Notes whether a demand is the first one of an expert layer.
+    fn note_layer(&mut self, streamed: &StreamedTensor, is_first_of_pass: bool) {
+        if is_first_of_pass {
+            self.expert_layer = None; // a pass may consist of a single layer
+        }
+        self.entered = streamed.expert_layer.filter(|_| self.expert_layer != streamed.expert_layer);
+        self.expert_layer = streamed.expert_layer.or(self.expert_layer);
+    }
+
+    /// An expert layer is entered.
+    fn enter_layer(&mut self, state: &mut State, layer: usize, is_first: bool, demand: &Demand<'_>) {
+        let before = (self.visit.number > 0).then_some(self.visit.layer);
+        let next = state.guesses.enter(before, layer, is_first);
+        self.visit = Visit { layer, visitor: demand.member, number: self.visit.number + 1, is_first, next };
+        self.token_count = demand.tokens;
+        let (routing, tokens) = (demand.routing, demand.tokens);
+        let used = routing.len() / tokens.max(1);
+        self.routing.clear();
+        self.routing.extend_from_slice(&routing[routing.len() - used * tokens.min(LOOK_AHEAD_ROWS_MAX)..]);
+    }
+
+    /// Tells the policies what is used: a dense tensor, experts that the layer's router does not choose, or, when a layer is
+    /// entered, its experts of all matrices. Were those of the later matrices told of only in their turn, they could be evicted
+    /// just before it.
+    fn announce(&self, core: &Core, state: &mut State, demand: &Demand<'_>) {
+        let all = &core.streamed;
+        let announced: &[usize] = match self.entered {
+            Some(layer) => &all.expert_layers[layer],
+            None if demand.streamed.expert_layer.is_none() => std::slice::from_ref(&demand.tensor),
+            None => &[],
+        };
+        let position = state.position;
+        for tensor in announced.iter().map(|&tensor| &all.tensors[tensor]) {
+            for &expert in demand.experts.iter().filter(|&&expert| expert < tensor.block_count) {
+                let slot = state.location[tensor.first_block + expert].map(|id| id.slot);
+                let usage = Use { token_count: demand.tokens as u32, routed_count: demand.row_counts[expert] };
+                state.pools[tensor.pool].used(tensor.first_unit + expert, slot, position, usage);
+            }
+        }
+    }
+
+    fn record_trace(&self, running: &Running, state: &State, layer: usize, demand: &Demand<'_>) {
+        let Some(trace) = &running.trace else { return };
+        let (all, streamed) = (&running.core.streamed, demand.streamed);
+        let routing = Routing {
+            step: state.order.passes(),
+            layer: streamed.layer,
+            experts: demand.routing,
+            used: demand.routing.len() / demand.tokens.max(1),
+            expert_bytes: all.expert_layers[layer]
+                .iter()
+                .map(|&tensor| all.blocks[all.tensors[tensor].first_block].size_bytes)
+                .sum(),
+        };
+        trace.record(&routing, |expert| state.location[streamed.first_block + expert as usize].is_some());
+    }
+
+    /// What goes into the latest demand's multiplication, if that is an expert layer's first one.
+    pub(super) fn look_ahead(&self, running: &Running, row_length: usize, inputs: &[f32]) {
+        if let (Some(_), Some(foresight)) = (self.entered, &running.foresight) {
+            let seen = Seen { row_length, inputs, routing: &self.routing, token_count: self.token_count };
+            foresight.look_ahead(self.visit, seen, &self.recent);
+        }
+    }
+
+    /// A dense tensor of the latest demand is being computed on.
+    pub(super) fn computes(&mut self) {
+        self.computing_since.get_or_insert_with(Instant::now);
+    }
+
+    /// What was known of a tensor's experts before they were demanded.
+    pub(super) fn knowledge_of(&self, tensor: &StreamedTensor) -> Knowledge {
+        let is_current = tensor.expert_layer.is_some() && tensor.expert_layer == self.expert_layer;
+        if is_current { self.knowledge } else { Knowledge::Impossible }
+    }
+}
