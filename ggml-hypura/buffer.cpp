@@ -23,8 +23,8 @@ namespace {
 struct buffer_context {
     void * base;
     size_t size;
-    std::shared_ptr<hypura_model> model; // null unless allocated while a streamed model was being loaded
-    std::deque<hypura_tensor> tensors;   // a deque, since tensor->extra points into it
+    std::shared_ptr<ggml_hypura_model> model; // null unless allocated while a streamed model was being loaded
+    std::deque<ggml_hypura_tensor> tensors;   // a deque, since tensor->extra points into it
     std::vector<ggml_backend_buffer_t> kept; // of tensors that stay in memory after all
 };
 
@@ -33,7 +33,7 @@ buffer_context * context(ggml_backend_buffer_t buffer) {
 }
 
 void buffer_free(ggml_backend_buffer_t buffer) {
-    for (const hypura_tensor & tensor : context(buffer)->tensors) {
+    for (const ggml_hypura_tensor & tensor : context(buffer)->tensors) {
         tensor.model->n_awaited -= tensor.is_awaited;
     }
     for (ggml_backend_buffer_t kept : context(buffer)->kept) {
@@ -49,7 +49,7 @@ void * buffer_get_base(ggml_backend_buffer_t buffer) {
 
 // gives a tensor memory of its own
 bool make_accessible(const ggml_tensor * tensor) {
-    if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), hypura_page_size()), PROT_READ | PROT_WRITE) == 0) {
+    if (mprotect(tensor->data, GGML_PAD(ggml_nbytes(tensor), ggml_hypura_page_size()), PROT_READ | PROT_WRITE) == 0) {
         return true;
     }
     GGML_LOG_ERROR("hypura: the system refuses memory for %s\n", tensor->name);
@@ -58,7 +58,7 @@ bool make_accessible(const ggml_tensor * tensor) {
 
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
     buffer_context * ctx = context(buffer);
-    const hypura_loading & loading = hypura_current_loading();
+    const ggml_hypura_loading & loading = ggml_hypura_current_loading();
     size_t index;
     if (!ctx->model || tensor->view_src) {
         return GGML_STATUS_SUCCESS;
@@ -68,7 +68,7 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
     }
     const bool is_awaited = ctx->model == loading.found;
     const bool is_table = hypura_model_is_table(ctx->model->handle, index);
-    ctx->tensors.push_back({ ctx->model, index, is_awaited, is_table, hypura_expert_count(*ctx->model, index) });
+    ctx->tensors.push_back({ ctx->model, index, is_awaited, is_table, ggml_hypura_expert_count(*ctx->model, index) });
     ctx->model->n_awaited += is_awaited;
     tensor->extra = &ctx->tensors.back();
     return GGML_STATUS_SUCCESS;
@@ -76,7 +76,7 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
 
 // takes that memory away again, with what is in it
 void make_inaccessible(const ggml_tensor * tensor) {
-    const size_t size = GGML_PAD(ggml_nbytes(tensor), hypura_page_size());
+    const size_t size = GGML_PAD(ggml_nbytes(tensor), ggml_hypura_page_size());
     madvise(tensor->data, size, MADV_DONTNEED);
     mprotect(tensor->data, size, PROT_NONE);
 }
@@ -84,7 +84,7 @@ void make_inaccessible(const ggml_tensor * tensor) {
 // What has memory of its own is from now on in an ordinary buffer, which may be read through tensor->data.
 bool move_to_ordinary_buffer(ggml_tensor * tensor) {
     ggml_backend_buffer_t buffer = tensor->buffer;
-    ggml_backend_buffer_t kept = ggml_backend_cpu_buffer_from_ptr(tensor->data, GGML_PAD(ggml_nbytes(tensor), hypura_page_size()));
+    ggml_backend_buffer_t kept = ggml_backend_cpu_buffer_from_ptr(tensor->data, GGML_PAD(ggml_nbytes(tensor), ggml_hypura_page_size()));
     if (!kept) {
         return false;
     }
@@ -97,7 +97,7 @@ bool move_to_ordinary_buffer(ggml_tensor * tensor) {
 
 // whether a tensor must not be written to; ggml wants no answer, so computing fails from then on
 bool refuses_write(const ggml_tensor * tensor) {
-    const hypura_tensor * streamed = hypura_find_tensor(tensor);
+    const ggml_hypura_tensor * streamed = ggml_hypura_find_tensor(tensor);
     if (!streamed) {
         return false;
     }
@@ -117,10 +117,10 @@ void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, ui
 
 void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_UNUSED(buffer);
-    auto * streamed = const_cast<hypura_tensor *>(hypura_find_tensor(tensor));
+    auto * streamed = const_cast<ggml_hypura_tensor *>(ggml_hypura_find_tensor(tensor));
     if (streamed && streamed->is_awaited && !tensor->view_src) {
         // What is not certain to be in the file stays in memory. Without memory for it, it stays awaited, and nothing is computed with it.
-        if (hypura_receive(*streamed, tensor, data, size) || !make_accessible(tensor) || !move_to_ordinary_buffer(tensor)) {
+        if (ggml_hypura_receive(*streamed, tensor, data, size) || !make_accessible(tensor) || !move_to_ordinary_buffer(tensor)) {
             return;
         }
     }
@@ -132,7 +132,7 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const
 
 void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     GGML_UNUSED(buffer);
-    const hypura_tensor * t = hypura_find_tensor(tensor);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor);
     if (!t) {
         memcpy(data, (const char *) tensor->data + offset, size);
         return;
@@ -172,38 +172,38 @@ const char * type_get_name(ggml_backend_buffer_type_t buft) {
 
 ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
     GGML_UNUSED(buft);
-    hypura_forget_if_loaded();
-    if (!hypura_current_loading().refusal.empty()) {
-        GGML_LOG_ERROR("hypura: %s\n", hypura_current_loading().refusal.c_str());
-        hypura_current_loading() = {};
+    ggml_hypura_forget_if_loaded();
+    if (!ggml_hypura_current_loading().refusal.empty()) {
+        GGML_LOG_ERROR("hypura: %s\n", ggml_hypura_current_loading().refusal.c_str());
+        ggml_hypura_current_loading() = {};
         return nullptr;
     }
     // Inaccessible addresses cost nothing, also where the system counts what might be written to (overcommit 2).
-    const int protection = hypura_current_loading().model ? PROT_NONE : PROT_READ | PROT_WRITE;
+    const int protection = ggml_hypura_current_loading().model ? PROT_NONE : PROT_READ | PROT_WRITE;
     void * base = mmap(nullptr, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         GGML_LOG_ERROR("%s: cannot reserve %zu bytes of address space\n", __func__, size);
         return nullptr;
     }
-    const hypura_loading & loading = hypura_current_loading();
+    const ggml_hypura_loading & loading = ggml_hypura_current_loading();
     auto * ctx = new buffer_context { base, size, loading.model, {}, {} };
-    ggml_backend_buffer_type_t type = loading.model && loading.found ? hypura_protected_type() : hypura_buffer_type();
+    ggml_backend_buffer_type_t type = loading.model && loading.found ? ggml_hypura_protected_type() : ggml_hypura_buffer_type();
     return ggml_backend_buffer_init(type, make_buffer_interface(), ctx, size);
 }
 
 size_t type_get_alignment(ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(buft);
-    return hypura_page_size();
+    return ggml_hypura_page_size();
 }
 
 size_t type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * tensor) {
     GGML_UNUSED(buft);
     // whole pages, so that protecting one tensor leaves its neighbours alone
-    return hypura_current_loading().model ? GGML_PAD(ggml_nbytes(tensor), hypura_page_size()) : ggml_nbytes(tensor);
+    return ggml_hypura_current_loading().model ? GGML_PAD(ggml_nbytes(tensor), ggml_hypura_page_size()) : ggml_nbytes(tensor);
 }
 
 bool type_is_host(ggml_backend_buffer_type_t buft) {
-    return buft == hypura_buffer_type();
+    return buft == ggml_hypura_buffer_type();
 }
 
 ggml_backend_buffer_type make_type() {
@@ -218,12 +218,12 @@ ggml_backend_buffer_type make_type() {
 
 } // namespace
 
-size_t hypura_page_size() {
+size_t ggml_hypura_page_size() {
     static const size_t size = sysconf(_SC_PAGESIZE);
     return size;
 }
 
-void hypura_model::fail(const std::string & reason, bool may_pass) {
+void ggml_hypura_model::fail(const std::string & reason, bool may_pass) {
     std::lock_guard<std::mutex> lock(failure_mutex);
     if (failure.empty() || failure_may_pass) {
         failure          = reason;
@@ -231,7 +231,7 @@ void hypura_model::fail(const std::string & reason, bool may_pass) {
     }
 }
 
-std::string hypura_model::take_failure() {
+std::string ggml_hypura_model::take_failure() {
     std::lock_guard<std::mutex> lock(failure_mutex);
     const std::string reason = failure;
     if (failure_may_pass) {
@@ -240,15 +240,15 @@ std::string hypura_model::take_failure() {
     return reason;
 }
 
-bool hypura_keep_in_memory(const ggml_tensor * t, char * error, size_t error_size) {
+bool ggml_hypura_keep_in_memory(const ggml_tensor * t, char * error, size_t error_size) {
     static std::mutex mutex; // contexts of one model may be made at the same time
     std::lock_guard<std::mutex> lock(mutex);
     ggml_tensor * weight = t->view_src ? t->view_src : const_cast<ggml_tensor *>(t);
-    const hypura_tensor * streamed = hypura_find_tensor(weight);
+    const ggml_hypura_tensor * streamed = ggml_hypura_find_tensor(weight);
     if (!streamed) {
         return true;
     }
-    const std::shared_ptr<hypura_model> model = streamed->model;
+    const std::shared_ptr<ggml_hypura_model> model = streamed->model;
     const size_t size = ggml_nbytes(weight);
     GGML_LOG_WARN("hypura: %s is used in another way than multiplied with, so its %zu bytes are kept in memory\n", weight->name, size);
     hypura_make_room(size);
@@ -264,7 +264,7 @@ bool hypura_keep_in_memory(const ggml_tensor * t, char * error, size_t error_siz
     return false;
 }
 
-ggml_backend_buffer_type_t hypura_buffer_type() {
+ggml_backend_buffer_type_t ggml_hypura_buffer_type() {
     static ggml_backend_buffer_type type = make_type();
     return &type;
 }
@@ -272,11 +272,11 @@ ggml_backend_buffer_type_t hypura_buffer_type() {
 // The same for what must not be read through tensor->data: weights in a host that does not know of this backend. Such a host hands
 // their bytes over while it loads, has the scheduler ask for a copy where another backend computes with them, and does not take
 // them for memory that it could upload from (llama.cpp's cache of experts), prefetch or lock.
-ggml_backend_buffer_type_t hypura_protected_type() {
+ggml_backend_buffer_type_t ggml_hypura_protected_type() {
     static ggml_backend_buffer_type type = make_type();
     return &type;
 }
 
-bool hypura_is_buffer(ggml_backend_buffer_t buffer) {
+bool ggml_hypura_is_buffer(ggml_backend_buffer_t buffer) {
     return buffer && buffer->iface.free_buffer == buffer_free;
 }

@@ -16,7 +16,7 @@ backend_context * context(ggml_backend_t backend) {
     return (backend_context *) backend->context;
 }
 
-ggml_status compute_mul_mat(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * weight) {
+ggml_status compute_mul_mat(backend_context & ctx, const ggml_tensor * node, const ggml_hypura_tensor * weight) {
     hypura_fetch_t * fetch = ctx.fetch_for(weight->model);
     if (!fetch || hypura_fetch_begin(fetch, weight->index, nullptr, 0, node->src[1]->ne[1], ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
         return ctx.failed(node);
@@ -34,7 +34,7 @@ ggml_status compute_mul_mat(backend_context & ctx, const ggml_tensor * node, con
     return status;
 }
 
-ggml_status compute_mul_mat_id(backend_context & ctx, ggml_cgraph * graph, int index, const hypura_tensor * weight) {
+ggml_status compute_mul_mat_id(backend_context & ctx, ggml_cgraph * graph, int index, const ggml_hypura_tensor * weight) {
     const ggml_tensor * node = graph->nodes[index];
     const ggml_tensor * ids = node->src[2];
     const int64_t n_experts = node->src[0]->ne[2];
@@ -87,10 +87,10 @@ ggml_status compute_node(backend_context & ctx, ggml_cgraph * graph, int index) 
         return GGML_STATUS_SUCCESS;
     }
     // it is where the scheduler asked, unless that failed
-    if (!hypura_keep_what_is_used_otherwise(node, ctx.error, sizeof(ctx.error))) {
+    if (!ggml_hypura_keep_what_is_used_otherwise(node, ctx.error, sizeof(ctx.error))) {
         return ctx.failed(node);
     }
-    const hypura_tensor * weight = node->src[0] ? hypura_find_tensor(node->src[0]) : nullptr;
+    const ggml_hypura_tensor * weight = node->src[0] ? ggml_hypura_find_tensor(node->src[0]) : nullptr;
     if (weight && weight->is_awaited) {
         snprintf(ctx.error, sizeof(ctx.error), "%s was never loaded", node->src[0]->name);
         return ctx.failed(node);
@@ -168,7 +168,7 @@ bool needs_threadpool(const backend_context & ctx) {
 
 } // namespace
 
-ggml_backend_t hypura_backend_init(ggml_backend_dev_t dev) {
+ggml_backend_t ggml_hypura_backend_init(ggml_backend_dev_t dev) {
     auto ctx = std::make_unique<backend_context>();
     ctx->cpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
     if (!ctx->cpu) {
@@ -183,7 +183,7 @@ ggml_backend_t hypura_backend_init(ggml_backend_dev_t dev) {
     };
 }
 
-void hypura_backend_set_n_threads(ggml_backend_t backend, int n_threads) {
+void ggml_hypura_backend_set_n_threads(ggml_backend_t backend, int n_threads) {
     backend_context & ctx = *context(backend);
     if (ctx.n_threads == n_threads) {
         return;
@@ -202,7 +202,7 @@ void hypura_backend_set_n_threads(ggml_backend_t backend, int n_threads) {
     }
 }
 
-void hypura_backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data) {
+void ggml_hypura_backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data) {
     backend_context & ctx = *context(backend);
     ctx.proc<void (ggml_backend_t, ggml_abort_callback, void *)>("ggml_backend_set_abort_callback")(ctx.cpu, callback, data);
 }

@@ -168,7 +168,7 @@ struct backend_context {
     ggml_tensor ** nodes = nullptr;
 
     // a model stays open for as long as a fetch of it exists
-    std::map<std::shared_ptr<hypura_model>, fetch_ptr> fetches;
+    std::map<std::shared_ptr<ggml_hypura_model>, fetch_ptr> fetches;
 
     // scratch, kept to avoid allocation
     std::vector<int32_t>    ids;
@@ -181,7 +181,7 @@ struct backend_context {
     std::vector<bool>       is_done;    // by expert: of the node that is computed
     std::array<early_result, MAX_EARLY> early;
     std::vector<int32_t>    wanted;     // experts that another backend has no copy of
-    std::vector<std::pair<const hypura_tensor *, int32_t>> rescued; // whose copies are being moved into RAM
+    std::vector<std::pair<const ggml_hypura_tensor *, int32_t>> rescued; // whose copies are being moved into RAM
     hypura_fetch_t * copies_from = nullptr; // what it keeps is being copied
     ggml_backend_t   copies_to   = nullptr;
 
@@ -199,7 +199,7 @@ struct backend_context {
         return (F *) ggml_backend_reg_get_proc_address(reg, name);
     }
 
-    hypura_fetch_t * fetch_for(const std::shared_ptr<hypura_model> & model) {
+    hypura_fetch_t * fetch_for(const std::shared_ptr<ggml_hypura_model> & model) {
         const std::string failure = model->take_failure();
         if (!failure.empty()) {
             snprintf(error, sizeof(error), "%s", failure.c_str());
@@ -213,7 +213,7 @@ struct backend_context {
             }
             fetch.reset(created);
             hypura_fetch_begin_pass(created);
-            hypura_measure_speeds(cpu, n_threads, *model);
+            ggml_hypura_measure_speeds(cpu, n_threads, *model);
         }
         return fetch.get();
     }
@@ -270,10 +270,10 @@ void expect_rows(ggml_backend_t ours, const ggml_tensor * table, const int32_t *
 bool find_row_ids(const ggml_tensor * node, std::vector<int32_t> & found);
 
 // a GET_ROWS of a table
-ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table);
+ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, const ggml_hypura_tensor * table);
 
 // a copy of a part of a table, which some models take for padding
-ggml_status compute_copy_of_table(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table);
+ggml_status compute_copy_of_table(backend_context & ctx, const ggml_tensor * node, const ggml_hypura_tensor * table);
 
 // puts the rows of experts that were computed early in their place; returns how many of the blocks, first in the array, are left
 size_t take_early(backend_context & ctx, const ggml_tensor * node, hypura_block * blocks, size_t n_blocks);

@@ -66,7 +66,7 @@ void pad(const ggml_backend_hypura_copy & copy) {
     }
 }
 
-bool demand(backend_context & ctx, hypura_fetch_t * fetch, const hypura_tensor * weight, const ggml_backend_hypura_copy & copy) {
+bool demand(backend_context & ctx, hypura_fetch_t * fetch, const ggml_hypura_tensor * weight, const ggml_backend_hypura_copy & copy) {
     if (!copy.slots) {
         return hypura_fetch_begin(fetch, weight->index, nullptr, 0, copy.n_tokens, ctx.error, sizeof(ctx.error)) == HYPURA_STATUS_OK;
     }
@@ -100,7 +100,7 @@ bool copy_weight(const ggml_backend_hypura_copy & copy) {
         clear(copy);
         return false;
     }
-    const hypura_tensor * weight = hypura_find_tensor(copy.weight);
+    const ggml_hypura_tensor * weight = ggml_hypura_find_tensor(copy.weight);
     hypura_fetch_t * fetch = ctx.fetch_for(weight->model);
     const bool has_begun = fetch && demand(ctx, fetch, weight, copy);
     finish_rescues(ctx, copy.to);
@@ -143,7 +143,7 @@ void finish_copies_of(ggml_backend_t ours) {
 }
 
 void add_copy(const ggml_tensor * weight, int32_t expert) {
-    const hypura_tensor * t = hypura_find_tensor(weight);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(weight);
     char error[256];
     if (hypura_copy_add(t->model->handle, t->index, expert, error, sizeof(error)) != HYPURA_STATUS_OK) {
         GGML_LOG_WARN("hypura: %s\n", error);
@@ -151,7 +151,7 @@ void add_copy(const ggml_tensor * weight, int32_t expert) {
 }
 
 void drop_copy(ggml_backend_t ours, ggml_backend_t from, const ggml_tensor * weight, int32_t expert, const ggml_tensor * cache, int32_t slot) {
-    const hypura_tensor * t = hypura_find_tensor(weight);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(weight);
     char error[256];
     void * rescue = nullptr;
     if (hypura_copy_remove(t->model->handle, t->index, expert, ours ? &rescue : nullptr, error, sizeof(error)) != HYPURA_STATUS_OK || !rescue) {
@@ -178,7 +178,7 @@ void * allocate_pinned(size_t size, void * user_data) {
     }
     void * memory = ggml_backend_buffer_get_base(buffer);
     // CUDA falls back to memory that is not pinned, and need not be aligned as ours is
-    if (ggml_backend_buffer_get_type(buffer) != pinned.buft || (uintptr_t) memory % hypura_page_size() != 0) {
+    if (ggml_backend_buffer_get_type(buffer) != pinned.buft || (uintptr_t) memory % ggml_hypura_page_size() != 0) {
         ggml_backend_buffer_free(buffer);
         return nullptr;
     }
@@ -197,7 +197,7 @@ void release_pinned(void * memory, void * user_data) {
 } // namespace
 
 void use_device(const ggml_tensor * weight, ggml_backend_dev_t dev) {
-    const hypura_tensor * t = hypura_find_tensor(weight);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(weight);
     ggml_backend_buffer_type_t buft = ggml_backend_dev_host_buffer_type(dev);
     if (t->model->has_device.exchange(true)) {
         return;

@@ -6,11 +6,11 @@
 #include "ggml-impl.h"
 
 static void forget() {
-    hypura_current_loading() = {};
+    ggml_hypura_current_loading() = {};
 }
 
-void hypura_forget_if_loaded() {
-    const auto & found = hypura_current_loading().found;
+void ggml_hypura_forget_if_loaded() {
+    const auto & found = ggml_hypura_current_loading().found;
     if (found && !hypura_model_is_loading(found->handle)) {
         forget();
     }
@@ -25,9 +25,9 @@ static void say_why_not(const char * reason) {
     }
 }
 
-void hypura_discover(const ggml_tensor * weight) {
-    hypura_forget_if_loaded();
-    hypura_loading & loading = hypura_current_loading();
+void ggml_hypura_discover(const ggml_tensor * weight) {
+    ggml_hypura_forget_if_loaded();
+    ggml_hypura_loading & loading = ggml_hypura_current_loading();
     if (!loading.paths.empty() || loading.found) {
         return;
     }
@@ -43,7 +43,7 @@ void hypura_discover(const ggml_tensor * weight) {
         return;
     }
 
-    auto model = std::make_shared<hypura_model>();
+    auto model = std::make_shared<ggml_hypura_model>();
     if (hypura_model_discover(weight->name, weight->type, ggml_nbytes(weight), nullptr, &model->handle, error, sizeof(error)) != HYPURA_STATUS_OK) {
         say_why_not(error);
         return;
@@ -55,7 +55,7 @@ void hypura_discover(const ggml_tensor * weight) {
     hypura_plan plan = {};
     plan.size = sizeof(plan);
     const int32_t status = hypura_model_plan(model->handle, nullptr, 0, &plan, error, sizeof(error));
-    if (status != HYPURA_STATUS_OK && !hypura_stands_aside(status, setting, error)) {
+    if (status != HYPURA_STATUS_OK && !ggml_hypura_stands_aside(status, setting, error)) {
         loading.refusal = error;
         return;
     }
@@ -65,7 +65,7 @@ void hypura_discover(const ggml_tensor * weight) {
     loading.found = std::move(model);
 }
 
-bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const void * data, size_t size) {
+bool ggml_hypura_receive(ggml_hypura_tensor & awaited, const ggml_tensor * tensor, const void * data, size_t size) {
     char error[1024];
     const bool is_bound = hypura_model_bind_memory(awaited.model->handle, awaited.index, (const uint8_t *) data, size, error, sizeof(error)) == HYPURA_STATUS_OK;
     if (!is_bound) {
@@ -74,7 +74,7 @@ bool hypura_receive(hypura_tensor & awaited, const ggml_tensor * tensor, const v
     awaited.is_awaited = false;
     if (--awaited.model->n_awaited == 0) {
         hypura_model_loaded(awaited.model->handle);
-        if (hypura_current_loading().found == awaited.model) {
+        if (ggml_hypura_current_loading().found == awaited.model) {
             forget();
         }
     }

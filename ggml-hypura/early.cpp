@@ -71,7 +71,7 @@ ggml_status compute_glu_early(const waiting_layer & layer, early_result & result
 ggml_status compute_experts_early(const waiting_layer & layer, early_result & result, hypura_fetch_t * fetch) {
     backend_context & ctx = layer.ctx;
     const ggml_tensor * node = result.node;
-    const hypura_tensor * weight = hypura_find_tensor(node->src[0]);
+    const ggml_hypura_tensor * weight = ggml_hypura_find_tensor(node->src[0]);
     if (!weight) {
         return GGML_STATUS_SUCCESS; // by now it is in memory as a whole, and computed when its turn comes
     }

@@ -59,7 +59,7 @@ bool find_row_ids(const ggml_tensor * node, std::vector<int32_t> & found) {
 
 void expect_rows(ggml_backend_t ours, const ggml_tensor * table, const int32_t * ids, size_t n_ids) {
     backend_context & ctx = *(backend_context *) ours->context;
-    const hypura_tensor * t = hypura_find_tensor(table);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(table);
     if (hypura_fetch_t * fetch = t && t->is_table ? ctx.fetch_for(t->model) : nullptr) {
         hypura_fetch_expect(fetch, t->index, ids, n_ids);
     }
@@ -71,7 +71,7 @@ void expect(ggml_backend_t ours, ggml_cgraph * graph) {
     for (int i = 0; i < graph->n_nodes; ++i) {
         const ggml_tensor * node = graph->nodes[i];
         if (node->op == GGML_OP_GET_ROWS && is_known_list(node->src[1])) {
-            const hypura_tensor * table = hypura_find_tensor(node->src[0]);
+            const ggml_hypura_tensor * table = ggml_hypura_find_tensor(node->src[0]);
             if (table && table->is_table && find_row_ids(node, ctx.ids)) {
                 expect_rows(ours, node->src[0], ctx.ids.data(), ctx.ids.size());
             }
@@ -79,7 +79,7 @@ void expect(ggml_backend_t ours, ggml_cgraph * graph) {
         if (node->op != GGML_OP_MUL_MAT_ID || node->src[2] == latest) {
             continue;
         }
-        const hypura_tensor * weight = hypura_find_tensor(node->src[0]);
+        const ggml_hypura_tensor * weight = ggml_hypura_find_tensor(node->src[0]);
         if (!weight || !look_up(node->src[2], ctx.ids)) {
             continue;
         }

@@ -16,7 +16,7 @@ bool is_streamed_mul_mat(const ggml_tensor * op) {
     if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
         return false;
     }
-    const hypura_tensor * weight = hypura_find_tensor(op->src[0]);
+    const ggml_hypura_tensor * weight = ggml_hypura_find_tensor(op->src[0]);
     if (!weight) {
         return false;
     }
@@ -28,7 +28,7 @@ bool is_streamed_mul_mat(const ggml_tensor * op) {
 // what is done with a streamed table: rows of it, or a copy of a part
 bool is_streamed_lookup(const ggml_tensor * op) {
     const bool may_be = op->op == GGML_OP_GET_ROWS || op->op == GGML_OP_CPY || op->op == GGML_OP_CONT || op->op == GGML_OP_DUP;
-    const hypura_tensor * table = may_be ? hypura_find_tensor(op->src[0]) : nullptr;
+    const ggml_hypura_tensor * table = may_be ? ggml_hypura_find_tensor(op->src[0]) : nullptr;
     return table && table->is_table;
 }
 
@@ -50,16 +50,16 @@ bool is_offered_weight(const ggml_tensor * op) {
     const bool expert = op->op == GGML_OP_MUL_MAT_ID;
     const bool lookup = op->op == GGML_OP_GET_ROWS;
     if (!(expert || lookup || op->op == GGML_OP_MUL_MAT)
-        || !weight->buffer || weight->buffer->buft != hypura_buffer_type() || weight->buffer->size != 0) {
+        || !weight->buffer || weight->buffer->buft != ggml_hypura_buffer_type() || weight->buffer->size != 0) {
         return false;
     }
-    hypura_discover(weight);
-    const hypura_loading & loading = hypura_current_loading();
+    ggml_hypura_discover(weight);
+    const ggml_hypura_loading & loading = ggml_hypura_current_loading();
     size_t index;
     // a model that must not be loaded is taken, too: allocating memory for it fails
     return !loading.refusal.empty()
         || (loading.takes(weight->name, &index) && hypura_model_is_table(loading.model->handle, index) == lookup
-            && expert == (hypura_expert_count(*loading.model, index) > 0));
+            && expert == (ggml_hypura_expert_count(*loading.model, index) > 0));
 }
 
 const char * device_get_name(ggml_backend_dev_t dev) {
@@ -93,20 +93,20 @@ void device_get_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
 
 ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char * params) {
     GGML_UNUSED(params);
-    return hypura_backend_init(dev);
+    return ggml_hypura_backend_init(dev);
 }
 
 ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t dev) {
-    ggml_backend_buffer_type_t buft = hypura_buffer_type();
+    ggml_backend_buffer_type_t buft = ggml_hypura_buffer_type();
     buft->device = dev;
-    hypura_protected_type()->device = dev;
+    ggml_hypura_protected_type()->device = dev;
     return buft;
 }
 
 // No other backend can have a weight whose memory is no host's, so the scheduler asks us for the weight itself and for views of it.
 bool is_protected(const ggml_tensor * t) {
     const ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
-    return buffer && buffer->buft == hypura_protected_type();
+    return buffer && buffer->buft == ggml_hypura_protected_type();
 }
 
 // Anything beyond these would pull neighbouring nodes over from their own backend or cut more splits.
@@ -122,7 +122,7 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
         return is_ours(op->src[0]) && (!op->src[1] || is_ours(op->src[1]));
     }
     char error[512];
-    if (!hypura_keep_what_is_used_otherwise(op, error, sizeof(error))) {
+    if (!ggml_hypura_keep_what_is_used_otherwise(op, error, sizeof(error))) {
         // no other backend may have it, whose pages would be inaccessible: computing it here tries again, and fails in words
         GGML_LOG_ERROR("hypura: %s\n", error);
         return true;
@@ -132,7 +132,7 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
 
 bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
     GGML_UNUSED(dev);
-    return buft == hypura_protected_type() || ggml_backend_buft_is_host(buft);
+    return buft == ggml_hypura_protected_type() || ggml_backend_buft_is_host(buft);
 }
 
 ggml_backend_device_i make_device_interface() {
@@ -172,16 +172,16 @@ ggml_backend_dev_t reg_get_device(ggml_backend_reg_t reg, size_t index) {
 void * reg_get_proc_address(ggml_backend_reg_t reg, const char * name) {
     GGML_UNUSED(reg);
     if (strcmp(name, GGML_BACKEND_HYPURA_LOADER) == 0) {
-        return const_cast<ggml_backend_hypura_loader *>(hypura_get_loader());
+        return const_cast<ggml_backend_hypura_loader *>(ggml_hypura_get_loader());
     }
     if (strcmp(name, GGML_BACKEND_HYPURA_KEEP_MICRO_BATCH) == 0) {
-        return (void *) hypura_keep_micro_batch;
+        return (void *) ggml_hypura_keep_micro_batch;
     }
     if (strcmp(name, "ggml_backend_set_n_threads") == 0) {
-        return (void *) hypura_backend_set_n_threads;
+        return (void *) ggml_hypura_backend_set_n_threads;
     }
     if (strcmp(name, "ggml_backend_set_abort_callback") == 0) {
-        return (void *) hypura_backend_set_abort_callback;
+        return (void *) ggml_hypura_backend_set_abort_callback;
     }
     return nullptr;
 }
@@ -210,10 +210,10 @@ void define_types() {
 
 } // namespace
 
-bool hypura_keep_what_is_used_otherwise(const ggml_tensor * op, char * error, size_t error_size) {
+bool ggml_hypura_keep_what_is_used_otherwise(const ggml_tensor * op, char * error, size_t error_size) {
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        if (op->src[i] && hypura_find_tensor(op->src[i]) && !(i == 0 && (is_streamed_mul_mat(op) || is_streamed_lookup(op)))
-                && !hypura_keep_in_memory(op->src[i], error, error_size)) {
+        if (op->src[i] && ggml_hypura_find_tensor(op->src[i]) && !(i == 0 && (is_streamed_mul_mat(op) || is_streamed_lookup(op)))
+                && !ggml_hypura_keep_in_memory(op->src[i], error, error_size)) {
             return false;
         }
     }
@@ -237,7 +237,7 @@ ggml_backend_reg_t ggml_backend_hypura_reg(void) {
                 HYPURA_ABI_VERSION, hypura_abi_version());
             return false;
         }
-        const std::string mismatch = hypura_host_mismatch();
+        const std::string mismatch = ggml_hypura_host_mismatch();
         if (!mismatch.empty()) {
             GGML_LOG_ERROR("hypura: %s; not used: build it with the headers of this llama.cpp\n", mismatch.c_str());
             return false;

@@ -155,7 +155,7 @@ std::string check_tensors() {
 
 } // namespace
 
-std::string hypura_host_mismatch() {
+std::string ggml_hypura_host_mismatch() {
     for (auto check : { check_numbers, check_interfaces, check_tensors }) {
         const std::string reason = check();
         if (!reason.empty()) {

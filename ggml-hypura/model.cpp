@@ -6,31 +6,31 @@
 
 #include <cstdio>
 
-hypura_loading & hypura_current_loading() {
-    static thread_local hypura_loading loading;
+ggml_hypura_loading & ggml_hypura_current_loading() {
+    static thread_local ggml_hypura_loading loading;
     return loading;
 }
 
-bool hypura_loading::takes(const char * name, size_t * index) const {
+bool ggml_hypura_loading::takes(const char * name, size_t * index) const {
     return model
         && hypura_model_find_tensor(model->handle, name, index, nullptr, 0) == HYPURA_STATUS_OK
         && hypura_model_streams(model->handle, *index);
 }
 
-int64_t hypura_expert_count(const hypura_model & model, size_t index) {
+int64_t ggml_hypura_expert_count(const ggml_hypura_model & model, size_t index) {
     hypura_tensor_info info = {};
     info.size = sizeof(info);
     return hypura_model_tensor_info(model.handle, index, &info, nullptr, 0) == HYPURA_STATUS_OK ? (int64_t) info.expert_count : 0;
 }
 
-const hypura_tensor * hypura_find_tensor(const ggml_tensor * t) {
+const ggml_hypura_tensor * ggml_hypura_find_tensor(const ggml_tensor * t) {
     if (t->view_src) {
         t = t->view_src;
     }
-    return hypura_is_buffer(t->buffer) ? (const hypura_tensor *) t->extra : nullptr;
+    return ggml_hypura_is_buffer(t->buffer) ? (const ggml_hypura_tensor *) t->extra : nullptr;
 }
 
-bool hypura_stands_aside(int32_t status, int32_t setting, const char * reason) {
+bool ggml_hypura_stands_aside(int32_t status, int32_t setting, const char * reason) {
     if (setting == HYPURA_SETTING_STREAM || status == HYPURA_STATUS_CONFIG || status == HYPURA_STATUS_BUDGET) {
         return false;
     }
@@ -39,8 +39,8 @@ bool hypura_stands_aside(int32_t status, int32_t setting, const char * reason) {
 }
 
 static void loader_begin(const char * const * paths, size_t n_paths) {
-    hypura_current_loading() = {};
-    hypura_current_loading().paths.assign(paths, paths + n_paths);
+    ggml_hypura_current_loading() = {};
+    ggml_hypura_current_loading().paths.assign(paths, paths + n_paths);
 }
 
 static_assert(int(GGML_BACKEND_HYPURA_PLACE_DEVICE) == int(HYPURA_PLACE_DEVICE), "one set of numbers");
@@ -48,10 +48,10 @@ static_assert(int(GGML_BACKEND_HYPURA_PLACE_RAM)    == int(HYPURA_PLACE_RAM),   
 static_assert(int(GGML_BACKEND_HYPURA_PLACE_SPARE)  == int(HYPURA_PLACE_SPARE),  "one set of numbers");
 
 static void loader_override_key(const char * key, uint64_t value) {
-    hypura_current_loading().overrides.emplace_back(key, value);
+    ggml_hypura_current_loading().overrides.emplace_back(key, value);
 }
 
-static int32_t open_model(const hypura_loading & loading, hypura_model & model, char * error, size_t error_size) {
+static int32_t open_model(const ggml_hypura_loading & loading, ggml_hypura_model & model, char * error, size_t error_size) {
     std::vector<const char *> paths;
     for (const auto & path : loading.paths) {
         paths.push_back(path.c_str());
@@ -66,7 +66,7 @@ static int32_t open_model(const hypura_loading & loading, hypura_model & model, 
 }
 
 static bool loader_plan(ggml_backend_hypura_place (*place)(const char *, void *), void * user_data, bool * streamed, char * error, size_t error_size) {
-    hypura_loading & loading = hypura_current_loading();
+    ggml_hypura_loading & loading = ggml_hypura_current_loading();
     *streamed = false;
 
     int32_t setting = HYPURA_SETTING_OFF;
@@ -77,10 +77,10 @@ static bool loader_plan(ggml_backend_hypura_place (*place)(const char *, void *)
         return true;
     }
 
-    auto model = std::make_shared<hypura_model>();
+    auto model = std::make_shared<ggml_hypura_model>();
     int32_t status = open_model(loading, *model, error, error_size);
     if (status != HYPURA_STATUS_OK) {
-        return hypura_stands_aside(status, setting, error);
+        return ggml_hypura_stands_aside(status, setting, error);
     }
 
     std::vector<uint8_t> places(hypura_model_tensor_count(model->handle));
@@ -97,7 +97,7 @@ static bool loader_plan(ggml_backend_hypura_place (*place)(const char *, void *)
     plan.size = sizeof(plan);
     status = hypura_model_plan(model->handle, places.data(), places.size(), &plan, error, error_size);
     if (status != HYPURA_STATUS_OK) {
-        return hypura_stands_aside(status, setting, error);
+        return ggml_hypura_stands_aside(status, setting, error);
     }
     *streamed = plan.streamed_tensor_count > 0;
     if (*streamed) {
@@ -107,7 +107,7 @@ static bool loader_plan(ggml_backend_hypura_place (*place)(const char *, void *)
 }
 
 static bool loader_bind(const ggml_tensor * tensor, size_t file, size_t offset, char * error, size_t error_size) {
-    const hypura_tensor * t = hypura_find_tensor(tensor);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor);
     if (!t) {
         snprintf(error, error_size, "%s is not streamed", tensor->name);
         return false;
@@ -116,24 +116,24 @@ static bool loader_bind(const ggml_tensor * tensor, size_t file, size_t offset, 
 }
 
 static void loader_end() {
-    if (const auto & model = hypura_current_loading().model) {
+    if (const auto & model = ggml_hypura_current_loading().model) {
         hypura_model_loaded(model->handle);
     }
-    hypura_current_loading() = {};
+    ggml_hypura_current_loading() = {};
 }
 
 static bool loader_is_streamed(const ggml_tensor * tensor) {
-    return hypura_find_tensor(tensor) != nullptr;
+    return ggml_hypura_find_tensor(tensor) != nullptr;
 }
 
 static std::atomic<bool> micro_batch_is_kept { false };
 
-void hypura_keep_micro_batch() {
+void ggml_hypura_keep_micro_batch() {
     micro_batch_is_kept = true;
 }
 
 static size_t loader_micro_batch(const ggml_tensor * tensor, size_t n_batch, size_t n_ubatch) {
-    const hypura_tensor * t = hypura_find_tensor(tensor);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor);
     return t && !micro_batch_is_kept ? hypura_model_micro_batch(t->model->handle, n_batch, n_ubatch) : n_ubatch;
 }
 
@@ -146,22 +146,22 @@ static bool loader_copy(const ggml_backend_hypura_copy * copy) {
 }
 
 static double loader_worth(const ggml_tensor * weight, int32_t expert) {
-    const hypura_tensor * t = hypura_find_tensor(weight);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(weight);
     return t ? hypura_copy_worth(t->model->handle, t->index, expert) : 0;
 }
 
 static size_t loader_vram_budget(const ggml_tensor * tensor, size_t free, size_t total) {
-    const hypura_tensor * t = hypura_find_tensor(tensor);
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor);
     return t ? hypura_copy_budget(t->model->handle, free, total) : 0;
 }
 
 static void loader_note_vram(const ggml_tensor * tensor, int64_t bytes) {
-    if (const hypura_tensor * t = hypura_find_tensor(tensor)) {
+    if (const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor)) {
         hypura_copy_note_memory(t->model->handle, bytes);
     }
 }
 
-const ggml_backend_hypura_loader * hypura_get_loader() {
+const ggml_backend_hypura_loader * ggml_hypura_get_loader() {
     static const ggml_backend_hypura_loader loader = {
         /* .version     = */ GGML_BACKEND_HYPURA_LOADER_VERSION,
         /* .begin       = */ loader_begin,

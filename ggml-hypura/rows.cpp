@@ -44,7 +44,7 @@ ggml_status compute_some_rows(backend_context & ctx, const ggml_tensor * node, s
 
 } // namespace
 
-ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table) {
+ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, const ggml_hypura_tensor * table) {
     const ggml_tensor * weight = node->src[0];
     hypura_fetch_t * fetch = ctx.fetch_for(table->model);
     if (!fetch) {
@@ -72,7 +72,7 @@ ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, co
     return status;
 }
 
-ggml_status compute_copy_of_table(backend_context & ctx, const ggml_tensor * node, const hypura_tensor * table) {
+ggml_status compute_copy_of_table(backend_context & ctx, const ggml_tensor * node, const ggml_hypura_tensor * table) {
     const ggml_tensor * part = node->src[0];
     const size_t size = ggml_nbytes(part);
     ctx.gathered.resize(std::max(ctx.gathered.size(), size));

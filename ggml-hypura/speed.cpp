@@ -58,7 +58,7 @@ double measure(ggml_backend_t cpu, ggml_type type) {
 
 } // namespace
 
-void hypura_measure_speeds(ggml_backend_t cpu, int n_threads, const hypura_model & model) {
+void ggml_hypura_measure_speeds(ggml_backend_t cpu, int n_threads, const ggml_hypura_model & model) {
     uint32_t type;
     while (hypura_model_next_unmeasured(model.handle, n_threads, WEIGHT_BYTES, &type)) {
         hypura_model_set_speed(model.handle, type, n_threads, type < GGML_TYPE_COUNT ? measure(cpu, (ggml_type) type) : 0);

@@ -79,8 +79,8 @@ def test_the_backend_brings_no_functions_of_ggml_of_its_own(backend: Path) -> No
 CHECK = """
 #include <cstdio>
 #include <string>
-std::string hypura_host_mismatch();
-int main() { printf("%s", hypura_host_mismatch().c_str()); }
+std::string ggml_hypura_host_mismatch();
+int main() { printf("%s", ggml_hypura_host_mismatch().c_str()); }
 """
 
 
