@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use hypura::error::Result;
-use hypura::replay::{HabitRecall, SHARES, Trace, WARM_TOKENS, compare, habit_recall, warm_start};
+use hypura::replay::{ProfileRecall, SHARES, Trace, WARM_TOKENS, compare, profile_recall, warm_start};
 
 fn main() -> ExitCode {
     // cargo adds --bench.
@@ -50,7 +50,7 @@ fn print_table(title: &str, trace: &Trace) {
 
 /// Of the experts that a token uses of a layer, those that were among as many guesses, and among twice as many.
 fn print_recall(trace: &Trace) {
-    let HabitRecall { next_layer, next_token, popularity, repetition } = habit_recall(trace);
+    let ProfileRecall { next_layer, next_token, popularity, repetition } = profile_recall(trace);
     println!("  {:<46}{:>8}{:>8}", "foreseen in %, by as many guesses and by twice", "1x", "2x");
     for (name, recall) in [
         ("by the layer before", next_layer),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{Model, ModelWriter, Q4_K, Random, TestDirectory, number, stats, within};
 use hypura::config::Config;
 use hypura::plan::Place;
-use hypura::predict::{Habits, Store};
+use hypura::predict::{Store, UsageProfile};
 use hypura::stream::Session;
 
 const LAYERS: usize = 4;
@@ -160,12 +160,12 @@ fn what_is_stored_is_what_was_used() {
         let first = session(&model, directory.path(), SLOTS, &[("HYPURA_PREFETCH", "off")]);
         run(&model, &first, &tokens);
         drop(first);
-        let mut habits = Habits::new(&[0, 1, 2, 3], EXPERTS);
-        Store::new(directory.path().to_owned(), model.gguf.fingerprint()).load(&mut habits);
+        let mut usage_profile = UsageProfile::new(&[0, 1, 2, 3], EXPERTS);
+        Store::new(directory.path().to_owned(), model.gguf.fingerprint()).load(&mut usage_profile);
         for layer in 0..LAYERS {
             for expert in 0..EXPERTS {
                 let uses = tokens.iter().filter(|token| token[layer].contains(&(expert as i32))).count();
-                assert_eq!(habits.uses_per_token(layer, expert), Some(uses as f32 / 50.0));
+                assert_eq!(usage_profile.uses_per_token(layer, expert), Some(uses as f32 / 50.0));
             }
         }
         let second = session(&model, directory.path(), SLOTS, &[("HYPURA_PREFETCH", "off")]);

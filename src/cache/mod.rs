@@ -6,14 +6,14 @@
 //! fragmentation.
 //!
 //! Invariants, all guarded by the one lock that the owner keeps the pools behind:
-//! 1. A slot is Empty, Loading, Torn, Failed or Ready. Only a Ready slot's bytes are ever handed out.
-//! 2. `users` counts the fetches that hold or await a slot. A slot with users, Loading or Torn, is never given away;
+//! 1. A slot is Empty, Loading, Draining, Failed or Ready. Only a Ready slot's bytes are ever handed out.
+//! 2. `users` counts the fetches that hold or await a slot. A slot with users, Loading or Draining, is never given away;
 //!    a Failed one is Empty when its last user leaves.
 //! 3. A Ready slot without users is either in `guessed` (read ahead, not asked for yet) or offered to the pool's
 //!    [`policy`], which says who goes first. All other slots are neither, unless Empty: then in `empty`. A slot that was
 //!    *closed*, because memory ran short, is in none of them and gets no block.
 //! 4. A read ahead of need takes an empty or an offered slot, never another guess; a demand read takes those first, and
-//!    then the guess made last, so a ring full of guesses can never starve a demand.
+//!    then the speculative prefetch made last, so a ring full of speculative prefetches can never starve a demand.
 //! 5. A slot whose block the host also keeps elsewhere, in the memory of a GPU, goes before all others but empty ones: nothing has to be
 //!    read again for it. While it may be evicted it is in `copied`, and not offered to the policy.
 
@@ -21,4 +21,4 @@ mod list;
 pub mod policy;
 mod pool;
 
-pub use pool::{Members, NewBlock, Pool, SlotCount, SlotState, TakeFor};
+pub use pool::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};

@@ -13,7 +13,7 @@ pub enum SlotState {
     /// A read is writing to it.
     Loading,
     /// A read that was broken off may still be writing to it; then it is Empty.
-    Torn,
+    Draining,
     /// The read failed. It is Empty once those that awaited it have left.
     Failed,
     /// All bytes of its block.
@@ -31,23 +31,23 @@ pub enum TakeFor {
 
 /// A set of fetches, to wake exactly those that wait. Fetches beyond the 63rd share the last bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Members(u64);
+pub struct WaiterSet(u64);
 
-impl Members {
+impl WaiterSet {
     const SHARED: u32 = u64::BITS - 1;
 
     /// The number of distinct members.
     pub const COUNT: usize = u64::BITS as usize;
 
     /// Adds a member.
-    pub fn insert(&mut self, member: u32) {
-        self.0 |= 1 << member.min(Self::SHARED);
+    pub fn insert(&mut self, waiter: u32) {
+        self.0 |= 1 << waiter.min(Self::SHARED);
     }
 
     /// Takes a member out; the shared one stays, since another fetch may be meant.
-    pub fn remove(&mut self, member: u32) {
-        if member < Self::SHARED {
-            self.0 &= !(1 << member);
+    pub fn remove(&mut self, waiter: u32) {
+        if waiter < Self::SHARED {
+            self.0 &= !(1 << waiter);
         }
     }
 
@@ -84,9 +84,9 @@ pub struct NewBlock {
     /// Its number in the pool's policy.
     pub unit: usize,
     /// The slot that it gets if that one is empty: blocks that all have a slot then lie in their own order.
-    pub home: usize,
+    pub preferred_slot: usize,
     /// Where its first byte will be within the slot.
-    pub lead: usize,
+    pub head_padding: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -95,15 +95,15 @@ struct Slot {
     unit: usize,
     state: SlotState,
     users: u32,
-    members: Members,
+    waiters: WaiterSet,
     /// Read ahead and not asked for since.
     guess: bool,
     /// Never evicted.
-    permanent: bool,
+    pinned: bool,
     /// The host has the block elsewhere, too.
     copied: bool,
     /// Where the block's first byte is within the slot.
-    lead: usize,
+    head_padding: usize,
     /// How often it was taken: tells a read into it from those before.
     generation: u64,
     /// Whether a read has written here, so that the system has given the memory.
@@ -117,7 +117,7 @@ struct Slot {
 struct Before {
     block: usize,
     unit: usize,
-    lead: usize,
+    head_padding: usize,
 }
 
 /// Slots of one size. See the module's invariants.
@@ -171,11 +171,11 @@ impl Pool {
             unit: 0,
             state: SlotState::Empty,
             users: 0,
-            members: Members::default(),
+            waiters: WaiterSet::default(),
             guess: false,
-            permanent: false,
+            pinned: false,
             copied: false,
-            lead: 0,
+            head_padding: 0,
             generation: 0,
             touched: false,
             before: None,
@@ -268,11 +268,11 @@ impl Pool {
         let is_offered = |slot: &Slot| !slot.guess && !slot.copied;
         let offered = slot.filter(|&slot| self.is_listed(slot) && is_offered(&self.slots[slot]));
         if offered.is_some() {
-            self.policy.withdraw(unit);
+            self.policy.set_in_use(unit);
         }
         self.policy.used(unit, at, usage);
         if offered.is_some() {
-            self.policy.offer(unit);
+            self.policy.set_evictable(unit);
         }
     }
 
@@ -284,13 +284,13 @@ impl Pool {
     /// Whether reading a unit ahead of need is likely to gain: its layer, when its turn comes, is foreseen to use it with this
     /// probability, and what would go for it is worth less.
     pub fn would_gain(&self, unit: usize, probability: f32, at: Position) -> bool {
-        let is_better = |victim| self.policy.foreseen_worth(unit, probability, at) > self.policy.worth(victim, at);
+        let is_better = |victim| self.policy.predicted_score(unit, probability, at) > self.policy.score(victim, at);
         self.has_spare() || self.policy.victim(at).is_some_and(is_better)
     }
 
-    /// How much a unit deserves a slot, in one or not: see [`Policy::worth`].
-    pub fn worth(&self, unit: usize, at: Position) -> f64 {
-        self.policy.worth(unit, at)
+    /// How much a unit deserves a slot, in one or not: see [`Policy::score`].
+    pub fn score(&self, unit: usize, at: Position) -> f64 {
+        self.policy.score(unit, at)
     }
 
     /// Whether a slot can be had for which nothing would have to be read again.
@@ -301,8 +301,8 @@ impl Pool {
     /// As [`Self::take`], for a block that comes from elsewhere than the drive and would otherwise be lost: `None` also when every block
     /// that could go for it is worth more.
     pub fn take_for_copy(&mut self, new: NewBlock, at: Position) -> Option<(usize, Option<usize>)> {
-        let worth = self.policy.worth(new.unit, at);
-        let is_better = |victim| worth > self.policy.worth(victim, at);
+        let score = self.policy.score(new.unit, at);
+        let is_better = |victim| score > self.policy.score(victim, at);
         match self.has_spare() || self.policy.victim(at).is_some_and(is_better) {
             true => self.take(new, at, TakeFor::Demand),
             false => None,
@@ -326,7 +326,7 @@ impl Pool {
     /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when every
     /// slot is in use, or, for a read ahead of need, not worth taking.
     pub fn take(&mut self, new: NewBlock, at: Position, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
-        let (slot, before) = match self.take_empty(new.home) {
+        let (slot, before) = match self.take_empty(new.preferred_slot) {
             Some(slot) if !self.memory.provide(slot * self.slot_bytes) => {
                 self.add_empty(slot);
                 return None;
@@ -334,12 +334,12 @@ impl Pool {
             Some(slot) => (slot, None),
             None => {
                 let slot = self.victim(at, purpose)?;
-                let Slot { block, unit, lead, state, users, .. } = self.slots[slot];
+                let Slot { block, unit, head_padding, state, users, .. } = self.slots[slot];
                 assert!(
                     state == SlotState::Ready && users == 0,
                     "a slot is given away that is {state:?}, {users} users"
                 );
-                (slot, Some(Before { block, unit, lead }))
+                (slot, Some(Before { block, unit, head_padding }))
             }
         };
         self.slots[slot] = Slot {
@@ -347,11 +347,11 @@ impl Pool {
             unit: new.unit,
             state: SlotState::Loading,
             users: 0,
-            members: Members::default(),
+            waiters: WaiterSet::default(),
             guess: purpose != TakeFor::Demand,
-            permanent: false,
+            pinned: false,
             copied: false,
-            lead: new.lead,
+            head_padding: new.head_padding,
             generation: self.slots[slot].generation + 1,
             touched: self.slots[slot].touched,
             before,
@@ -360,10 +360,13 @@ impl Pool {
         Some((slot, before.map(|before| before.block)))
     }
 
-    fn take_empty(&mut self, home: usize) -> Option<usize> {
+    fn take_empty(&mut self, preferred_slot: usize) -> Option<usize> {
         let is_empty = |slot: &Slot| slot.state == SlotState::Empty;
-        let slot =
-            if self.slots[..self.slot_count].get(home).is_some_and(is_empty) { home } else { self.empty.front()? };
+        let slot = if self.slots[..self.slot_count].get(preferred_slot).is_some_and(is_empty) {
+            preferred_slot
+        } else {
+            self.empty.front()?
+        };
         self.remove_empty(slot);
         Some(slot)
     }
@@ -393,12 +396,12 @@ impl Pool {
         Some(slot)
     }
 
-    /// The read into a Loading or Torn slot is over. Returns who waits for it; nobody means that the slot may be taken.
-    pub fn loaded(&mut self, slot: usize) -> Members {
+    /// The read into a Loading or Draining slot is over. Returns who waits for it; nobody means that the slot may be taken.
+    pub fn loaded(&mut self, slot: usize) -> WaiterSet {
         self.slots[slot].state = match self.slots[slot].state {
-            SlotState::Torn => {
+            SlotState::Draining => {
                 self.clear(slot);
-                return Members::default();
+                return WaiterSet::default();
             }
             state => {
                 assert_eq!(state, SlotState::Loading, "a slot became Ready that nothing was read into");
@@ -407,21 +410,24 @@ impl Pool {
         };
         self.touch(slot);
         self.settle(slot);
-        self.slots[slot].members
+        self.slots[slot].waiters
     }
 
-    /// The read into a Loading or Torn slot has failed: what is there is of no use. Returns who waits for it; nobody means that the
+    /// The read into a Loading or Draining slot has failed: what is there is of no use. Returns who waits for it; nobody means that the
     /// slot may be taken.
-    pub fn failed(&mut self, slot: usize) -> Members {
-        let Slot { state, users, members, .. } = self.slots[slot];
-        assert!(matches!(state, SlotState::Loading | SlotState::Torn), "a read failed into a slot that is {state:?}");
+    pub fn failed(&mut self, slot: usize) -> WaiterSet {
+        let Slot { state, users, waiters, .. } = self.slots[slot];
+        assert!(
+            matches!(state, SlotState::Loading | SlotState::Draining),
+            "a read failed into a slot that is {state:?}"
+        );
         self.touch(slot);
         if users == 0 {
             self.clear(slot);
-            return Members::default();
+            return WaiterSet::default();
         }
         self.slots[slot].state = SlotState::Failed;
-        members
+        waiters
     }
 
     fn touch(&mut self, slot: usize) {
@@ -433,7 +439,7 @@ impl Pool {
 
     /// Adds a user: the slot stays until [`Self::leave`]. Says whether this is the first use of a block that was read
     /// ahead.
-    pub fn join(&mut self, slot: usize, member: u32) -> bool {
+    pub fn join(&mut self, slot: usize, waiter: u32) -> bool {
         self.unlist(slot);
         let entry = &mut self.slots[slot];
         assert!(
@@ -442,20 +448,20 @@ impl Pool {
             entry.state
         );
         entry.users += 1;
-        entry.members.insert(member);
+        entry.waiters.insert(waiter);
         std::mem::replace(&mut entry.guess, false)
     }
 
     /// Takes a user away.
-    pub fn leave(&mut self, slot: usize, member: u32) {
+    pub fn leave(&mut self, slot: usize, waiter: u32) {
         let entry = &mut self.slots[slot];
         assert!(entry.users > 0, "a slot is given back that nobody uses");
         entry.users -= 1;
-        entry.members.remove(member);
+        entry.waiters.remove(waiter);
         if entry.users > 0 {
             return;
         }
-        entry.members = Members::default();
+        entry.waiters = WaiterSet::default();
         match entry.state {
             SlotState::Failed => self.clear(slot),
             _ => self.settle(slot),
@@ -463,11 +469,11 @@ impl Pool {
     }
 
     /// Whether a slot's block was read ahead and not asked for since.
-    pub fn is_guess(&self, slot: usize) -> bool {
+    pub fn is_prefetched(&self, slot: usize) -> bool {
         self.slots[slot].guess
     }
 
-    /// A guess was wrong: its slot may be taken like any other.
+    /// A speculative prefetch was wrong: its slot may be taken like any other.
     pub fn expire(&mut self, slot: usize) {
         self.unlist(slot);
         self.slots[slot].guess = false;
@@ -484,7 +490,7 @@ impl Pool {
             self.clear(slot);
             return None;
         };
-        (entry.block, entry.unit, entry.lead) = (before.block, before.unit, before.lead);
+        (entry.block, entry.unit, entry.head_padding) = (before.block, before.unit, before.head_padding);
         entry.state = SlotState::Ready;
         entry.guess = false;
         self.slot_of_unit[before.unit] = slot as u32;
@@ -493,11 +499,11 @@ impl Pool {
     }
 
     /// The read into a Loading slot was broken off: the slot is Empty, or will be once [`Self::loaded`], if it `is_in_flight`.
-    pub fn tear(&mut self, slot: usize, is_in_flight: bool) {
+    pub fn drain(&mut self, slot: usize, is_in_flight: bool) {
         self.assert_idle_read(slot);
         self.touch(slot);
         match is_in_flight {
-            true => self.slots[slot].state = SlotState::Torn,
+            true => self.slots[slot].state = SlotState::Draining,
             false => self.clear(slot),
         }
     }
@@ -520,9 +526,9 @@ impl Pool {
     }
 
     /// Keeps the slot's block for good, or no longer.
-    pub fn set_permanent(&mut self, slot: usize, permanent: bool) {
+    pub fn set_pinned(&mut self, slot: usize, pinned: bool) {
         self.unlist(slot);
-        self.slots[slot].permanent = permanent;
+        self.slots[slot].pinned = pinned;
         self.settle(slot);
     }
 
@@ -538,12 +544,12 @@ impl Pool {
 
     /// The address of the first byte of the block in a slot that is Ready and that someone holds.
     pub fn data(&self, slot: usize) -> *const u8 {
-        let Slot { state, users, lead, .. } = self.slots[slot];
+        let Slot { state, users, head_padding, .. } = self.slots[slot];
         assert!(
             state == SlotState::Ready && users > 0,
             "weights are handed out of a slot that is {state:?}, {users} users"
         );
-        self.address(slot).wrapping_add(lead)
+        self.address(slot).wrapping_add(head_padding)
     }
 
     /// Which of the slot's reads is the latest, counted from 1.
@@ -559,7 +565,7 @@ impl Pool {
     fn is_listed(&self, slot: usize) -> bool {
         let is_open = slot < self.slot_count;
         let slot = &self.slots[slot];
-        is_open && slot.state == SlotState::Ready && slot.users == 0 && !slot.permanent
+        is_open && slot.state == SlotState::Ready && slot.users == 0 && !slot.pinned
     }
 
     /// Recounts all that is kept beside the slots' own states; for tests.
@@ -577,13 +583,13 @@ impl Pool {
         let offered = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess && !self.slots[slot].copied);
         let copied = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess && self.slots[slot].copied);
         assert_eq!(self.copied.iter(&self.links).count(), copied, "copies");
-        assert_eq!(self.policy.offered_count(), offered, "what the policy may give up");
+        assert_eq!(self.policy.evictable_count(), offered, "what the policy may give up");
         assert_eq!(self.untouched_count, open(&|slot| !self.slots[slot].touched), "untouched slots");
         for (index, slot) in self.slots.iter().enumerate() {
             let has_users = slot.users > 0;
-            assert!(has_users || slot.members == Members::default(), "{index}: members without users");
+            assert!(has_users || slot.waiters == WaiterSet::default(), "{index}: members without users");
             match slot.state {
-                SlotState::Empty | SlotState::Torn => assert!(!has_users, "{index}: {slot:?}"),
+                SlotState::Empty | SlotState::Draining => assert!(!has_users, "{index}: {slot:?}"),
                 SlotState::Failed => assert!(has_users, "{index}: {slot:?}"),
                 SlotState::Loading => {}
                 SlotState::Ready => assert_eq!(self.slot_of_unit[slot.unit] as usize, index, "{slot:?}"),
@@ -596,7 +602,7 @@ impl Pool {
             match self.slots[slot] {
                 Slot { guess: true, .. } => self.guessed.remove(&mut self.links, slot),
                 Slot { copied: true, .. } => self.copied.remove(&mut self.links, slot),
-                Slot { unit, .. } => self.policy.withdraw(unit),
+                Slot { unit, .. } => self.policy.set_in_use(unit),
             }
         }
     }
@@ -606,7 +612,7 @@ impl Pool {
             match self.slots[slot] {
                 Slot { guess: true, .. } => self.guessed.push_back(&mut self.links, slot),
                 Slot { copied: true, .. } => self.copied.push_back(&mut self.links, slot),
-                Slot { unit, .. } => self.policy.offer(unit),
+                Slot { unit, .. } => self.policy.set_evictable(unit),
             }
         }
     }
@@ -629,8 +635,8 @@ mod tests {
         Pool::new(64, slots, PolicyKind::Lru.build(shape), shape.unit_count()).unwrap()
     }
 
-    fn take(pool: &mut Pool, block: usize, home: usize, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
-        pool.take(NewBlock { block, unit: block, home, lead: 0 }, HERE, purpose)
+    fn take(pool: &mut Pool, block: usize, preferred_slot: usize, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
+        pool.take(NewBlock { block, unit: block, preferred_slot, head_padding: 0 }, HERE, purpose)
     }
 
     fn load(pool: &mut Pool, block: usize, purpose: TakeFor) -> Option<usize> {
@@ -656,8 +662,10 @@ mod tests {
     #[test]
     fn while_there_is_room_every_block_gets_its_own_place() {
         let mut pool = pool(4);
-        let places: Vec<usize> =
-            [2, 0, 9, 3].iter().map(|&home| take(&mut pool, home, home, TakeFor::Demand).unwrap().0).collect();
+        let places: Vec<usize> = [2, 0, 9, 3]
+            .iter()
+            .map(|&preferred_slot| take(&mut pool, preferred_slot, preferred_slot, TakeFor::Demand).unwrap().0)
+            .collect();
         assert_eq!(places, [2, 0, 1, 3], "9 is no slot and gets the first that is left");
         assert_eq!(take(&mut pool, 1, 1, TakeFor::Demand), None);
     }
@@ -670,12 +678,12 @@ mod tests {
         pool.join(used, 0);
         pool.leave(used, 0);
         let (kept, _) = take(&mut pool, 1, 0, TakeFor::Demand).unwrap();
-        pool.set_permanent(kept, true);
+        pool.set_pinned(kept, true);
         pool.loaded(kept);
         assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), None);
         pool.leave(used, 0);
         assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(0))));
-        pool.set_permanent(kept, false);
+        pool.set_pinned(kept, false);
         assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((kept, Some(1))));
     }
 
@@ -689,7 +697,7 @@ mod tests {
         pool.leave(slot, 5);
         assert_eq!(pool.loaded(slot).iter().collect::<Vec<_>>(), [3, 63]);
         let (other, _) = take(&mut pool, 1, 0, TakeFor::Prefetch).unwrap();
-        assert_eq!(pool.loaded(other), Members::default());
+        assert_eq!(pool.loaded(other), WaiterSet::default());
     }
 
     #[test]
@@ -717,7 +725,7 @@ mod tests {
         assert_eq!(pool.empty_count(), 1);
         assert!(pool.would_gain(foreseen, 0.0, HERE));
         pool.remember(held, 1.0);
-        let new = NewBlock { block: held, unit: held, home: 0, lead: 0 };
+        let new = NewBlock { block: held, unit: held, preferred_slot: 0, head_padding: 0 };
         let (slot, _) = pool.take(new, HERE, TakeFor::Demand).unwrap();
         assert!(!pool.would_gain(foreseen, 1.0, HERE), "nothing can be had");
         pool.loaded(slot);
@@ -733,7 +741,7 @@ mod tests {
         let (queued, _) = take(&mut pool, 1, 1, TakeFor::Prefetch).unwrap();
         pool.expire(read);
         assert_eq!(pool.give_back(queued, |_| false), None);
-        assert!(!pool.is_guess(read));
+        assert!(!pool.is_prefetched(read));
         assert_eq!(take(&mut pool, 2, 1, TakeFor::Prefetch), Some((queued, None)));
         assert_eq!(take(&mut pool, 3, 1, TakeFor::Prefetch), Some((read, Some(0))));
     }
@@ -746,7 +754,7 @@ mod tests {
         let guess = |pool: &mut Pool| take(pool, 2, 0, TakeFor::Prefetch);
         assert_eq!(guess(&mut pool), Some((slot, Some(0))));
         assert_eq!(pool.give_back(slot, |block| block != 0), Some(0));
-        assert_eq!((pool.state(slot), pool.block(slot), pool.is_guess(slot)), (SlotState::Ready, 0, false));
+        assert_eq!((pool.state(slot), pool.block(slot), pool.is_prefetched(slot)), (SlotState::Ready, 0, false));
         assert!(!pool.join(slot, 0), "it is a hit like any other");
         pool.leave(slot, 0);
         // Read again into another slot meanwhile, it stays there.
@@ -761,10 +769,10 @@ mod tests {
         load(&mut pool, 0, TakeFor::Demand).unwrap();
         for is_in_flight in [true, false] {
             let (slot, _) = take(&mut pool, 1, 0, TakeFor::Prefetch).unwrap();
-            pool.tear(slot, is_in_flight);
+            pool.drain(slot, is_in_flight);
             if is_in_flight {
                 assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), None, "it is still written to");
-                assert_eq!(pool.loaded(slot), Members::default());
+                assert_eq!(pool.loaded(slot), WaiterSet::default());
             }
             assert_eq!((pool.state(slot), pool.empty_count()), (SlotState::Empty, 1));
             assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((slot, None)));
@@ -785,7 +793,7 @@ mod tests {
         for (block, purpose) in [(0, TakeFor::Demand), (1, TakeFor::Demand), (2, TakeFor::Prefetch)] {
             load(&mut pool, block, purpose).unwrap();
         }
-        pool.set_permanent(1, true);
+        pool.set_pinned(1, true);
         assert_eq!(resize(&mut pool, 1), [1, 2], "of permanent ones and of guesses as well");
         assert_eq!((pool.slot_count(), pool.untouched_bytes()), (1, 0));
         assert_eq!(take(&mut pool, 5, 3, TakeFor::Demand), Some((0, Some(0))), "a home that is closed is no home");
@@ -846,7 +854,7 @@ mod tests {
         let shape = Shape { layer_count: 1, expert_count: 4 };
         let slots = SlotCount { now: 1, most: 1 };
         let mut pool = Pool::new(64, slots, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
-        let new = |block| NewBlock { block, unit: block, home: 0, lead: 0 };
+        let new = |block| NewBlock { block, unit: block, preferred_slot: 0, head_padding: 0 };
         for (unit, uses_per_token) in [(0, 0.5), (1, 0.9), (2, 0.1)] {
             pool.remember(unit, uses_per_token);
         }

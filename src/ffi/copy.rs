@@ -132,7 +132,7 @@ pub unsafe extern "C" fn hypura_copy_add(
 pub unsafe extern "C" fn hypura_copy_worth(model: *const HypuraModel, tensor: usize, expert: usize) -> f64 {
     // SAFETY: the contract of this function.
     let Some(session) = (unsafe { model.as_ref() }).and_then(|model| model.session.as_ref()) else { return 0.0 };
-    guard_infallible(0.0, || session.worth(tensor, expert).unwrap_or(0.0))
+    guard_infallible(0.0, || session.score(tensor, expert).unwrap_or(0.0))
 }
 
 /// The host drops a copy. If the library has not got the expert and thinks it worth keeping, it tells where the host is to put the bytes

@@ -1,11 +1,11 @@
 //! What will be needed next.
 
-mod habits;
+mod confidence;
 mod lookahead;
 mod trial;
-mod trust;
+mod usage_profile;
 
-pub use habits::{Foreseen, Habits, Recent, Store};
+pub use confidence::Confidence;
 pub use lookahead::{Lookahead, Sight, Successor, Visit};
 pub use trial::Trial;
-pub use trust::Trust;
+pub use usage_profile::{Predicted, Recent, Store, UsageProfile};

@@ -45,16 +45,16 @@ impl Policy for Belady {
         assert_eq!(time, Some(at.pass as usize * self.shape.layer_count + at.layer), "another trace is played");
     }
 
-    fn offer(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: usize) {
         self.offered.insert((self.next_use(unit), unit));
     }
 
-    fn withdraw(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: usize) {
         self.offered.remove(&(self.next_use(unit), unit));
     }
 
     #[cfg(test)]
-    fn offered_count(&self) -> usize {
+    fn evictable_count(&self) -> usize {
         self.offered.len()
     }
 
@@ -62,7 +62,7 @@ impl Policy for Belady {
         self.offered.last().map(|&(_, unit)| unit)
     }
 
-    fn worth(&self, unit: usize, _at: Position) -> f64 {
+    fn score(&self, unit: usize, _at: Position) -> f64 {
         -(self.next_use(unit) as f64)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The way through: [`Trace`] reads what `HYPURA_TRACE` writes, [`simulate`] plays it against a policy and a number of
 //! slots, [`Belady`] is the policy that knows the future. [`compare`] does all of it, for a table. [`habit_recall`]
-//! measures how well habits foresee a trace, [`warm_start`] what they spare a text at its start.
+//! measures how well the usage profile foresee a trace, [`warm_start`] what they spare a text at its start.
 
 mod belady;
 mod compare;
@@ -16,7 +16,7 @@ mod tests;
 
 pub use belady::Belady;
 pub use compare::{Row, SHARES, compare};
-pub use recall::{HabitRecall, Recall, habit_recall};
+pub use recall::{ProfileRecall, Recall, profile_recall};
 pub use simulate::{Outcome, simulate};
 pub use trace::{ExpertUse, LayerUse, Pass, Trace};
 pub use warm::{WARM_TOKENS, WarmStart, warm_start};

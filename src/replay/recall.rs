@@ -1,34 +1,34 @@
-//! How well a trace's experts are foreseen by habits that are learned while it runs.
+//! How well a trace's experts are foreseen by usage profile that is learned while it runs.
 
 use super::trace::{LayerUse, Trace};
-use crate::predict::{Foreseen, Habits, Recent};
+use crate::predict::{Predicted, Recent, UsageProfile};
 
 /// What the generated tokens used of their layers, and how much of it was foreseen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recall {
     /// Experts used.
     pub uses: u64,
-    /// Foreseen by as many guesses as experts were used.
+    /// Foreseen by as many speculative prefetches as experts were used.
     pub by_as_many: u64,
     /// Foreseen by twice as many.
     pub by_twice_as_many: u64,
 }
 
-/// How well habits foresee, by what they go by.
+/// How well the usage profile foresee, by what they go by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HabitRecall {
+pub struct ProfileRecall {
     /// By the layer before, of the same token.
     pub next_layer: Recall,
     /// By the token before, in the same layer.
     pub next_token: Recall,
     /// By popularity in the layer alone.
     pub popularity: Recall,
-    /// Naming simply what the token before used in the same layer: no more guesses than that.
+    /// Naming simply what the token before used in the same layer: no more speculative prefetches than that.
     pub repetition: Recall,
 }
 
 impl Recall {
-    /// Foreseen among used, in percent, by as many guesses as experts were used and by twice as many.
+    /// Foreseen among used, in percent, by as many speculative prefetches as experts were used and by twice as many.
     pub fn percents(&self) -> [f64; 2] {
         [self.by_as_many, self.by_twice_as_many].map(|right| 100.0 * right as f64 / self.uses.max(1) as f64)
     }
@@ -44,13 +44,13 @@ impl Recall {
     }
 }
 
-/// Plays a trace to habits that know nothing at first. Before each layer of a generated token they foresee it; what is
+/// Plays a trace to the usage profile that know nothing at first. Before each layer of a generated token they foresee it; what is
 /// right counts. Prompts teach them nothing, since a trace does not tell which of a prompt's tokens used which expert.
-pub fn habit_recall(trace: &Trace) -> HabitRecall {
+pub fn profile_recall(trace: &Trace) -> ProfileRecall {
     let numbers: Vec<u32> = (0..trace.shape.layer_count as u32).collect();
-    let mut habits = Habits::new(&numbers, trace.shape.expert_count);
-    let mut recall = HabitRecall::default();
-    let mut foreseen = Vec::new();
+    let mut usage_profile = UsageProfile::new(&numbers, trace.shape.expert_count);
+    let mut recall = ProfileRecall::default();
+    let mut predicted = Vec::new();
     for turn in trace.passes.chunk_by(|one, other| one.turn == other.turn) {
         let mut recent = Recent::default();
         for pass in turn.iter().filter(|pass| pass.is_decode) {
@@ -58,18 +58,18 @@ pub fn habit_recall(trace: &Trace) -> HabitRecall {
             for layer in &pass.layers {
                 let used = experts(layer);
                 if let Some((before, experts)) = &layer_before {
-                    habits.foresee_next_layer(*before, experts, &mut foreseen);
-                    recall.next_layer.count(&used, experts_of(&foreseen));
+                    usage_profile.predict_next_layer(*before, experts, &mut predicted);
+                    recall.next_layer.count(&used, experts_of(&predicted));
                 }
                 let token_before: Vec<usize> = recent.experts(layer.layer).collect();
                 if !token_before.is_empty() {
-                    habits.foresee_next_token(layer.layer, &token_before, &mut foreseen);
-                    recall.next_token.count(&used, experts_of(&foreseen));
+                    usage_profile.predict_next_token(layer.layer, &token_before, &mut predicted);
+                    recall.next_token.count(&used, experts_of(&predicted));
                     recall.repetition.count(&used, token_before.iter().copied());
                 }
-                recall.popularity.count(&used, popular(&habits, layer.layer).into_iter());
+                recall.popularity.count(&used, popular(&usage_profile, layer.layer).into_iter());
                 let routing: Vec<i32> = used.iter().map(|&expert| expert as i32).collect();
-                habits.observe(&mut recent, layer.layer, &routing, 1);
+                usage_profile.observe(&mut recent, layer.layer, &routing, 1);
                 layer_before = Some((layer.layer, used));
             }
         }
@@ -81,13 +81,13 @@ fn experts(layer: &LayerUse) -> Vec<usize> {
     layer.experts.iter().map(|used| used.expert).collect()
 }
 
-fn experts_of(foreseen: &[Foreseen]) -> impl Iterator<Item = usize> + '_ {
-    foreseen.iter().map(|foreseen| foreseen.expert)
+fn experts_of(predicted: &[Predicted]) -> impl Iterator<Item = usize> + '_ {
+    predicted.iter().map(|predicted| predicted.expert)
 }
 
-fn popular(habits: &Habits, layer: usize) -> Vec<usize> {
-    let mut experts: Vec<usize> = (0..habits.expert_count()).collect();
-    let frequency = |expert: usize| habits.uses_per_token(layer, expert).unwrap_or(0.0);
+fn popular(usage_profile: &UsageProfile, layer: usize) -> Vec<usize> {
+    let mut experts: Vec<usize> = (0..usage_profile.expert_count()).collect();
+    let frequency = |expert: usize| usage_profile.uses_per_token(layer, expert).unwrap_or(0.0);
     experts.sort_by(|&one, &other| frequency(other).total_cmp(&frequency(one)));
     experts
 }

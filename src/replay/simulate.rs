@@ -54,7 +54,7 @@ pub(super) fn simulate_from(trace: &Trace, slot_count: usize, policy: &mut dyn P
     for &unit in cached.iter().take(slot_count) {
         simulation.is_cached[unit] = true;
         simulation.free_slots -= 1;
-        simulation.policy.offer(unit);
+        simulation.policy.set_evictable(unit);
     }
     let mut outcome = Outcome::default();
     for (number, pass) in trace.passes.iter().enumerate() {
@@ -84,7 +84,7 @@ impl Simulation<'_> {
         for used in &layer.experts {
             let unit = trace.shape.unit(layer.layer, used.expert);
             if self.is_cached[unit] {
-                self.policy.withdraw(unit);
+                self.policy.set_in_use(unit);
                 self.held.push(unit);
             } else {
                 self.missing.push(unit);
@@ -108,11 +108,11 @@ impl Simulation<'_> {
             return;
         }
         let victim = self.policy.victim(at).unwrap_or_else(|| {
-            self.held.drain(..).for_each(|unit| self.policy.offer(unit));
+            self.held.drain(..).for_each(|unit| self.policy.set_evictable(unit));
             self.policy.victim(at).expect("what was held is offered")
         });
         assert!(std::mem::replace(&mut self.is_cached[victim], false), "a victim must be in RAM");
-        self.policy.withdraw(victim);
+        self.policy.set_in_use(victim);
     }
 
     fn let_go(&mut self, trace: &Trace, layer: &LayerUse) {
@@ -120,7 +120,7 @@ impl Simulation<'_> {
         for used in &layer.experts {
             let unit = trace.shape.unit(layer.layer, used.expert);
             if self.is_cached[unit] {
-                self.policy.offer(unit);
+                self.policy.set_evictable(unit);
             }
         }
         self.held.clear();

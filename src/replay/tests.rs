@@ -1,4 +1,4 @@
-//! Reading traces, Belady beside brute force, and the policies on routing that is made up but has the habits of the
+//! Reading traces, Belady beside brute force, and the policies on routing that is made up but has the usage profile of the
 //! real.
 
 use super::*;
@@ -21,7 +21,7 @@ fn trace_of(shape: Shape, tokens: &[Vec<Vec<usize>>]) -> Trace {
     Trace { model: "made up".to_owned(), shape, passes: tokens.iter().map(pass).collect() }
 }
 
-/// Routing with the habits of real models: some experts of a layer are popular, what is popular drifts, and a token
+/// Routing with the usage profile of real models: some experts of a layer are popular, what is popular drifts, and a token
 /// tends to repeat the choices of the one before it.
 fn made_up(shape: Shape, used: usize, token_count: usize, seed: u64) -> Trace {
     let mut random = Random::new(seed);
@@ -223,15 +223,15 @@ impl Policy for Liar {
         "liar"
     }
     fn used(&mut self, _unit: usize, _at: Position, _usage: Use) {}
-    fn offer(&mut self, _unit: usize) {}
-    fn withdraw(&mut self, _unit: usize) {}
-    fn offered_count(&self) -> usize {
+    fn set_evictable(&mut self, _unit: usize) {}
+    fn set_in_use(&mut self, _unit: usize) {}
+    fn evictable_count(&self) -> usize {
         1
     }
     fn victim(&self, _at: Position) -> Option<usize> {
         Some(3)
     }
-    fn worth(&self, _unit: usize, _at: Position) -> f64 {
+    fn score(&self, _unit: usize, _at: Position) -> f64 {
         0.0
     }
 }
@@ -255,7 +255,7 @@ fn recall_counts_what_was_foreseen() {
         })
         .collect();
     let trace = trace_of(shape, &tokens);
-    let recall = habit_recall(&trace);
+    let recall = profile_recall(&trace);
     assert_eq!([recall.next_layer.uses, recall.next_token.uses, recall.popularity.uses], [400, 2 * 399, 800]);
     assert!(recall.next_layer.percents()[0] >= 99.0, "{recall:?}");
     assert!(recall.next_token.percents()[0] >= 98.0, "{recall:?}");

@@ -1,10 +1,10 @@
-//! What a warm start is worth: each text of a trace begun cold, and begun with the habits that the texts before it
+//! What a warm start is worth: each text of a trace begun cold, and begun with the usage profile that the texts before it
 //! left.
 
 use super::simulate::{Outcome, simulate_from};
 use super::trace::Trace;
 use crate::cache::policy::PolicyKind;
-use crate::predict::{Habits, Recent};
+use crate::predict::{Recent, UsageProfile};
 
 /// Generated tokens of each text that count.
 pub const WARM_TOKENS: usize = 32;
@@ -27,7 +27,7 @@ pub struct WarmStart {
 pub fn warm_start(trace: &Trace, slot_count: usize) -> Option<WarmStart> {
     let decoded = trace.without_prompts();
     let numbers: Vec<u32> = (0..trace.shape.layer_count as u32).collect();
-    let mut habits = Habits::new(&numbers, trace.shape.expert_count);
+    let mut usage_profile = UsageProfile::new(&numbers, trace.shape.expert_count);
     let mut result: Option<WarmStart> = None;
     for (index, turn) in decoded.passes.chunk_by(|one, other| one.turn == other.turn).enumerate() {
         if index > 0 {
@@ -36,7 +36,7 @@ pub fn warm_start(trace: &Trace, slot_count: usize) -> Option<WarmStart> {
             let mut policy = PolicyKind::DEFAULT.build(trace.shape);
             let cold = simulate_from(&text, slot_count, &mut *policy, &[]);
             let mut policy = PolicyKind::DEFAULT.build(trace.shape);
-            let hottest = hottest(&habits, &decoded);
+            let hottest = hottest(&usage_profile, &decoded);
             hottest.iter().for_each(|&(uses_per_token, unit)| policy.remember(unit, uses_per_token));
             let units: Vec<usize> = hottest.iter().map(|&(_, unit)| unit).collect();
             let warm = simulate_from(&text, slot_count, &mut *policy, &units);
@@ -47,16 +47,16 @@ pub fn warm_start(trace: &Trace, slot_count: usize) -> Option<WarmStart> {
         let mut recent = Recent::default();
         for layer in turn.iter().flat_map(|pass| &pass.layers) {
             let routing: Vec<i32> = layer.experts.iter().map(|used| used.expert as i32).collect();
-            habits.observe(&mut recent, layer.layer, &routing, 1);
+            usage_profile.observe(&mut recent, layer.layer, &routing, 1);
         }
     }
     result
 }
 
 /// The units that were ever used with the uses per token, the hottest first.
-fn hottest(habits: &Habits, trace: &Trace) -> Vec<(f32, usize)> {
+fn hottest(usage_profile: &UsageProfile, trace: &Trace) -> Vec<(f32, usize)> {
     let shape = trace.shape;
-    let uses = |unit| habits.uses_per_token(shape.layer(unit), unit % shape.expert_count);
+    let uses = |unit| usage_profile.uses_per_token(shape.layer(unit), unit % shape.expert_count);
     let mut units: Vec<(f32, usize)> =
         (0..shape.unit_count()).filter_map(|unit| Some((uses(unit).filter(|&uses| uses > 0.0)?, unit))).collect();
     units.sort_by(|(one, _), (other, _)| other.total_cmp(one));

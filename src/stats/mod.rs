@@ -41,14 +41,14 @@ impl Counter {
 
 /// How well a source of predictions foresees.
 #[derive(Debug, Default)]
-pub struct Foresight {
+pub struct Recall {
     /// Experts that layers wanted and that had been named.
     pub right: Counter,
     /// Experts that the layers wanted of which it named some.
     pub wanted: Counter,
 }
 
-impl Foresight {
+impl Recall {
     /// The share that was foreseen, if anything was wanted.
     fn recall(&self) -> Option<f64> {
         let wanted = self.wanted.get();
@@ -87,7 +87,7 @@ pub struct Counters {
     pub prefetch_used: Counter,
     /// Those that were taken back before their read began.
     pub prefetch_cancelled: Counter,
-    /// Guesses that were read, and not wanted where they were foreseen.
+    /// Prefetches that were read, and not wanted where they were foreseen.
     pub prefetch_wasted: Counter,
     /// Blocks of experts that a layer to come was certain to use, read for that before it wanted them; not among the prefetched.
     pub certain_reads: Counter,
@@ -104,9 +104,9 @@ pub struct Counters {
     /// Blocks read at the start because earlier runs used them much.
     pub warm_reads: Counter,
     /// What routers named, applied one layer early.
-    pub by_router: Foresight,
-    /// What habits named.
-    pub by_habit: Foresight,
+    pub by_router: Recall,
+    /// What the usage profile named.
+    pub by_profile: Recall,
     /// Experts that steps of a token wanted, of all layers but the first one.
     pub wanted_in_steps: Counter,
     /// Tokens computed, prompts included.
@@ -148,7 +148,7 @@ impl Counters {
             prefetch_wasted: self.prefetch_wasted.get(),
             lookahead_recall: self.by_router.recall(),
             lookahead_coverage: self.lookahead_coverage(),
-            habit_recall: self.by_habit.recall(),
+            habit_recall: self.by_profile.recall(),
             certain_reads: self.certain_reads.get(),
             certain_bytes: self.certain_bytes.get(),
             certain_used: self.certain_used.get(),

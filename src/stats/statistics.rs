@@ -47,7 +47,7 @@ pub struct Statistics {
     pub prefetch_used: u64,
     /// Those that were taken back before their read began.
     pub prefetch_cancelled: u64,
-    /// Guesses that were read, and not wanted where they were foreseen.
+    /// Prefetches that were read, and not wanted where they were foreseen.
     pub prefetch_wasted: u64,
     /// Whether reading what is foreseen made computing wait less, as far as that is known.
     pub prefetch_pays: Option<bool>,

@@ -128,7 +128,7 @@ impl Core {
 
     fn let_go(&self, state: &mut State, engine: &dyn Engine, reads: &[(usize, SlotId)]) {
         for &(block, id) in reads {
-            if state.location[block] == Some(id) && state.pools[id.pool].is_guess(id.slot) {
+            if state.location[block] == Some(id) && state.pools[id.pool].is_prefetched(id.slot) {
                 state.is_certain[block] = false;
                 self.take_back(state, engine, block, id);
             }

@@ -6,17 +6,17 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cache::policy::{PolicyKind, Position};
-use crate::cache::{Members, NewBlock, Pool, SlotCount, SlotState, TakeFor};
+use crate::cache::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::placement::Task;
-use crate::predict::Habits;
+use crate::predict::UsageProfile;
 use crate::stats::Counters;
 
 use super::dense::{Order, Pins};
-use super::speculation::Guesses;
+use super::speculation::Speculation;
 use super::tensors::StreamedTensors;
 use super::timeline::{Event, Timeline};
 use crate::forecast::Pace;
@@ -41,15 +41,15 @@ pub(super) struct State {
     /// Where the computation is, as policies count it.
     pub(super) position: Position,
     pub(super) pins: Pins,
-    pub(super) guesses: Guesses,
+    pub(super) speculation: Speculation,
     pub(super) pace: Pace,
     /// The latest failure. Nothing is handed out until a later demand has found its cause gone.
     pub(super) failure: Option<Failure>,
     failure_count: u64,
     /// The fetches that exist.
-    pub(super) fetches: Members,
+    pub(super) fetches: WaiterSet,
     /// Those that sleep until a slot can be had.
-    pub(super) want_room: Members,
+    pub(super) want_room: WaiterSet,
     pub(super) reads_in_flight: usize,
     /// Slots that are being read into to warm the cache.
     pub(super) warming: Vec<SlotId>,
@@ -88,10 +88,10 @@ pub(super) struct Core {
     /// By member: signalled when a slot that it awaits becomes Ready, when it wants room and a slot becomes free, and on
     /// an error.
     pub(super) signals: Box<[Condvar]>,
-    /// Signalled when there is something new for the keeper of habits.
+    /// Signalled when there is something new for the keeper of the usage profile.
     pub(super) keeper: Condvar,
     /// Nobody takes this lock while holding that of the state.
-    pub(super) habits: Mutex<Habits>,
+    pub(super) usage_profile: Mutex<UsageProfile>,
     pub(super) counters: Counters,
     pub(super) streamed: Arc<StreamedTensors>,
     /// What divides a budget among the pools.
@@ -137,12 +137,12 @@ impl Core {
             order: Order::new(&streamed.likely_order()),
             position: Position { pass: 0, layer: 0 },
             pins: Pins::new(&streamed, &slots_now),
-            guesses: Guesses::new(prefetch == PrefetchSetting::On, streamed.expert_layers.len()),
+            speculation: Speculation::new(prefetch == PrefetchSetting::On, streamed.expert_layers.len()),
             pace: Pace::default(),
             failure: None,
             failure_count: 0,
-            fetches: Members::default(),
-            want_room: Members::default(),
+            fetches: WaiterSet::default(),
+            want_room: WaiterSet::default(),
             reads_in_flight: 0,
             warming: Vec::new(),
             stopping: false,
@@ -150,9 +150,9 @@ impl Core {
         };
         Ok(Arc::new(Self {
             state: Mutex::new(state),
-            signals: (0..Members::COUNT).map(|_| Condvar::new()).collect(),
+            signals: (0..WaiterSet::COUNT).map(|_| Condvar::new()).collect(),
             keeper: Condvar::new(),
-            habits: Mutex::new(Habits::new(
+            usage_profile: Mutex::new(UsageProfile::new(
                 &streamed.expert_layer_numbers(),
                 streamed.policy_shape(false).expert_count,
             )),
@@ -200,15 +200,15 @@ impl Core {
         assert!(state.location[block].is_none(), "a block is read that has a slot already");
         let extent = self.streamed.blocks[block];
         let range = files[extent.file].widen(extent.offset, extent.size_bytes);
-        let new = self.new_block(block, range.lead);
+        let new = self.new_block(block, range.head_padding);
         assert_eq!(self.streamed.tensor_of(block).0.pool, pool, "a block belongs into slots of its own size");
         let purpose = if priority == Priority::Demand { TakeFor::Demand } else { TakeFor::Prefetch };
         let (slot, evicted) = state.pools[pool].take(new, state.position, purpose)?;
         if let Some(evicted) = evicted {
             state.location[evicted] = None;
         }
-        if state.pins.is_permanent(block) {
-            state.pools[pool].set_permanent(slot, true);
+        if state.pins.is_pinned(block) {
+            state.pools[pool].set_pinned(slot, true);
         }
         let id = SlotId { pool, slot };
         state.location[block] = Some(id);
@@ -231,10 +231,15 @@ impl Core {
         Some(id)
     }
 
-    /// A block as its pool gets to know it; its first byte will be `lead` bytes into the slot.
-    pub(super) fn new_block(&self, block: usize, lead: usize) -> NewBlock {
+    /// A block as its pool gets to know it; its first byte will be `head_padding` bytes into the slot.
+    pub(super) fn new_block(&self, block: usize, head_padding: usize) -> NewBlock {
         let (tensor, number) = self.streamed.tensor_of(block);
-        NewBlock { block, unit: tensor.first_unit + number, home: tensor.first_in_pool + number, lead }
+        NewBlock {
+            block,
+            unit: tensor.first_unit + number,
+            preferred_slot: tensor.first_in_pool + number,
+            head_padding,
+        }
     }
 
     /// Brings the time with a read in flight up to date: a busy drive may not pause for minutes.
@@ -342,9 +347,9 @@ impl Core {
     }
 
     /// Wakes fetches; to be called without the lock.
-    pub(super) fn wake(&self, members: Members) {
-        for member in members.iter() {
-            self.signals[member].notify_all();
+    pub(super) fn wake(&self, waiters: WaiterSet) {
+        for waiter in waiters.iter() {
+            self.signals[waiter].notify_all();
         }
     }
 }
@@ -389,17 +394,17 @@ impl Sink for Core {
         warmed.map(|index| state.warming.swap_remove(index));
         let block = state.pools[id.pool].block(id.slot);
         // What was broken off has been counted already, as far as it went.
-        let is_torn = state.pools[id.pool].state(id.slot) == SlotState::Torn;
+        let is_draining = state.pools[id.pool].state(id.slot) == SlotState::Draining;
         self.record(Event::ReadEnd, block);
         let awaited_by = match outcome {
             Ok(()) => {
-                if !is_torn {
+                if !is_draining {
                     self.counters.read_bytes.add(self.streamed.blocks[block].size_bytes as u64);
                 }
                 state.pools[id.pool].loaded(id.slot)
             }
             Err(_) => {
-                if !is_torn {
+                if !is_draining {
                     state.location[block] = None;
                 }
                 state.pools[id.pool].failed(id.slot)
@@ -407,11 +412,11 @@ impl Sink for Core {
         };
         match outcome {
             // What nobody waits for is read again should anybody want it, and then fails for that one.
-            Err(error) if awaited_by != Members::default() => return self.fail(state, error),
+            Err(error) if awaited_by != WaiterSet::default() => return self.fail(state, error),
             Err(error) => tracing::debug!("a read ahead of need failed: {error}"),
             Ok(()) => {}
         }
-        let wake = if awaited_by == Members::default() { state.want_room } else { awaited_by };
+        let wake = if awaited_by == WaiterSet::default() { state.want_room } else { awaited_by };
         drop(state);
         self.wake(wake);
         if warmed.is_some() {

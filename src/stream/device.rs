@@ -42,12 +42,12 @@ impl Session {
     ///
     /// # Errors
     /// As [`Self::add_copy`].
-    pub fn worth(&self, tensor: usize, expert: usize) -> Result<f64> {
+    pub fn score(&self, tensor: usize, expert: usize) -> Result<f64> {
         let core = &self.running()?.core;
         let block = self.block_of(tensor, expert)?;
         let state = core.state.lock();
         let streamed = core.streamed.tensor_of(block).0;
-        Ok(state.pools[streamed.pool].worth(streamed.first_unit + expert, state.position))
+        Ok(state.pools[streamed.pool].score(streamed.first_unit + expert, state.position))
     }
 
     /// The host has a copy of an expert now.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cache::{Members, SlotState};
+use crate::cache::{SlotState, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
 use crate::io::{Priority, Request};
@@ -54,7 +54,7 @@ pub struct Fetch {
     /// Between a successful `begin` and `end`.
     begun: bool,
     /// Our number among the session's fetches, from the first demand on.
-    member: Option<u32>,
+    waiter: Option<u32>,
     /// Reads to submit, and tokens to promote with their generations, once the lock is released.
     requests: Vec<Request>,
     promotions: Vec<(usize, u64)>,
@@ -79,7 +79,7 @@ impl Fetch {
             row_counts: Vec::new(),
             pass: Pass::default(),
             begun: false,
-            member: None,
+            waiter: None,
             requests: Vec::new(),
             promotions: Vec::new(),
         }
@@ -116,34 +116,34 @@ impl Fetch {
         let core = &running.core;
         let mut state = core.state.lock();
         state.check()?;
-        let member = *self.member.get_or_insert_with(|| state.fetches.first_free());
-        state.fetches.insert(member);
+        let waiter = *self.waiter.get_or_insert_with(|| state.fetches.first_free());
+        state.fetches.insert(waiter);
         let Self { pass, experts, row_counts, .. } = self;
-        let demand = Demand { tensor: index, streamed, experts, row_counts, routing, tokens, member };
+        let demand = Demand { tensor: index, streamed, experts, row_counts, routing, tokens, waiter };
         let notes = pass.enter(running, &mut state, &demand);
         core.counters.device_hits.add((self.experts.len() - self.wanted.len()) as u64);
-        self.look_up(core, &mut state, streamed, member);
-        self.request_missing(core, &mut state, member);
+        self.look_up(core, &mut state, streamed, waiter);
+        self.request_missing(core, &mut state, waiter);
         let Self { wanted, requests, pass, .. } = self;
         core.read_certain(&mut state, &session.files, &mut pass.certain, requests);
         core.read_ahead(&mut state, &session.files, session.config.prefetch, (index, &pass.walk), wanted, requests);
         drop(state);
         self.submit(running);
         let Self { pass, experts, row_counts, .. } = self;
-        let demand = Demand { tensor: index, streamed, experts, row_counts, routing, tokens, member };
+        let demand = Demand { tensor: index, streamed, experts, row_counts, routing, tokens, waiter };
         pass.conclude(running, &demand, notes);
         self.begun = true;
         Ok(())
     }
 
     /// Finds what of the demand is in a slot, and what is missing.
-    fn look_up(&mut self, core: &Core, state: &mut State, streamed: &StreamedTensor, member: u32) {
+    fn look_up(&mut self, core: &Core, state: &mut State, streamed: &StreamedTensor, waiter: u32) {
         for index in 0..self.wanted.len() {
             let block = streamed.first_block + self.wanted[index];
             let hit = match state.location[block] {
                 Some(id) => {
                     self.awaited.push(id);
-                    self.join(core, state, id, member)
+                    self.join(core, state, id, waiter)
                 }
                 None => {
                     self.missing.push(block);
@@ -216,16 +216,16 @@ impl Fetch {
         let session = Arc::clone(&self.session);
         let running = session.running()?;
         let core = &running.core;
-        let Some(member) = self.member.filter(|_| self.begun) else {
+        let Some(waiter) = self.waiter.filter(|_| self.begun) else {
             return Err(Error::new(ErrorCode::InvalidArgument, "no demand has begun"));
         };
         let mut state = core.state.lock();
-        let mut freed = self.release_held(core, &mut state, member);
+        let mut freed = self.release_held(core, &mut state, waiter);
         let mut waiting_since: Option<Instant> = None;
         loop {
             state.check()?;
-            freed.extend(self.drop_failed(&mut state, member));
-            self.request_missing(core, &mut state, member);
+            freed.extend(self.drop_failed(&mut state, waiter));
+            self.request_missing(core, &mut state, waiter);
             let Self { awaited, held, .. } = self;
             awaited.retain(|&id| {
                 let ready = state.pools[id.pool].state(id.slot) == SlotState::Ready;
@@ -234,7 +234,7 @@ impl Fetch {
                 }
                 !ready
             });
-            if !self.requests.is_empty() || freed != Members::default() {
+            if !self.requests.is_empty() || freed != WaiterSet::default() {
                 // Neither submitting nor waking others is done under the lock; much may have changed afterwards.
                 drop(state);
                 self.submit(running);
@@ -246,13 +246,13 @@ impl Fetch {
                 break;
             }
             if !self.missing.is_empty() {
-                state.want_room.insert(member);
+                state.want_room.insert(waiter);
             }
             if waiting_since.is_none() {
                 waiting_since = Some(Instant::now());
                 core.record(Event::WaitBegin, self.first_block);
             }
-            core.signals[member as usize].wait(&mut state);
+            core.signals[waiter as usize].wait(&mut state);
         }
         if let Some(since) = waiting_since {
             core.counters.stall_time.add_time(since.elapsed());
@@ -317,26 +317,26 @@ impl Fetch {
         let running = session.running()?;
         let core = &running.core;
         let streamed = core.streamed.find(tensor).map(|index| &core.streamed.tensors[index]);
-        let (Some(streamed), Some(member)) =
-            (streamed.filter(|tensor| tensor.is_expert), self.member.filter(|_| self.begun))
+        let (Some(streamed), Some(waiter)) =
+            (streamed.filter(|tensor| tensor.is_expert), self.waiter.filter(|_| self.begun))
         else {
             let message = format!("tensor {tensor} has no experts that are streamed, or no demand has begun");
             return Err(Error::new(ErrorCode::InvalidArgument, message));
         };
         let mut state = core.state.lock();
         state.check()?;
-        let freed = self.release_held(core, &mut state, member);
+        let freed = self.release_held(core, &mut state, waiter);
         // First of all the drive: there may be room now for what is missing.
-        self.request_missing(core, &mut state, member);
+        self.request_missing(core, &mut state, waiter);
         for &expert in self.experts.iter().filter(|&&expert| expert < streamed.block_count) {
             let block = streamed.first_block + expert;
             let Some(id) = state.location[block] else { continue };
             let pool = &mut state.pools[id.pool];
             // What was read ahead is left to the demand that it was read for, which counts it.
-            if pool.state(id.slot) != SlotState::Ready || pool.is_guess(id.slot) {
+            if pool.state(id.slot) != SlotState::Ready || pool.is_prefetched(id.slot) {
                 continue;
             }
-            pool.join(id.slot, member);
+            pool.join(id.slot, waiter);
             deliver.push(Block { expert, data: pool.data(id.slot) });
             self.held.push(id);
             core.record(Event::ComputeBegin, block);
@@ -371,10 +371,10 @@ impl Fetch {
             return;
         }
         let session = Arc::clone(&self.session);
-        if let (Ok(running), Some(member)) = (session.running(), self.member) {
+        if let (Ok(running), Some(waiter)) = (session.running(), self.waiter) {
             let mut state = running.core.state.lock();
             std::mem::swap(&mut self.held, &mut self.kept);
-            let freed = self.release_held(&running.core, &mut state, member);
+            let freed = self.release_held(&running.core, &mut state, waiter);
             std::mem::swap(&mut self.held, &mut self.kept);
             drop(state);
             running.core.wake(freed);
@@ -388,10 +388,10 @@ impl Fetch {
             return;
         }
         let session = Arc::clone(&self.session);
-        if let (Some(running), Some(member)) = (session.started(), self.member) {
+        if let (Some(running), Some(waiter)) = (session.started(), self.waiter) {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
-            let freed = self.release_held(&running.core, &mut state, member);
+            let freed = self.release_held(&running.core, &mut state, waiter);
             if let Some(tensor) = self.pass.tensor().filter(|&tensor| !running.core.streamed.tensors[tensor].is_expert)
             {
                 let (files, setting) = (&session.files, session.config.prefetch);
@@ -465,19 +465,19 @@ impl Fetch {
     }
 
     /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.
-    fn join(&mut self, core: &Core, state: &mut State, id: SlotId, member: u32) -> bool {
+    fn join(&mut self, core: &Core, state: &mut State, id: SlotId, waiter: u32) -> bool {
         let loading = state.pools[id.pool].state(id.slot) == SlotState::Loading;
-        let was_guess = state.pools[id.pool].join(id.slot, member);
-        if was_guess {
+        let was_prefetched = state.pools[id.pool].join(id.slot, waiter);
+        if was_prefetched {
             let block = state.pools[id.pool].block(id.slot);
             let was_certain = std::mem::take(&mut state.is_certain[block]);
             let counter = if was_certain { &core.counters.certain_used } else { &core.counters.prefetch_used };
             counter.add(1);
         }
-        if loading && (was_guess || state.warming.contains(&id)) {
+        if loading && (was_prefetched || state.warming.contains(&id)) {
             self.promotions.push((core.token(id), state.pools[id.pool].generation(id.slot)));
         }
-        !was_guess && !loading
+        !was_prefetched && !loading
     }
 
     fn count_missing(&self, core: &Core, tensor: &StreamedTensor) {
@@ -489,7 +489,7 @@ impl Fetch {
     }
 
     /// Starts reads for what has no slot, as far as slots can be had.
-    fn request_missing(&mut self, core: &Core, state: &mut State, member: u32) {
+    fn request_missing(&mut self, core: &Core, state: &mut State, waiter: u32) {
         while let Some(&block) = self.missing.last() {
             let id = match state.location[block] {
                 // Another fetch has asked for it since, or guessed it.
@@ -502,14 +502,14 @@ impl Fetch {
                 }
             };
             self.missing.pop();
-            self.join(core, state, id, member);
+            self.join(core, state, id, waiter);
             self.awaited.push(id);
         }
     }
 
     /// Misses again what is awaited and whose read has failed: another fetch, which failed with it, may have found the cause gone.
     /// Returns who may want the slots.
-    fn drop_failed(&mut self, state: &mut State, member: u32) -> Members {
+    fn drop_failed(&mut self, state: &mut State, waiter: u32) -> WaiterSet {
         let Self { awaited, missing, .. } = self;
         let before = awaited.len();
         awaited.retain(|id| {
@@ -517,21 +517,21 @@ impl Fetch {
             let has_failed = pool.state(id.slot) == SlotState::Failed;
             if has_failed {
                 missing.push(pool.block(id.slot));
-                pool.leave(id.slot, member);
+                pool.leave(id.slot, waiter);
             }
             !has_failed
         });
-        if awaited.len() == before { Members::default() } else { std::mem::take(&mut state.want_room) }
+        if awaited.len() == before { WaiterSet::default() } else { std::mem::take(&mut state.want_room) }
     }
 
     /// Gives slots back; returns who may want them.
-    fn release_held(&mut self, core: &Core, state: &mut State, member: u32) -> Members {
+    fn release_held(&mut self, core: &Core, state: &mut State, waiter: u32) -> WaiterSet {
         if self.held.is_empty() {
-            return Members::default();
+            return WaiterSet::default();
         }
         for id in self.held.drain(..) {
             core.record(Event::ComputeEnd, state.pools[id.pool].block(id.slot));
-            state.pools[id.pool].leave(id.slot, member);
+            state.pools[id.pool].leave(id.slot, waiter);
         }
         std::mem::take(&mut state.want_room)
     }
@@ -555,10 +555,10 @@ impl Drop for Fetch {
     fn drop(&mut self) {
         self.release();
         self.end();
-        if let (Some(running), Some(member)) = (self.session.started(), self.member) {
+        if let (Some(running), Some(waiter)) = (self.session.started(), self.waiter) {
             let mut state = running.core.state.lock();
             running.core.forget_certain(&mut state, &*running.engine, &mut self.pass.certain);
-            state.fetches.remove(member);
+            state.fetches.remove(waiter);
         }
     }
 }

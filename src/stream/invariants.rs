@@ -26,7 +26,7 @@ impl State {
         };
         let located = self.location.iter().flatten().count();
         assert_eq!(located, in_state(&[SlotState::Loading, SlotState::Ready]), "every block in RAM can be found");
-        assert_eq!(self.reads_in_flight, in_state(&[SlotState::Loading, SlotState::Torn]), "reads in flight");
+        assert_eq!(self.reads_in_flight, in_state(&[SlotState::Loading, SlotState::Draining]), "reads in flight");
         for id in &self.warming {
             assert_eq!(self.pools[id.pool].state(id.slot), SlotState::Loading, "{id:?} is not being warmed");
         }

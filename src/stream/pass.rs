@@ -26,7 +26,7 @@ pub(super) struct Demand<'a> {
     pub(super) routing: &'a [i32],
     pub(super) tokens: usize,
     /// Who demands it.
-    pub(super) member: u32,
+    pub(super) waiter: u32,
 }
 
 /// What is to be done about a demand's notes once the lock is released.
@@ -59,7 +59,7 @@ pub(super) struct Pass {
     visit: Visit,
     routing: Vec<i32>,
     token_count: usize,
-    /// What the layers used last, for habits.
+    /// What the layers used last, for the usage profile.
     recent: Recent,
 }
 
@@ -84,7 +84,7 @@ impl Pass {
         if let Some(layer) = self.entered {
             self.record_trace(running, state, layer, demand);
             self.enter_layer(state, layer, begins_pass, demand);
-            core.settle_guesses(state, &*running.engine, self.visit, demand.experts);
+            core.settle_speculation(state, &*running.engine, self.visit, demand.experts);
             self.knowledge = core.enter_certain(state, &*running.engine, &mut self.certain, layer);
         }
         self.announce(core, state, demand);
@@ -97,7 +97,7 @@ impl Pass {
             tracing::debug!("dense weights now flow through {slots} slots of each size");
         }
         if let Some(layer) = self.entered {
-            running.core.habits.lock().observe(&mut self.recent, layer, demand.routing, demand.tokens);
+            running.core.usage_profile.lock().observe(&mut self.recent, layer, demand.routing, demand.tokens);
         }
         if notes.learn {
             running.learner.wake();
@@ -109,7 +109,7 @@ impl Pass {
         core.count_read_time(state);
         let learn = state.pace.begin_pass(now, tokens, &core.counters);
         let new_ring = core.retune(state);
-        state.guesses.begin_pass(core.counters.stall_time.time(), tokens);
+        state.speculation.begin_pass(core.counters.stall_time.time(), tokens);
         self.certain.begin_pass();
         Notes { new_ring, learn }
     }
@@ -126,8 +126,8 @@ impl Pass {
     /// An expert layer is entered.
     fn enter_layer(&mut self, state: &mut State, layer: usize, is_first: bool, demand: &Demand<'_>) {
         let before = (self.visit.number > 0).then_some(self.visit.layer);
-        let next = state.guesses.enter(before, layer, is_first);
-        self.visit = Visit { layer, visitor: demand.member, number: self.visit.number + 1, is_first, next };
+        let next = state.speculation.enter(before, layer, is_first);
+        self.visit = Visit { layer, visitor: demand.waiter, number: self.visit.number + 1, is_first, next };
         self.token_count = demand.tokens;
         let (routing, tokens) = (demand.routing, demand.tokens);
         let used = routing.len() / tokens.max(1);
@@ -173,9 +173,9 @@ impl Pass {
 
     /// What goes into the latest demand's multiplication, if that is an expert layer's first one.
     pub(super) fn look_ahead(&self, running: &Running, row_length: usize, inputs: &[f32]) {
-        if let (Some(_), Some(foresight)) = (self.entered, &running.foresight) {
+        if let (Some(_), Some(predictor)) = (self.entered, &running.predictor) {
             let seen = Seen { row_length, inputs, routing: &self.routing, token_count: self.token_count };
-            foresight.look_ahead(self.visit, seen, &self.recent);
+            predictor.look_ahead(self.visit, seen, &self.recent);
         }
     }
 

@@ -24,8 +24,8 @@ use super::fetch::Fetch;
 use super::learner::Learner;
 use super::outlook::{Outlook, Surroundings};
 use super::rows::Rows;
-use super::speculation::Foresight;
-use super::speculation::Keeper;
+use super::speculation::Predictor;
+use super::speculation::ProfileKeeper;
 use super::tensors::StreamedTensors;
 use super::timeline::Timeline;
 use super::trace::Trace;
@@ -61,8 +61,8 @@ pub struct Session {
 pub(super) struct Running {
     _membership: Membership,
     // In this order they are dropped: who gives the engine work, the engine, and then nothing writes to the slots any more.
-    pub(super) foresight: Option<Foresight>,
-    _keeper: Option<Keeper>,
+    pub(super) predictor: Option<Predictor>,
+    _keeper: Option<ProfileKeeper>,
     pub(super) engine: Arc<dyn Engine>,
     _stats: Option<StatsWriter>,
     pub(super) learner: Learner,
@@ -286,7 +286,7 @@ impl Session {
             false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes, &core)?)),
         };
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
-        let foresight = self.foresight(&core, &engine, placement.looks_ahead)?;
+        let predictor = self.predictor(&core, &engine, placement.looks_ahead)?;
         let keeper = self.keeper(&core, &engine)?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
@@ -299,7 +299,7 @@ impl Session {
         let learner = Learner::start(Arc::clone(&outlook))?;
         let mut running = Running {
             _membership: membership,
-            foresight,
+            predictor,
             _keeper: keeper,
             engine,
             _stats: None,
@@ -335,19 +335,19 @@ impl Session {
         Ok(running)
     }
 
-    /// The thread that keeps the model's habits, when it has any and there is a place for them.
-    fn keeper(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<Keeper>> {
+    /// The thread that keeps the model's usage profile, when it has experts and there is a place for them.
+    fn keeper(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<ProfileKeeper>> {
         let Some(directory) = self.config.cache_directory.clone() else { return Ok(None) };
         if core.streamed.expert_layers.is_empty() {
             return Ok(None);
         }
         let store = Store::new(directory, self.gguf.fingerprint());
         let warms = self.config.prefetch != PrefetchSetting::Off;
-        Keeper::start(store, warms, core, Arc::clone(&self.files), Arc::clone(engine)).map(Some)
+        ProfileKeeper::start(store, warms, core, Arc::clone(&self.files), Arc::clone(engine)).map(Some)
     }
 
     /// The thread that looks ahead, when there are experts.
-    fn foresight(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>, looks_ahead: bool) -> Result<Option<Foresight>> {
+    fn predictor(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>, looks_ahead: bool) -> Result<Option<Predictor>> {
         if self.config.prefetch == PrefetchSetting::Off || core.streamed.expert_layers.is_empty() {
             return Ok(None);
         }
@@ -355,7 +355,7 @@ impl Session {
             return Ok(None);
         }
         let lookahead = Lookahead::read(&self.gguf, &core.streamed.expert_layer_numbers());
-        Foresight::start(lookahead, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
+        Predictor::start(lookahead, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
     }
 
     /// With fewer slots than one token uses, every expert is gone before it comes round again.
@@ -460,7 +460,7 @@ fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Statist
         .filter(|(location, _)| location.is_some())
         .map(|(_, extent)| extent.size_bytes as u64)
         .sum();
-    let prefetch_pays = state.guesses.trial().verdict();
+    let prefetch_pays = state.speculation.trial().verdict();
     let measured = state.pace.measured();
     drop(state);
     let told = Statistics {

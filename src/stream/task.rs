@@ -161,14 +161,14 @@ mod tests {
         let read_overhead_seconds = tuning.read_overhead_seconds.unwrap_or(0.0);
         let cache_directory = config.cache_directory.as_deref();
         let machine = Machine { profile: &profile, read_overhead_seconds, vram_bytes: 0, cache_directory };
-        let foreseen = foresee(&model.gguf, place, &config, &profile.memory, u64::MAX, &machine).unwrap();
+        let predicted = foresee(&model.gguf, place, &config, &profile.memory, u64::MAX, &machine).unwrap();
         let session = model.session(settings).unwrap();
         let tensor = (0..model.gguf.tensors().len())
             .find(|&tensor| session.streams(tensor) && !session.is_table(tensor))
             .unwrap();
         let ids: &[i32] = if model.gguf.tensors()[tensor].name.contains("_exps") { &[0] } else { &[] };
         session.new_fetch().begin(tensor, ids, 1).unwrap();
-        (foreseen.to_json(), serde_json::from_str(&session.plan_json()).unwrap())
+        (predicted.to_json(), serde_json::from_str(&session.plan_json()).unwrap())
     }
 
     #[test]
@@ -181,12 +181,12 @@ mod tests {
                     if model.session(&settings).is_err() {
                         continue;
                     }
-                    let (foreseen, real) = foreseen_and_real(&model, &settings);
+                    let (predicted, real) = foreseen_and_real(&model, &settings);
                     for key in ["mode", "ram_bytes", "ring_bytes", "slots_bytes", "drive_bytes", "divided_by", "items"]
                     {
-                        assert_eq!(foreseen[key], real[key], "{key} with {settings:?}");
+                        assert_eq!(predicted[key], real[key], "{key} with {settings:?}");
                     }
-                    assert_eq!(foreseen["prediction"]["read_bytes"], real["prediction"]["read_bytes"]);
+                    assert_eq!(predicted["prediction"]["read_bytes"], real["prediction"]["read_bytes"]);
                     compared += 1;
                 }
             }

@@ -156,7 +156,7 @@ impl Policy for Forecast {
         }
     }
 
-    fn offer(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: usize) {
         if self.class[unit] != NOT_OFFERED {
             return;
         }
@@ -166,7 +166,7 @@ impl Policy for Forecast {
         self.occupied |= 1 << class;
     }
 
-    fn withdraw(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: usize) {
         let class = std::mem::replace(&mut self.class[unit], NOT_OFFERED);
         if class == NOT_OFFERED {
             return;
@@ -179,7 +179,7 @@ impl Policy for Forecast {
     }
 
     #[cfg(test)]
-    fn offered_count(&self) -> usize {
+    fn evictable_count(&self) -> usize {
         self.class.iter().filter(|&&class| class != NOT_OFFERED).count()
     }
 
@@ -199,13 +199,13 @@ impl Policy for Forecast {
         last.map(|(_, unit)| unit)
     }
 
-    fn worth(&self, unit: usize, at: Position) -> f64 {
+    fn score(&self, unit: usize, at: Position) -> f64 {
         f64::from(1.0 / self.wait(unit, at))
     }
 
-    fn foreseen_worth(&self, unit: usize, probability: f32, at: Position) -> f64 {
+    fn predicted_score(&self, unit: usize, probability: f32, at: Position) -> f64 {
         let probability = probability.clamp(PROBABILITY_MIN, PROBABILITY_MAX);
-        f64::from(1.0 / self.wait_with(probability, self.shape.layer(unit), at)).max(self.worth(unit, at))
+        f64::from(1.0 / self.wait_with(probability, self.shape.layer(unit), at)).max(self.score(unit, at))
     }
 
     fn remember(&mut self, unit: usize, uses_per_token: f32) {

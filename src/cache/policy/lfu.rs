@@ -27,16 +27,16 @@ impl Policy for Lfu {
         self.uses[unit] += 1;
     }
 
-    fn offer(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: usize) {
         self.offered.insert(unit, self.uses[unit] as f64);
     }
 
-    fn withdraw(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: usize) {
         self.offered.remove(unit);
     }
 
     #[cfg(test)]
-    fn offered_count(&self) -> usize {
+    fn evictable_count(&self) -> usize {
         self.offered.len()
     }
 
@@ -44,7 +44,7 @@ impl Policy for Lfu {
         self.offered.first()
     }
 
-    fn worth(&self, unit: usize, _at: Position) -> f64 {
+    fn score(&self, unit: usize, _at: Position) -> f64 {
         self.uses[unit] as f64
     }
 }

@@ -34,16 +34,16 @@ impl Policy for Lrfu {
         self.level[unit] = ((self.level[unit] - now).exp2() + 1.0).log2() + now;
     }
 
-    fn offer(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: usize) {
         self.offered.insert(unit, self.level[unit]);
     }
 
-    fn withdraw(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: usize) {
         self.offered.remove(unit);
     }
 
     #[cfg(test)]
-    fn offered_count(&self) -> usize {
+    fn evictable_count(&self) -> usize {
         self.offered.len()
     }
 
@@ -51,7 +51,7 @@ impl Policy for Lrfu {
         self.offered.first()
     }
 
-    fn worth(&self, unit: usize, _at: Position) -> f64 {
+    fn score(&self, unit: usize, _at: Position) -> f64 {
         self.level[unit]
     }
 }

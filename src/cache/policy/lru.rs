@@ -35,7 +35,7 @@ impl Policy for Lru {
 
     fn used(&mut self, _unit: usize, _at: Position, _usage: Use) {}
 
-    fn offer(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: usize) {
         if std::mem::replace(&mut self.is_offered[unit], true) {
             return;
         }
@@ -44,14 +44,14 @@ impl Policy for Lru {
         self.list.push_back(&mut self.links, unit);
     }
 
-    fn withdraw(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: usize) {
         if std::mem::replace(&mut self.is_offered[unit], false) {
             self.list.remove(&mut self.links, unit);
         }
     }
 
     #[cfg(test)]
-    fn offered_count(&self) -> usize {
+    fn evictable_count(&self) -> usize {
         self.is_offered.iter().filter(|offered| **offered).count()
     }
 
@@ -59,7 +59,7 @@ impl Policy for Lru {
         self.list.front()
     }
 
-    fn worth(&self, unit: usize, _at: Position) -> f64 {
+    fn score(&self, unit: usize, _at: Position) -> f64 {
         self.offered_at[unit] as f64
     }
 }

@@ -84,29 +84,29 @@ pub trait Policy: Send + std::fmt::Debug {
     fn used(&mut self, unit: usize, at: Position, usage: Use);
 
     /// A unit may be evicted from now on. Nothing happens when it is offered already.
-    fn offer(&mut self, unit: usize);
+    fn set_evictable(&mut self, unit: usize);
 
     /// A unit may not be evicted any more: it is held, being read, or gone. Nothing happens when it is not offered.
-    fn withdraw(&mut self, unit: usize);
+    fn set_in_use(&mut self, unit: usize);
 
     /// The offered unit to evict at this point, `None` when none is offered. It stays offered until it is withdrawn.
     fn victim(&self, at: Position) -> Option<usize>;
 
     /// How much a unit deserves its slot, offered or not, in RAM or not: of two units of one policy at one position,
-    /// the larger value is to be kept. What is about to be read on a guess should be worth more than the victim.
-    fn worth(&self, unit: usize, at: Position) -> f64;
+    /// the larger value is to be kept. What is about to be read as a speculative prefetch should be worth more than the victim.
+    fn score(&self, unit: usize, at: Position) -> f64;
 
     /// What a unit would be worth if its layer uses it with this probability (0 to 1) when its turn comes next, to be
-    /// compared with the [`Self::worth`] of another. A policy without estimates takes what is foreseen to be worth more
+    /// compared with the [`Self::score`] of another. A policy without estimates takes what is foreseen to be worth more
     /// than anything.
-    fn foreseen_worth(&self, unit: usize, probability: f32, at: Position) -> f64 {
+    fn predicted_score(&self, unit: usize, probability: f32, at: Position) -> f64 {
         let _ = (unit, probability, at);
         f64::INFINITY
     }
 
     /// How many units are offered; for tests.
     #[cfg(test)]
-    fn offered_count(&self) -> usize;
+    fn evictable_count(&self) -> usize;
 
     /// Tells what earlier runs know: how often a token uses this unit, 0 to 1. To be called before the first use; a
     /// policy that has no use for it ignores it.

@@ -39,7 +39,7 @@ impl Driven {
                 let usage = Use { token_count, routed_count: 1 + random.below(token_count as usize) as u32 };
                 // Small numbers come more often.
                 let unit = SHAPE.unit(layer, random.below(SHAPE.expert_count).min(random.below(SHAPE.expert_count)));
-                self.withdraw(unit);
+                self.set_in_use(unit);
                 self.policy.used(unit, self.at, usage);
                 self.uses[unit].push((self.at, usage));
                 if random.below(3) == 0 {
@@ -48,29 +48,29 @@ impl Driven {
                     assert_eq!(victim.is_some(), !self.offered.is_empty());
                     if let Some(victim) = victim {
                         assert!(self.offered.contains(&victim), "{victim} may not be evicted");
-                        self.withdraw(victim);
+                        self.set_in_use(victim);
                     }
                 }
                 let other = random.below(SHAPE.unit_count());
                 match random.below(4) {
-                    0 => self.withdraw(other),
-                    1 if self.offers_unused => self.offer(other),
+                    0 => self.set_in_use(other),
+                    1 if self.offers_unused => self.set_evictable(other),
                     _ => {}
                 }
-                self.offer(unit);
+                self.set_evictable(unit);
             }
         }
     }
 
-    fn offer(&mut self, unit: usize) {
-        self.policy.offer(unit);
+    fn set_evictable(&mut self, unit: usize) {
+        self.policy.set_evictable(unit);
         if !self.offered.contains(&unit) {
             self.offered.push(unit);
         }
     }
 
-    fn withdraw(&mut self, unit: usize) {
-        self.policy.withdraw(unit);
+    fn set_in_use(&mut self, unit: usize) {
+        self.policy.set_in_use(unit);
         self.offered.retain(|&offered| offered != unit);
     }
 
@@ -144,7 +144,7 @@ fn the_forecast_is_what_the_whole_past_gives() {
     for seed in 0..3 {
         Driven::new(PolicyKind::Forecast.build(SHAPE)).run(seed, |driven| {
             for unit in 0..SHAPE.unit_count() {
-                let (found, right) = (1.0 / driven.policy.worth(unit, driven.at), driven.wait(unit));
+                let (found, right) = (1.0 / driven.policy.score(unit, driven.at), driven.wait(unit));
                 assert!((found / right - 1.0).abs() < 1e-3, "unit {unit}: {found} instead of {right}");
             }
         });
@@ -178,9 +178,9 @@ fn of_equal_units_the_one_of_the_layer_just_computed_goes_first() {
     let at = Position { pass: 40, layer: 1 };
     policy.used(units[0], Position { pass: 40, layer: 0 }, Use::DECODE);
     policy.used(units[1], at, Use::DECODE);
-    [2, 3, 0, 1].iter().for_each(|&layer| policy.offer(units[layer]));
-    let worths: Vec<f64> = units.iter().map(|&unit| policy.worth(unit, at)).collect();
-    assert!(worths[2] > worths[3] && worths[3] > worths[0] && worths[0] > worths[1], "{worths:?}");
+    [2, 3, 0, 1].iter().for_each(|&layer| policy.set_evictable(units[layer]));
+    let scores: Vec<f64> = units.iter().map(|&unit| policy.score(unit, at)).collect();
+    assert!(scores[2] > scores[3] && scores[3] > scores[0] && scores[0] > scores[1], "{scores:?}");
     assert_eq!(policy.victim(at), Some(units[1]));
 }
 
@@ -195,14 +195,14 @@ fn a_prompt_that_uses_everything_does_not_wash_out_what_is_hot() {
         for expert in 0..SHAPE.expert_count {
             let unit = SHAPE.unit(layer, expert);
             policy.used(unit, Position { pass: 50, layer }, Use { token_count: 512, routed_count: 64 });
-            policy.offer(unit);
+            policy.set_evictable(unit);
         }
     }
     let at = Position { pass: 51, layer: 0 };
     for _ in 1..SHAPE.unit_count() {
         let victim = policy.victim(at).unwrap();
         assert_ne!(victim, hot);
-        policy.withdraw(victim);
+        policy.set_in_use(victim);
     }
     assert_eq!(policy.victim(at), Some(hot));
 }
@@ -215,12 +215,12 @@ fn what_is_foreseen_is_worth_more_the_likelier_and_the_sooner() {
         policy.used(hot, Position { pass, layer: 0 }, Use::DECODE);
     }
     let at = Position { pass: 100, layer: 0 };
-    let foreseen = |probability| policy.foreseen_worth(cold, probability, at);
+    let foreseen = |probability| policy.predicted_score(cold, probability, at);
     assert!(foreseen(0.9) > foreseen(0.5) && foreseen(0.5) > foreseen(0.1));
     // What is used by every token, next time in a whole pass, against what may be used by the next layer.
-    assert!(foreseen(0.9) > policy.worth(hot, at) && policy.worth(hot, at) > foreseen(0.3));
-    assert!(policy.foreseen_worth(hot, 0.0, at) >= policy.worth(hot, at), "what is known of it counts too");
-    assert!(foreseen(0.5) > policy.foreseen_worth(SHAPE.unit(3, 1), 0.5, at), "layer 3 comes later than layer 1");
+    assert!(foreseen(0.9) > policy.score(hot, at) && policy.score(hot, at) > foreseen(0.3));
+    assert!(policy.predicted_score(hot, 0.0, at) >= policy.score(hot, at), "what is known of it counts too");
+    assert!(foreseen(0.5) > policy.predicted_score(SHAPE.unit(3, 1), 0.5, at), "layer 3 comes later than layer 1");
 }
 
 #[test]
@@ -229,12 +229,12 @@ fn what_earlier_runs_know_decides_until_something_is_used() {
     let (cold, hot, unknown) = (SHAPE.unit(1, 0), SHAPE.unit(1, 1), SHAPE.unit(1, 2));
     policy.remember(cold, 0.02);
     policy.remember(hot, 0.6);
-    [hot, unknown, cold].iter().for_each(|&unit| policy.offer(unit));
+    [hot, unknown, cold].iter().for_each(|&unit| policy.set_evictable(unit));
     let at = Position { pass: 0, layer: 0 };
     let order: Vec<usize> = (0..3)
         .map(|_| {
             let victim = policy.victim(at).unwrap();
-            policy.withdraw(victim);
+            policy.set_in_use(victim);
             victim
         })
         .collect();
@@ -250,7 +250,7 @@ fn what_is_announced_stays_until_its_turn() {
     }
     let entered = Position { pass: 50, layer: 1 };
     policy.used(rare, entered, Use::DECODE);
-    [popular, rare].iter().for_each(|&unit| policy.offer(unit));
+    [popular, rare].iter().for_each(|&unit| policy.set_evictable(unit));
     assert_eq!(policy.victim(entered), Some(popular), "it is certain that the rare one is used next");
     assert_eq!(policy.victim(Position { pass: 50, layer: 2 }), Some(rare));
     assert_eq!(policy.victim(Position { pass: 51, layer: 1 }), Some(rare), "that was for one pass");

@@ -330,7 +330,7 @@ impl Case {
             // SAFETY: the token's slot is longer than any widened range, aligned to pages, and left alone until the
             // request is reported or cancelled.
             let destination = unsafe { Destination::new(self.slot(token).as_mut_ptr()) };
-            let priority = [Priority::Demand, Priority::Ahead, Priority::Guess][self.random.below(3)];
+            let priority = [Priority::Demand, Priority::Ahead, Priority::Speculative][self.random.below(3)];
             let request = Request { token, generation: self.generation, file, range, destination, priority };
             self.fates[token] = Fate::Reading(request);
             requests.push(request);
@@ -596,7 +596,7 @@ fn check_session(model: &Model, direct: bool, contents: &Arc<[Vec<u8>]>, seed: u
     model.sweep(&session).unwrap();
     session.check();
     drop(session);
-    // The engine has ended, so the count is final; a guess of no one's may have failed unseen.
+    // The engine has ended, so the count is final; a speculative prefetch of no one's may have failed unseen.
     assert!(errors.is_empty() || failures.load(Ordering::Relaxed) > 0, "an error without a cause");
 }
 

@@ -41,7 +41,7 @@ pub enum Priority {
     Ahead,
     /// They may be needed: served when nothing else is queued, a few parts at a time, so that a demand which comes in
     /// between does not wait for long.
-    Guess,
+    Speculative,
 }
 
 /// One range of a file and where to put it.

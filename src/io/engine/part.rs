@@ -45,8 +45,8 @@ pub(super) struct Part {
     pauses: usize,
     segments: [Segment; MERGED_REQUESTS],
     segment_count: usize,
-    /// Whether it was taken as a guess.
-    pub(super) is_guess: bool,
+    /// Whether it was taken as a speculative prefetch.
+    pub(super) is_prefetched: bool,
 }
 
 /// The I/O vectors of a part: what is still to be read.
@@ -78,7 +78,7 @@ impl Part {
             pauses: 0,
             segments: [first; MERGED_REQUESTS],
             segment_count: 1,
-            is_guess: false,
+            is_prefetched: false,
         }
     }
 

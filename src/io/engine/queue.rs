@@ -25,9 +25,9 @@ pub(super) struct Queue {
     guesses_in_flight: AtomicUsize,
 }
 
-/// How many parts of guesses may be in flight at once, and how large they are at most: a demand waits for all of them.
+/// How many parts of speculative prefetches may be in flight at once, and how large they are at most: a demand waits for all of them.
 const GUESSES_IN_FLIGHT: usize = 4;
-const GUESS_BYTES: usize = 512 << 10;
+const SPECULATIVE_BYTES: usize = 512 << 10;
 
 /// What the lock guards.
 pub(super) struct Pending {
@@ -87,8 +87,8 @@ impl Queue {
 
     /// A request that is to be cut as its priority demands.
     fn uncut(&self, request: Request, priority: Priority) -> Waiting {
-        let is_guess = priority == Priority::Guess;
-        let part_bytes = if is_guess { self.block_bytes.min(GUESS_BYTES) } else { self.block_bytes };
+        let is_prefetched = priority == Priority::Speculative;
+        let part_bytes = if is_prefetched { self.block_bytes.min(SPECULATIVE_BYTES) } else { self.block_bytes };
         let waiting = Waiting { request, cut: 0, part_bytes };
         self.progress[request.token].remaining.store(waiting.parts_left() as u32, Ordering::Relaxed);
         waiting
@@ -139,18 +139,18 @@ impl Queue {
         self.most_urgent(pending).is_some()
     }
 
-    /// The highest priority that is not empty. `None` if only guesses wait and as many parts of guesses are in flight
+    /// The highest priority that is not empty. `None` if only speculative prefetches wait and as many parts of speculative prefetches are in flight
     /// as may be.
     fn most_urgent(&self, pending: &Pending) -> Option<usize> {
         let priority = pending.waiting.iter().position(|queue| !queue.is_empty())?;
         let too_many = self.guesses_in_flight.load(Ordering::Relaxed) >= GUESSES_IN_FLIGHT;
-        (priority != Priority::Guess as usize || !too_many).then_some(priority)
+        (priority != Priority::Speculative as usize || !too_many).then_some(priority)
     }
 
     /// Takes the most urgent part.
     pub(super) fn take(&self, pending: &mut Pending) -> Option<Part> {
         let priority = self.most_urgent(pending)?;
-        let is_guess = priority == Priority::Guess as usize;
+        let is_prefetched = priority == Priority::Speculative as usize;
         let queue = &mut pending.waiting[priority];
         let waiting = queue.front_mut()?;
         let Request { token, file, range, destination, .. } = waiting.request;
@@ -159,8 +159,8 @@ impl Queue {
         let segment = Segment { token, destination: destination.at(start), length };
         let required = range.required.saturating_sub(start).min(length);
         let mut part = Part::new(file, range.offset + start as u64, segment, required);
-        part.is_guess = is_guess;
-        self.guesses_in_flight.fetch_add(usize::from(is_guess), Ordering::Relaxed);
+        part.is_prefetched = is_prefetched;
+        self.guesses_in_flight.fetch_add(usize::from(is_prefetched), Ordering::Relaxed);
         waiting.cut += length;
         if waiting.cut < range.length {
             return Some(part);
@@ -174,7 +174,7 @@ impl Queue {
 
     /// A part is over: counts it off its requests and reports those that are complete.
     pub(super) fn part_done(&self, part: &Part, outcome: Result<()>, sink: &dyn Sink) {
-        self.guesses_in_flight.fetch_sub(usize::from(part.is_guess), Ordering::Relaxed);
+        self.guesses_in_flight.fetch_sub(usize::from(part.is_prefetched), Ordering::Relaxed);
         for segment in part.segments() {
             let progress = &self.progress[segment.token];
             if let Err(error) = &outcome {
@@ -217,7 +217,7 @@ mod tests {
     fn request(token: usize, offset: u64, length: usize, priority: Priority) -> Request {
         // SAFETY: nothing in these tests reads.
         let destination = unsafe { Destination::new(std::ptr::null_mut()) };
-        let range = Widened { offset, length, lead: 0, required: length };
+        let range = Widened { offset, length, head_padding: 0, required: length };
         Request { token, generation: 1, file: 0, range, destination, priority }
     }
 
@@ -252,8 +252,8 @@ mod tests {
     #[test]
     fn guesses_come_last_and_few_at_a_time() {
         let queue = Queue::new(4, 100);
-        let guess = request(0, 0, 600, Priority::Guess);
-        queue.push(&mut vec![guess, request(1, 1000, 50, Priority::Ahead), request(2, 2000, 50, Priority::Demand)]);
+        let prefetch = request(0, 0, 600, Priority::Speculative);
+        queue.push(&mut vec![prefetch, request(1, 1000, 50, Priority::Ahead), request(2, 2000, 50, Priority::Demand)]);
         let parts: Vec<Part> = std::iter::from_fn(|| queue.take(&mut queue.lock())).collect();
         assert_eq!(parts.iter().map(|part| part.offset).collect::<Vec<_>>(), [2000, 1000, 0, 100, 200, 300]);
         queue.part_done(&parts[0], Ok(()), &Counted::default());
@@ -278,7 +278,7 @@ mod tests {
         let part = queue.take(&mut queue.lock()).unwrap();
         queue.part_done(&part, Ok(()), &Counted::default());
         queue.promote(1, 1);
-        let next = Request { generation: 2, ..request(1, 900, 10, Priority::Guess) };
+        let next = Request { generation: 2, ..request(1, 900, 10, Priority::Speculative) };
         queue.push(&mut vec![next, request(2, 100, 10, Priority::Ahead)]);
         queue.promote(1, 1);
         assert_eq!(taken(&queue), [(100, 10, vec![2]), (900, 10, vec![1])]);
@@ -324,7 +324,7 @@ mod tests {
         queue.part_done(&second, Ok(()), &reports);
         assert_eq!(reports.0.load(Ordering::Relaxed), 1, "when the last of it is over");
 
-        queue.push(&mut vec![request(0, 0, 250, Priority::Guess)]);
+        queue.push(&mut vec![request(0, 0, 250, Priority::Speculative)]);
         let first = queue.take(&mut queue.lock()).unwrap();
         queue.part_done(&first, Ok(()), &reports);
         assert_eq!(queue.cancel(0), Some(Cancelled { begun_bytes: 100, is_in_flight: false }));
@@ -333,11 +333,11 @@ mod tests {
 
     #[test]
     fn guesses_are_cut_small_and_whole_again_when_they_are_wanted() {
-        let queue = Queue::new(4, 4 * GUESS_BYTES);
-        let guess = |token| request(token, 0, 3 * GUESS_BYTES, Priority::Guess);
-        queue.push(&mut vec![guess(0), guess(1)]);
+        let queue = Queue::new(4, 4 * SPECULATIVE_BYTES);
+        let prefetch = |token| request(token, 0, 3 * SPECULATIVE_BYTES, Priority::Speculative);
+        queue.push(&mut vec![prefetch(0), prefetch(1)]);
         queue.promote(1, 1);
-        let lengths: Vec<usize> = taken(&queue).iter().map(|&(_, length, _)| length / GUESS_BYTES).collect();
+        let lengths: Vec<usize> = taken(&queue).iter().map(|&(_, length, _)| length / SPECULATIVE_BYTES).collect();
         assert_eq!(lengths, [3, 1, 1, 1]);
     }
 }

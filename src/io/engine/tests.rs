@@ -117,7 +117,7 @@ impl Wanted {
 
     /// What was read.
     fn bytes(&mut self) -> &[u8] {
-        let first = self.memory.as_mut_ptr().wrapping_add(self.request.range.lead);
+        let first = self.memory.as_mut_ptr().wrapping_add(self.request.range.head_padding);
         // SAFETY: the mapping is as long as the widened range, which contains the wanted one, and the read is over.
         unsafe { std::slice::from_raw_parts(first, self.length) }
     }
@@ -208,7 +208,7 @@ fn check_random_reads(sample: &Sample, kind: EngineKind, direct: bool, request_c
                 if next_token == request_count || outstanding.len() == OUTSTANDING {
                     break;
                 }
-                let priority = [Priority::Demand, Priority::Ahead, Priority::Guess][random.below(3)];
+                let priority = [Priority::Demand, Priority::Ahead, Priority::Speculative][random.below(3)];
                 let wanted = Wanted::new(next_token, 0, &files[0], offset, length, priority);
                 requests.push(wanted.request);
                 outstanding.push(wanted);
@@ -281,7 +281,7 @@ fn nothing_is_reported_or_written_after_the_drop() {
             let mut random = Random::new(3);
             for round in 0..20 {
                 let reports = Arc::new(Reports::default());
-                let priority = if round % 2 == 0 { Priority::Demand } else { Priority::Guess };
+                let priority = if round % 2 == 0 { Priority::Demand } else { Priority::Speculative };
                 let mut wanted: Vec<Wanted> = (0..24)
                     .map(|token| {
                         let offset = random.next() % (7 << 20);

@@ -62,7 +62,7 @@ impl Engine for ThreadEngine {
 
     fn promote(&self, token: usize, generation: u64) {
         self.shared.queue.promote(token, generation);
-        // It may have been held back with other guesses while this thread slept.
+        // It may have been held back with other speculative prefetches while this thread slept.
         self.shared.work.notify_one();
     }
 

@@ -146,7 +146,7 @@ impl Engine for UringEngine {
 
     fn promote(&self, token: usize, generation: u64) {
         self.shared.queue.promote(token, generation);
-        // It may have been held back with other guesses while the thread slept.
+        // It may have been held back with other speculative prefetches while the thread slept.
         self.shared.announce();
     }
 

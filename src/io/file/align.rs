@@ -27,7 +27,7 @@ pub struct Widened {
     /// Bytes to read; the file may end before the last of them.
     pub length: usize,
     /// Where the wanted range starts within what is read.
-    pub lead: usize,
+    pub head_padding: usize,
     /// Bytes from `offset` on that must arrive: up to the end of the wanted range.
     pub required: usize,
 }

@@ -118,8 +118,8 @@ impl DirectFile {
         let unit = self.alignment.offset_bytes as u64;
         let start = offset / unit * unit;
         let end = (offset + length as u64).div_ceil(unit) * unit;
-        let lead = (offset - start) as usize;
-        Widened { offset: start, length: (end - start) as usize, lead, required: lead + length }
+        let head_padding = (offset - start) as usize;
+        Widened { offset: start, length: (end - start) as usize, head_padding, required: head_padding + length }
     }
 
     /// To be called after a range was read in full and before its bytes are used: drops what the page cache keeps of
@@ -221,7 +221,7 @@ impl DirectFile {
                 Err(error) => return Err(error),
             }
         }
-        buffer.copy_from_slice(&aligned[range.lead..range.required]);
+        buffer.copy_from_slice(&aligned[range.head_padding..range.required]);
         Ok(())
     }
 
@@ -409,9 +409,9 @@ mod tests {
             for (offset, length) in [(0, 1), (1, 511), (511, 2), (4095, 4098), (9_999, 1)] {
                 let range = file.widen(offset, length);
                 assert_eq!((range.offset % unit, range.length as u64 % unit), (0, 0));
-                assert_eq!(range.offset + range.lead as u64, offset);
-                assert_eq!(range.required, range.lead + length);
-                assert!(range.lead < unit as usize && range.length - range.required < unit as usize);
+                assert_eq!(range.offset + range.head_padding as u64, offset);
+                assert_eq!(range.required, range.head_padding + length);
+                assert!(range.head_padding < unit as usize && range.length - range.required < unit as usize);
             }
         }
         std::fs::remove_file(path).unwrap();

@@ -144,15 +144,15 @@ mod tests {
         let (from, to) = (norms(&mut numbers), norms(&mut numbers));
         let mut carry = Carry::new(&from, &to);
         assert!(!carry.is_known());
-        let mut foreseen = Vec::new();
+        let mut predicted = Vec::new();
         let mut most = 0.0_f32;
         for token in 0..40 {
             let residual = numbers.near(0.0, 2.0, WIDTH);
             let before = make(&from, &residual);
             let after = next(&to, &residual, &before);
-            carry.foresee(&from, &to, &before, &mut foreseen);
+            carry.foresee(&from, &to, &before, &mut predicted);
             if token > 0 {
-                let distance: Vec<f32> = foreseen.iter().zip(&after).map(|(a, b)| a - b).collect();
+                let distance: Vec<f32> = predicted.iter().zip(&after).map(|(a, b)| a - b).collect();
                 most = most.max(root_mean_square(&distance) / root_mean_square(&after));
             }
             carry.learn(&from, &to, &before, &after);

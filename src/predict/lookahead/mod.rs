@@ -3,7 +3,7 @@
 //! The residual changes little from one expert layer to the next, so the next router, applied one layer early, names most of the experts
 //! that it will name when its turn comes. Two things differ from model to model, and both are learned from what is seen, not
 //! told by a table of architectures: what a router's input is made of (`carry`, `fit`), and how it selects by its logits
-//! (`score`, `fit`). Whether what is named so comes true is counted, and a layer of which habits tell more is left to them.
+//! (`score`, `fit`). Whether what is named so comes true is counted, and a layer of which the usage profile tells more is left to them.
 
 mod carry;
 mod fit;
@@ -32,10 +32,10 @@ use votes::Votes;
 /// A layer's router names nothing while it does not name this share of what the layer itself chose: chance and popularity reach half.
 const OWN_CHOICES_MIN: f32 = 0.5;
 
-/// Of what a router would name of a layer that is left to habits, every so manieth is looked at, in case that has changed.
+/// Of what a router would name of a layer that is left to the usage profile, every so manieth is looked at, in case that has changed.
 const INTERVAL: u32 = 8;
 
-/// A router that names this share is not compared with habits.
+/// A router that names this share is not compared with the usage profile.
 const GOOD: f32 = 0.9;
 
 /// The expert layer that follows another.
@@ -75,7 +75,7 @@ pub struct Sight {
     pub inputs: Vec<f32>,
     /// The experts that these rows are sent to, the same number for each.
     pub routing: Vec<i32>,
-    /// Experts that habits go by.
+    /// Experts that the usage profile goes by.
     pub experts: Vec<usize>,
 }
 
@@ -83,7 +83,7 @@ pub struct Sight {
 pub struct Lookahead {
     layers: Vec<Layer>,
     /// What was foreseen last.
-    foreseen: Foreseen,
+    predicted: Predicted,
     input: Vec<f32>,
     logits: Vec<f32>,
     ranking: Ranking,
@@ -99,9 +99,9 @@ struct Layer {
     reached: Option<(usize, Carry)>,
     /// Experts that a token uses of it.
     used: usize,
-    /// Of what it wanted, what its router named, and habits.
+    /// Of what it wanted, what its router named, and the usage profile.
     by_router: Share,
-    by_habits: Share,
+    by_profile: Share,
     visits: u32,
 }
 
@@ -112,10 +112,10 @@ struct Router {
 
 /// What was foreseen for the layer after a visit.
 #[derive(Default)]
-struct Foreseen {
+struct Predicted {
     at: Visit,
     by_router: Vec<usize>,
-    by_habits: Vec<usize>,
+    by_profile: Vec<usize>,
 }
 
 impl Visit {
@@ -162,7 +162,7 @@ impl Lookahead {
     fn of(layers: Vec<Layer>) -> Self {
         Self {
             layers,
-            foreseen: Foreseen::default(),
+            predicted: Predicted::default(),
             input: Vec::new(),
             logits: Vec::new(),
             ranking: Ranking::default(),
@@ -171,12 +171,12 @@ impl Lookahead {
     }
 
     /// The experts of the next layer that its router would choose for what is seen of this one, those that most rows agree on
-    /// first, then the surest. `None` when nothing tells, or habits tell more.
+    /// first, then the surest. `None` when nothing tells, or the usage profile tells more.
     pub fn name(&mut self, sight: &Sight) -> Option<&[usize]> {
-        let Foreseen { at, by_router, by_habits } = &mut self.foreseen;
+        let Predicted { at, by_router, by_profile } = &mut self.predicted;
         *at = sight.visit;
         by_router.clear();
-        by_habits.clear();
+        by_profile.clear();
         let next = sight.visit.next?;
         if !next.is_in_pass {
             return None;
@@ -187,18 +187,18 @@ impl Lookahead {
             return None;
         }
         self.choose(sight, next.layer)?;
-        (!is_left_to_habits).then_some(&self.foreseen.by_router[..])
+        (!is_left_to_habits).then_some(&self.predicted.by_router[..])
     }
 
-    /// Whether habits are worth being asked as well, to be compared.
-    pub fn wants_habits(&self, sight: &Sight) -> bool {
+    /// Whether the usage profile is worth being asked as well, to be compared.
+    pub fn wants_profile(&self, sight: &Sight) -> bool {
         sight.visit.next.is_some_and(|next| self.layers[next.layer].by_router.value().is_none_or(|share| share < GOOD))
     }
 
-    /// Habits name these experts of the next layer.
+    /// The usage profile names these experts of the next layer.
     pub fn compare(&mut self, experts: impl Iterator<Item = usize>) {
-        self.foreseen.by_habits.clear();
-        self.foreseen.by_habits.extend(experts);
+        self.predicted.by_profile.clear();
+        self.predicted.by_profile.extend(experts);
     }
 
     /// What became of what was foreseen, and what can be learned from it.
@@ -232,7 +232,7 @@ impl Lookahead {
     }
 
     fn choose(&mut self, sight: &Sight, next: usize) -> Option<()> {
-        let Self { layers, foreseen, input, logits, ranking, votes } = self;
+        let Self { layers, predicted, input, logits, ranking, votes } = self;
         let (from, to) = (&layers[sight.visit.layer], &layers[next]);
         let (Some(Router { gate, fit }), Some((layer, carry))) = (&to.router, &to.reached) else { return None };
         if *layer != sight.visit.layer || gate.width() != sight.row_length || !carry.is_known() || !to.is_readable() {
@@ -246,19 +246,19 @@ impl Lookahead {
             gate.logits(input, logits);
             votes.add(gate.select(score, logits, to.used, ranking));
         }
-        foreseen.by_router.extend_from_slice(votes.count());
+        predicted.by_router.extend_from_slice(votes.count());
         Some(())
     }
 
     /// Counts what was right of what was foreseen for a layer.
     fn count(&mut self, sight: &Sight) {
-        let Foreseen { at, by_router, by_habits } = &self.foreseen;
+        let Predicted { at, by_router, by_profile } = &self.predicted;
         let is_foreseen = at.next.is_some_and(|next| next.layer == sight.visit.layer);
         if sight.is_part || !is_foreseen || !sight.visit.follows(at) {
             return;
         }
         let layer = &mut self.layers[sight.visit.layer];
-        for (named, share) in [(by_router, &mut layer.by_router), (by_habits, &mut layer.by_habits)] {
+        for (named, share) in [(by_router, &mut layer.by_router), (by_profile, &mut layer.by_profile)] {
             if !named.is_empty() {
                 let right = sight.routing.iter().filter(|&&expert| named.contains(&(expert as usize))).count();
                 share.add(right, sight.routing.len());
@@ -275,8 +275,8 @@ impl Layer {
     }
 
     fn is_left_to_habits(&self) -> bool {
-        match (self.by_router.value(), self.by_habits.value()) {
-            (Some(by_router), Some(by_habits)) => by_router < by_habits,
+        match (self.by_router.value(), self.by_profile.value()) {
+            (Some(by_router), Some(by_profile)) => by_router < by_profile,
             _ => false,
         }
     }

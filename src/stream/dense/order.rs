@@ -2,7 +2,7 @@
 //!
 //! Nothing in a file tells it: names suggest gate before up, and some graphs run up first. A *pass* is what the host computes for
 //! one batch of tokens, and may use a tensor several times: looped models do. Whoever computes says where a pass begins; of one who does
-//! not say, a pass begins whenever the tensor is used that was used first of all. A guess serves the first pass; every pass is
+//! not say, a pass begins whenever the tensor is used that was used first of all. A likely order serves the first pass; every pass is
 //! recorded, and those that differ from what is known are learned.
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub struct Walk {
 }
 
 impl Order {
-    /// Starts from a guess: all tensors, each once, in the likely order.
+    /// Starts from a likely order: all tensors, each once, in the likely order.
     pub fn new(likely: &[usize]) -> Self {
         Self { likely: likely.into(), learned: None, first: None, passes: 0 }
     }

@@ -12,7 +12,7 @@ use crate::stream::tensors::StreamedTensors;
 /// What is kept, and the times that decide it.
 pub(in crate::stream) struct Pins {
     /// By block: never evicted.
-    permanent: Vec<bool>,
+    pinned: Vec<bool>,
     /// Slots of each class that the rest flows through.
     ring: usize,
     /// By tensor: seconds from its multiplication's start until the next tensor is wanted.
@@ -22,7 +22,7 @@ pub(in crate::stream) struct Pins {
 impl Pins {
     pub(in crate::stream) fn new(streamed: &StreamedTensors, slots: &[usize]) -> Self {
         let mut this = Self {
-            permanent: vec![false; streamed.blocks.len()],
+            pinned: vec![false; streamed.blocks.len()],
             ring: FIRST_RING,
             compute_seconds: vec![0.0; streamed.tensors.len()],
         };
@@ -30,8 +30,8 @@ impl Pins {
         this
     }
 
-    pub(in crate::stream) fn is_permanent(&self, block: usize) -> bool {
-        self.permanent[block]
+    pub(in crate::stream) fn is_pinned(&self, block: usize) -> bool {
+        self.pinned[block]
     }
 
     pub(in crate::stream) fn ring(&self) -> usize {
@@ -89,15 +89,15 @@ impl Pins {
         for &tensor in order {
             let block = streamed.tensors[tensor].first_block;
             if let Some(SlotId { pool, slot }) = location[block] {
-                pools[pool].set_permanent(slot, self.permanent[block]);
+                pools[pool].set_pinned(slot, self.pinned[block]);
             }
         }
     }
 
     fn choose(&mut self, streamed: &StreamedTensors, slots: &[usize], order: &[usize]) {
         let classes = order.iter().map(|&tensor| streamed.tensors[tensor].pool);
-        for (&tensor, permanent) in order.iter().zip(pinned(classes, slots, self.ring)) {
-            self.permanent[streamed.tensors[tensor].first_block] = permanent;
+        for (&tensor, pinned) in order.iter().zip(pinned(classes, slots, self.ring)) {
+            self.pinned[streamed.tensors[tensor].first_block] = pinned;
         }
     }
 }

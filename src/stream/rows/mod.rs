@@ -209,6 +209,11 @@ impl Rows {
     fn range(&self, file: usize, number: u64) -> Widened {
         let offset = number * self.piece_bytes as u64;
         let left = self.files[file].opened_size().saturating_sub(offset);
-        Widened { offset, length: self.piece_bytes, lead: 0, required: left.min(self.piece_bytes as u64) as usize }
+        Widened {
+            offset,
+            length: self.piece_bytes,
+            head_padding: 0,
+            required: left.min(self.piece_bytes as u64) as usize,
+        }
     }
 }

@@ -1,12 +1,12 @@
 //! Reading experts before the router has chosen them: what the predictors in `predict` name, read while the drive would idle.
 //!
-//! [`Foresight`] is the thread that applies the next layer's router early, [`Guesses`] what was named and read, [`Keeper`] the thread
-//! that keeps a model's habits between runs and reads the experts that earlier runs used most.
+//! [`Predictor`] is the thread that applies the next layer's router early, [`Speculation`] what was named and read, [`ProfileKeeper`] the thread
+//! that keeps a model's usage profile between runs and reads the experts that earlier runs used most.
 
-mod foresight;
-mod guesses;
-mod keeper;
+mod predictor;
+mod prefetch;
+mod profile_keeper;
 
-pub(super) use foresight::{Foresight, LOOK_AHEAD_ROWS_MAX, Seen};
-pub(super) use guesses::Guesses;
-pub(super) use keeper::Keeper;
+pub(super) use predictor::{LOOK_AHEAD_ROWS_MAX, Predictor, Seen};
+pub(super) use prefetch::Speculation;
+pub(super) use profile_keeper::ProfileKeeper;

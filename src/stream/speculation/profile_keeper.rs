@@ -1,4 +1,4 @@
-//! Keeps a model's habits from run to run: what earlier runs have learned warms the cache at the start, and what this one
+//! Keeps a model's usage profile from run to run: what earlier runs have learned warms the cache at the start, and what this one
 //! learns is stored, now and then and at the end. On a thread of its own.
 
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use parking_lot::MutexGuard;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::io::{DirectFile, Engine, Priority};
-use crate::predict::{Habits, Store};
+use crate::predict::{Store, UsageProfile};
 
 use crate::stream::core::{Core, State};
 
-/// How often habits are stored.
+/// How often the usage profile is stored.
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Blocks that are read at once to warm the cache. As many slots of each size are left empty, so that a demand never waits for
@@ -21,12 +21,12 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const IN_FLIGHT: usize = 4;
 
 /// The thread, until dropped.
-pub(in crate::stream) struct Keeper {
+pub(in crate::stream) struct ProfileKeeper {
     core: Arc<Core>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl ProfileKeeper {
     /// Tells the policies what is stored, and starts the thread; it reads what was hot while there is room, if `warms` is set.
     pub(in crate::stream) fn start(
         mut store: Store,
@@ -35,9 +35,9 @@ impl Keeper {
         files: Arc<[DirectFile]>,
         engine: Arc<dyn Engine>,
     ) -> Result<Self> {
-        let habits = &mut *core.habits.lock();
-        store.load(habits);
-        let mut blocks = core.remember(habits);
+        let usage_profile = &mut *core.usage_profile.lock();
+        store.load(usage_profile);
+        let mut blocks = core.remember(usage_profile);
         if !warms {
             blocks.clear();
         }
@@ -57,12 +57,12 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for ProfileKeeper {
     fn drop(&mut self) {
         self.core.state.lock().stopping = true;
         self.core.keeper.notify_all();
         if let Some(thread) = self.thread.take() {
-            // A panic in the thread lost only habits.
+            // A panic in the thread lost only the usage profile.
             let _ = thread.join();
         }
     }
@@ -70,13 +70,13 @@ impl Drop for Keeper {
 
 impl Core {
     /// Tells the policies how often each expert was used. Returns the blocks of those that were, the hottest expert last.
-    fn remember(&self, habits: &Habits) -> Vec<usize> {
+    fn remember(&self, usage_profile: &UsageProfile) -> Vec<usize> {
         let mut state = self.state.lock();
         let mut experts = Vec::new();
-        for layer in 0..habits.layer_count() {
-            for expert in 0..habits.expert_count() {
+        for layer in 0..usage_profile.layer_count() {
+            for expert in 0..usage_profile.expert_count() {
                 let uses_per_token =
-                    habits.uses_per_token(layer, expert).filter(|&uses_per_token| uses_per_token > 0.0);
+                    usage_profile.uses_per_token(layer, expert).filter(|&uses_per_token| uses_per_token > 0.0);
                 experts.extend(uses_per_token.map(|uses_per_token| (uses_per_token, layer, expert)));
             }
         }
@@ -109,8 +109,10 @@ impl Core {
             if !state.is_missing(block) || state.pools[pool].empty_count() <= IN_FLIGHT {
                 continue;
             }
-            let Some(id) = self.read(&mut state, files, pool, block, Priority::Guess, &mut requests) else { continue };
-            // Not a guess about the next layer, which would be dropped when it turns out wrong, but a block like any other.
+            let Some(id) = self.read(&mut state, files, pool, block, Priority::Speculative, &mut requests) else {
+                continue;
+            };
+            // Not a prefetch for the next layer, which would be dropped when it turns out wrong, but a block like any other.
             state.pools[pool].expire(id.slot);
             state.warming.push(id);
             self.counters.warm_reads.add(1);
@@ -137,14 +139,14 @@ impl Core {
 
     /// Stores what was learned since the last time, if anything was.
     fn store(&self, store: &mut Store) {
-        let mut habits = self.habits.lock();
-        if !habits.take_news() {
+        let mut usage_profile = self.usage_profile.lock();
+        if !usage_profile.take_news() {
             return;
         }
-        let (layer_count, expert_count) = (habits.layer_count(), habits.expert_count());
-        drop(habits);
+        let (layer_count, expert_count) = (usage_profile.layer_count(), usage_profile.expert_count());
+        drop(usage_profile);
         // Layer by layer, so that no fetch waits for long.
-        let layers = (0..layer_count).map(|layer| self.habits.lock().layer(layer)).collect();
-        store.save(Habits::of_layers(expert_count, layers));
+        let layers = (0..layer_count).map(|layer| self.usage_profile.lock().layer(layer)).collect();
+        store.save(UsageProfile::of_layers(expert_count, layers));
     }
 }

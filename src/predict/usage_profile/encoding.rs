@@ -1,4 +1,4 @@
-//! Habits as bytes.
+//! The usage profile as bytes.
 //!
 //! All numbers are little-endian base-128 varints, after a magic word and the version:
 //!
@@ -10,7 +10,7 @@
 //!
 //! Most counts are 0, and most others small: a run of zeros is written as 0 and its length, any other count as itself.
 
-use super::{Habits, Layer};
+use super::{Layer, UsageProfile};
 use crate::fnv::Fnv;
 
 const MAGIC: &[u8] = b"HYPHABIT";
@@ -20,13 +20,13 @@ const HASH_BYTES: usize = 8;
 /// More layers than this are damage, not a model.
 const LAYERS_MAX: u64 = 1 << 12;
 
-/// Habits as bytes.
-pub(super) fn encode(habits: &Habits) -> Vec<u8> {
+/// The usage profile as bytes.
+pub(super) fn encode(usage_profile: &UsageProfile) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
-    for number in [VERSION, habits.expert_count as u64, habits.layers.len() as u64] {
+    for number in [VERSION, usage_profile.expert_count as u64, usage_profile.layers.len() as u64] {
         put(&mut bytes, number);
     }
-    for layer in &habits.layers {
+    for layer in &usage_profile.layers {
         let has_pairs = !layer.next_layer.is_empty();
         for number in [u64::from(layer.number), u64::from(layer.tokens), u64::from(has_pairs)] {
             put(&mut bytes, number);
@@ -40,8 +40,8 @@ pub(super) fn encode(habits: &Habits) -> Vec<u8> {
     bytes
 }
 
-/// The habits of a model whose layers have at most `expert_count` experts. The error says what is wrong with the bytes.
-pub(super) fn decode(bytes: &[u8], expert_count: usize) -> Result<Habits, &'static str> {
+/// The usage profile of a model whose layers have at most `expert_count` experts. The error says what is wrong with the bytes.
+pub(super) fn decode(bytes: &[u8], expert_count: usize) -> Result<UsageProfile, &'static str> {
     let (contents, hash) = bytes.split_last_chunk::<HASH_BYTES>().ok_or("it is cut short")?;
     let mut rest = contents.strip_prefix(MAGIC).ok_or("it is of another kind")?;
     if Fnv::of(contents) != u64::from_le_bytes(*hash) {
@@ -58,7 +58,7 @@ pub(super) fn decode(bytes: &[u8], expert_count: usize) -> Result<Habits, &'stat
         return Err("it has too many layers");
     }
     let layers = (0..layer_count).map(|_| get_layer(&mut rest, expert_count)).collect::<Result<_, _>>()?;
-    Ok(Habits::of_layers(expert_count, layers))
+    Ok(UsageProfile::of_layers(expert_count, layers))
 }
 
 fn get_layer(rest: &mut &[u8], expert_count: usize) -> Result<Layer, &'static str> {

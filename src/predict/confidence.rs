@@ -17,7 +17,7 @@ const OBSERVATIONS_MAX: f32 = 512.0;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Trust {
+pub struct Confidence {
     /// By rank, all layers together.
     overall: Ranks,
     by_layer: Vec<Ranks>,
@@ -56,7 +56,7 @@ impl Tally {
     }
 }
 
-impl Trust {
+impl Confidence {
     /// Knows nothing yet.
     pub fn new(layer_count: usize) -> Self {
         Self { overall: Ranks::new(), by_layer: vec![Ranks::new(); layer_count] }
@@ -81,25 +81,25 @@ mod tests {
 
     #[test]
     fn every_rank_of_every_layer_is_judged_by_what_became_of_it() {
-        let mut trust = Trust::new(3);
-        assert_eq!(trust.probability(0, 3), ASSUMED);
+        let mut confidence = Confidence::new(3);
+        assert_eq!(confidence.probability(0, 3), ASSUMED);
         for observation in 0..100 {
-            trust.observe(0, 0, true);
-            trust.observe(0, 3, observation % 4 == 0);
-            trust.observe(1, 0, false);
+            confidence.observe(0, 0, true);
+            confidence.observe(0, 3, observation % 4 == 0);
+            confidence.observe(1, 0, false);
         }
-        assert!(trust.probability(0, 0) > 0.95);
-        assert!((trust.probability(0, 3) - 0.25).abs() < 0.03);
-        assert!(trust.probability(1, 0) < 0.05);
-        assert!((trust.probability(2, 0) - 0.5).abs() < 0.02, "an unknown layer is like the others");
-        assert_eq!(trust.probability(2, 1), ASSUMED);
+        assert!(confidence.probability(0, 0) > 0.95);
+        assert!((confidence.probability(0, 3) - 0.25).abs() < 0.03);
+        assert!(confidence.probability(1, 0) < 0.05);
+        assert!((confidence.probability(2, 0) - 0.5).abs() < 0.02, "an unknown layer is like the others");
+        assert_eq!(confidence.probability(2, 1), ASSUMED);
     }
 
     #[test]
     fn what_is_long_past_fades() {
-        let mut trust = Trust::new(1);
-        (0..10_000).for_each(|_| trust.observe(0, 0, true));
-        (0..1_000).for_each(|_| trust.observe(0, 0, false));
-        assert!(trust.probability(0, 0) < 0.3);
+        let mut confidence = Confidence::new(1);
+        (0..10_000).for_each(|_| confidence.observe(0, 0, true));
+        (0..1_000).for_each(|_| confidence.observe(0, 0, false));
+        assert!(confidence.probability(0, 0) < 0.3);
     }
 }

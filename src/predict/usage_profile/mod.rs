@@ -1,8 +1,8 @@
-//! Habits of a model: which experts it uses often, and which are used together.
+//! The usage profile of a model: which experts it uses often, and which are used together.
 //!
 //! Three things are counted for each expert of a layer: how many tokens used it, which experts of the following layer
 //! the same token used, and which experts of its own layer the next token used. The counts of a layer are halved
-//! whenever it has seen [`TOKENS_MAX`] tokens, so old habits fade and 16 bits suffice.
+//! whenever it has seen [`TOKENS_MAX`] tokens, so what is old fades and 16 bits suffice.
 //!
 //! *Memory.* Two square matrices of 2 bytes a pair for each layer: 3 MB for 48 layers of 128 experts, 15 MB for 58 of
 //! 256. A model for which they would exceed [`PAIRS_BYTES_MAX`] has its uses counted only.
@@ -30,7 +30,7 @@ const PAIRS_BYTES_MAX: usize = 32 << 20;
 
 /// An expert that may be used next.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Foreseen {
+pub struct Predicted {
     /// Its id.
     pub expert: usize,
     /// How likely it is used, 0 to 1.
@@ -39,7 +39,7 @@ pub struct Foreseen {
 
 /// What is known of the layers of a model that have experts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Habits {
+pub struct UsageProfile {
     expert_count: usize,
     layers: Vec<Layer>,
     /// Whether anything was counted since [`Self::take_news`].
@@ -60,7 +60,7 @@ pub struct Layer {
     next_token: Vec<u16>,
 }
 
-impl Habits {
+impl UsageProfile {
     /// Knows nothing yet of these layers, given by their numbers in the model, in order; each has at most
     /// `expert_count` experts.
     pub fn new(numbers: &[u32], expert_count: usize) -> Self {
@@ -99,18 +99,18 @@ impl Habits {
     }
 
     /// Foresees the layer after one that used these experts: all that followed any of them, the likeliest first.
-    pub fn foresee_next_layer(&self, layer: usize, experts: &[usize], foreseen: &mut Vec<Foreseen>) {
-        foreseen.clear();
+    pub fn predict_next_layer(&self, layer: usize, experts: &[usize], predicted: &mut Vec<Predicted>) {
+        predicted.clear();
         if let [this, next, ..] = &self.layers[layer..] {
-            rank(this, &this.next_layer, next, experts, foreseen);
+            rank(this, &this.next_layer, next, experts, predicted);
         }
     }
 
     /// Foresees what the next token uses of a layer, of which this one used these experts.
-    pub fn foresee_next_token(&self, layer: usize, experts: &[usize], foreseen: &mut Vec<Foreseen>) {
-        foreseen.clear();
+    pub fn predict_next_token(&self, layer: usize, experts: &[usize], predicted: &mut Vec<Predicted>) {
+        predicted.clear();
         let this = &self.layers[layer];
-        rank(this, &this.next_token, this, experts, foreseen);
+        rank(this, &this.next_token, this, experts, predicted);
     }
 
     /// A copy of a layer, to be put together by [`Self::of_layers`]: copying all at once would take too long under a
@@ -217,27 +217,27 @@ fn count_pairs(pairs: &mut [u16], expert_count: usize, before: &Rows, rows: &Row
 
 /// Ranks the experts of `to` that follow these of `from`. An expert's probability is the average over `experts` of how
 /// often it followed each; an expert seen rarely is taken to be followed by what is popular.
-fn rank(from: &Layer, pairs: &[u16], to: &Layer, experts: &[usize], foreseen: &mut Vec<Foreseen>) {
+fn rank(from: &Layer, pairs: &[u16], to: &Layer, experts: &[usize], predicted: &mut Vec<Predicted>) {
     let count = to.uses.len();
     if pairs.is_empty() || experts.is_empty() || from.tokens == 0 {
         return;
     }
     let share = 1.0 / experts.len() as f32;
-    foreseen.extend((0..count).map(|expert| Foreseen { expert, probability: 0.0 }));
+    predicted.extend((0..count).map(|expert| Predicted { expert, probability: 0.0 }));
     let mut popular = 0.0;
     for &expert in experts {
         let weight = share / (f32::from(from.uses[expert]) + 1.0);
         popular += weight;
         let followers = &pairs[expert * count..][..count];
-        for (foreseen, &follower) in foreseen.iter_mut().zip(followers) {
-            foreseen.probability += weight * f32::from(follower);
+        for (predicted, &follower) in predicted.iter_mut().zip(followers) {
+            predicted.probability += weight * f32::from(follower);
         }
     }
-    for foreseen in foreseen.iter_mut() {
-        let probability = foreseen.probability + popular * to.frequency(foreseen.expert);
-        foreseen.probability = probability.min(1.0);
+    for predicted in predicted.iter_mut() {
+        let probability = predicted.probability + popular * to.frequency(predicted.expert);
+        predicted.probability = probability.min(1.0);
     }
-    foreseen.sort_unstable_by(|one, other| {
+    predicted.sort_unstable_by(|one, other| {
         other.probability.total_cmp(&one.probability).then(one.expert.cmp(&other.expert))
     });
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::io::{Cancelled, DirectFile, Engine, Priority, Request};
-use crate::predict::{Foreseen, Successor, Trial, Trust, Visit};
+use crate::predict::{Confidence, Predicted, Successor, Trial, Visit};
 
 use crate::stream::core::{Core, SlotId, State};
 use crate::stream::tensors::StreamedTensor;
@@ -16,16 +16,16 @@ const PROBABILITY_MIN: f32 = 0.6;
 pub(in crate::stream) enum Naming<'a> {
     /// Its router, applied early.
     ByRouter(&'a [usize]),
-    /// The model's habits.
-    ByHabits(&'a [Foreseen]),
+    /// The model's usage profile.
+    ByProfile(&'a [Predicted]),
 }
 
 /// What was foreseen for the layer that comes next.
-pub(in crate::stream) struct Guesses {
+pub(in crate::stream) struct Speculation {
     /// Whether acting pays.
     trial: Trial,
     /// How sure routers are.
-    trust: Trust,
+    confidence: Confidence,
     /// The expert layer that was entered last.
     current: Option<usize>,
     /// By expert layer, what came after it last. Layers that no pass uses come after none.
@@ -33,7 +33,7 @@ pub(in crate::stream) struct Guesses {
     /// The layer that something was foreseen for, and its experts.
     layer: usize,
     named: Vec<Named>,
-    /// Whether a router named them, and not habits.
+    /// Whether a router named them, and not the usage profile.
     by_router: bool,
     /// Blocks of it that are being read, or were.
     reads: Vec<(usize, SlotId)>,
@@ -53,11 +53,11 @@ struct Named {
     is_missing: bool,
 }
 
-impl Guesses {
+impl Speculation {
     pub(in crate::stream) fn new(forced: bool, layer_count: usize) -> Self {
         Self {
             trial: Trial::new(forced),
-            trust: Trust::new(layer_count),
+            confidence: Confidence::new(layer_count),
             current: None,
             successors: vec![None; layer_count],
             layer: usize::MAX,
@@ -98,7 +98,7 @@ impl Guesses {
 impl Core {
     /// Notes what an expert layer is foreseen to want and, while that pays, adds reads for what is missing. The layer is the next
     /// one, or the first one for the next token.
-    pub(in crate::stream) fn guess(
+    pub(in crate::stream) fn prefetch(
         &self,
         files: &[DirectFile],
         layer: usize,
@@ -108,7 +108,7 @@ impl Core {
         let mut state = self.state.lock();
         let state = &mut *state;
         // Too late when the layer is being computed already.
-        let next = state.guesses.current.and_then(|current| state.guesses.successors[current]);
+        let next = state.speculation.current.and_then(|current| state.speculation.successors[current]);
         if state.failure.is_some() || next.is_none_or(|next| next.layer != layer) {
             return;
         }
@@ -116,31 +116,33 @@ impl Core {
         if self.streamed.is_hash_routed[layer] {
             return;
         }
-        let State { guesses, location, copies, .. } = state;
+        let State { speculation, location, copies, .. } = state;
         let has_none = |block: usize| location[block].is_none() && copies[block] == 0;
         let is_missing = |expert| self.blocks_of(layer, expert).any(|(_, block)| has_none(block));
         let named = |expert, probability| Named { expert, probability, is_missing: is_missing(expert) };
-        guesses.layer = layer;
-        guesses.named.clear();
-        guesses.by_router = matches!(naming, Naming::ByRouter(_));
+        speculation.layer = layer;
+        speculation.named.clear();
+        speculation.by_router = matches!(naming, Naming::ByRouter(_));
         match naming {
             Naming::ByRouter(experts) => {
-                let trust = |(rank, &expert)| named(expert, guesses.trust.probability(layer, rank));
-                guesses.named.extend(experts.iter().enumerate().map(trust));
+                let confidence = |(rank, &expert)| named(expert, speculation.confidence.probability(layer, rank));
+                speculation.named.extend(experts.iter().enumerate().map(confidence));
             }
-            Naming::ByHabits(foreseen) => {
-                guesses.named.extend(foreseen.iter().map(|foreseen| named(foreseen.expert, foreseen.probability)));
+            Naming::ByProfile(predicted) => {
+                speculation
+                    .named
+                    .extend(predicted.iter().map(|predicted| named(predicted.expert, predicted.probability)));
             }
         }
-        if guesses.trial.is_acting() {
+        if speculation.trial.is_acting() {
             self.read_likely(state, files, layer, requests);
         }
     }
 
     /// Adds reads for what is missing of the likely ones among the experts named, as far as what would go for them is worth less.
     fn read_likely(&self, state: &mut State, files: &[DirectFile], layer: usize, requests: &mut Vec<Request>) {
-        for index in 0..state.guesses.named.len() {
-            let Named { expert, probability, is_missing } = state.guesses.named[index];
+        for index in 0..state.speculation.named.len() {
+            let Named { expert, probability, is_missing } = state.speculation.named[index];
             if !is_missing || probability < PROBABILITY_MIN {
                 continue;
             }
@@ -149,11 +151,11 @@ impl Core {
                 if !state.is_missing(block) || !state.pools[tensor.pool].would_gain(unit, probability, state.position) {
                     continue;
                 }
-                let Some(id) = self.read(state, files, tensor.pool, block, Priority::Guess, requests) else {
+                let Some(id) = self.read(state, files, tensor.pool, block, Priority::Speculative, requests) else {
                     return;
                 };
                 self.counters.prefetch_issued.add(1);
-                state.guesses.reads.push((block, id));
+                state.speculation.reads.push((block, id));
             }
         }
     }
@@ -168,7 +170,7 @@ impl Core {
 
     /// An expert layer is entered, and these are the experts that it wants: counts what was foreseen, and lets go what was
     /// read in vain, the reads that have not begun included.
-    pub(in crate::stream) fn settle_guesses(
+    pub(in crate::stream) fn settle_speculation(
         &self,
         state: &mut State,
         engine: &dyn Engine,
@@ -176,26 +178,26 @@ impl Core {
         wanted: &[usize],
     ) {
         let layer = visit.layer;
-        let guesses = &mut state.guesses;
-        guesses.current = Some(layer);
-        if guesses.pass_counts && !visit.is_first {
+        let speculation = &mut state.speculation;
+        speculation.current = Some(layer);
+        if speculation.pass_counts && !visit.is_first {
             self.counters.wanted_in_steps.add(wanted.len() as u64);
         }
-        if guesses.layer == layer {
-            let counters = if guesses.by_router { &self.counters.by_router } else { &self.counters.by_habit };
+        if speculation.layer == layer {
+            let counters = if speculation.by_router { &self.counters.by_router } else { &self.counters.by_profile };
             counters.wanted.add(wanted.len() as u64);
-            for (rank, named) in guesses.named.iter().enumerate() {
+            for (rank, named) in speculation.named.iter().enumerate() {
                 let is_right = wanted.contains(&named.expert);
                 counters.right.add(u64::from(is_right));
-                if named.is_missing && guesses.by_router {
-                    guesses.trust.observe(layer, rank, is_right);
+                if named.is_missing && speculation.by_router {
+                    speculation.confidence.observe(layer, rank, is_right);
                 }
             }
         }
-        guesses.layer = usize::MAX;
-        let reads = std::mem::take(&mut guesses.reads);
+        speculation.layer = usize::MAX;
+        let reads = std::mem::take(&mut speculation.reads);
         for &(block, id) in &reads {
-            if state.location[block] != Some(id) || !state.pools[id.pool].is_guess(id.slot) {
+            if state.location[block] != Some(id) || !state.pools[id.pool].is_prefetched(id.slot) {
                 continue; // evicted, or used
             }
             let (tensor, expert) = self.streamed.tensor_of(block);
@@ -204,11 +206,11 @@ impl Core {
             }
             self.take_back(state, engine, block, id);
         }
-        state.guesses.reads = reads;
-        state.guesses.reads.clear();
+        state.speculation.reads = reads;
+        state.speculation.reads.clear();
     }
 
-    /// Lets a guess go that is not wanted. As far as the drive has not begun with it, it is not read any more.
+    /// Lets a speculative prefetch go that is not wanted. As far as the drive has not begun with it, it is not read any more.
     pub(in crate::stream) fn take_back(&self, state: &mut State, engine: &dyn Engine, block: usize, id: SlotId) {
         let State { pools, location, copies, .. } = state;
         let pool = &mut pools[id.pool];
@@ -219,7 +221,7 @@ impl Core {
         };
         location[block] = None;
         if begun_bytes > 0 {
-            pool.tear(id.slot, is_in_flight);
+            pool.drain(id.slot, is_in_flight);
             self.counters.read_bytes.add(begun_bytes as u64);
             self.counters.prefetch_wasted.add(1);
         } else {
@@ -242,34 +244,34 @@ mod tests {
 
     #[test]
     fn a_layer_that_no_pass_uses_follows_none() {
-        let mut guesses = Guesses::new(false, 4);
+        let mut speculation = Speculation::new(false, 4);
         let mut before = None;
         for pass in 0..2 {
             for layer in 0..3 {
-                let next = guesses.enter(before.replace(layer), layer, layer == 0);
+                let next = speculation.enter(before.replace(layer), layer, layer == 0);
                 let after = Successor { layer: (layer + 1) % 3, is_in_pass: layer != 2 };
                 assert_eq!(next, (pass > 0).then_some(after));
             }
         }
-        assert!(guesses.successors.iter().flatten().all(|successor| successor.layer != 3));
+        assert!(speculation.successors.iter().flatten().all(|successor| successor.layer != 3));
     }
 
     #[test]
     fn only_the_waiting_of_decode_steps_is_judged() {
-        let mut guesses = Guesses::new(false, 1);
+        let mut speculation = Speculation::new(false, 1);
         let mut waited = Duration::ZERO;
-        // Prompts wait long while guesses are acted on, decode steps wait less then: acting pays.
+        // Prompts wait long while speculative prefetches are acted on, decode steps wait less then: acting pays.
         for round in 0..1000 {
-            let acting = guesses.trial.is_acting();
-            guesses.begin_pass(waited, 512);
+            let acting = speculation.trial.is_acting();
+            speculation.begin_pass(waited, 512);
             waited += Duration::from_secs(if acting { 9 } else { 0 });
-            guesses.begin_pass(waited, 1);
+            speculation.begin_pass(waited, 1);
             waited += Duration::from_millis(if acting { 10 } else { 20 });
-            if guesses.trial.verdict().is_some() {
+            if speculation.trial.verdict().is_some() {
                 assert!(round > 8);
                 break;
             }
         }
-        assert_eq!(guesses.trial.verdict(), Some(true));
+        assert_eq!(speculation.trial.verdict(), Some(true));
     }
 }

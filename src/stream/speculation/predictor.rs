@@ -1,6 +1,6 @@
 //! Foresees which experts the next layer will want, on a thread of its own, and has them read while the drive would idle.
 //!
-//! A layer's router tells best. Where it tells nothing, or less than the model's habits, and for the first layer of the next token, habits
+//! A layer's router tells best. Where it tells nothing, or less than the model's usage profile, and for the first layer of the next token, the usage profile
 //! tell.
 
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::io::{DirectFile, Engine, Request};
-use crate::predict::{Foreseen, Lookahead, Recent, Sight, Successor, Visit};
+use crate::predict::{Lookahead, Predicted, Recent, Sight, Successor, Visit};
 
-use super::guesses::Naming;
+use super::prefetch::Naming;
 use crate::stream::core::Core;
 
 /// Tokens of a batch up to which looking ahead is of use: a large one wants nearly all experts anyway.
 pub(in crate::stream) const LOOK_AHEAD_ROWS_MAX: usize = 8;
 
 /// The thread, until dropped.
-pub(in crate::stream) struct Foresight {
+pub(in crate::stream) struct Predictor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -56,11 +56,11 @@ struct Foreseer {
     core: Arc<Core>,
     files: Arc<[DirectFile]>,
     engine: Arc<dyn Engine>,
-    by_habits: Vec<Foreseen>,
+    by_profile: Vec<Predicted>,
     requests: Vec<Request>,
 }
 
-impl Foresight {
+impl Predictor {
     /// Starts the thread.
     pub(in crate::stream) fn start(
         lookahead: Lookahead,
@@ -70,7 +70,7 @@ impl Foresight {
     ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let for_thread = Arc::clone(&shared);
-        let mut foreseer = Foreseer { lookahead, core, files, engine, by_habits: Vec::new(), requests: Vec::new() };
+        let mut foreseer = Foreseer { lookahead, core, files, engine, by_profile: Vec::new(), requests: Vec::new() };
         let thread = std::thread::Builder::new()
             .name("hypura-foresight".to_owned())
             .spawn(move || {
@@ -115,22 +115,22 @@ impl Foresight {
 }
 
 impl Foreseer {
-    /// Asks the next layer's router, or habits, and submits the reads that follow.
+    /// Asks the next layer's router, or the usage profile, and submits the reads that follow.
     fn foresee(&mut self, sight: &Sight) {
-        let Self { lookahead, core, files, engine, by_habits, requests } = self;
+        let Self { lookahead, core, files, engine, by_profile, requests } = self;
         let Some(next) = sight.visit.next.filter(|_| !sight.is_part) else { return };
         match lookahead.name(sight) {
             Some(chosen) => {
-                core.guess(files, next.layer, Naming::ByRouter(chosen), requests);
-                if lookahead.wants_habits(sight) {
-                    core.foresee_by_habit(sight, next, by_habits);
-                    lookahead.compare(by_habits.iter().map(|foreseen| foreseen.expert));
+                core.prefetch(files, next.layer, Naming::ByRouter(chosen), requests);
+                if lookahead.wants_profile(sight) {
+                    core.predict_by_profile(sight, next, by_profile);
+                    lookahead.compare(by_profile.iter().map(|predicted| predicted.expert));
                 }
             }
             None => {
-                core.foresee_by_habit(sight, next, by_habits);
-                core.guess(files, next.layer, Naming::ByHabits(by_habits), requests);
-                lookahead.compare(by_habits.iter().map(|foreseen| foreseen.expert));
+                core.predict_by_profile(sight, next, by_profile);
+                core.prefetch(files, next.layer, Naming::ByProfile(by_profile), requests);
+                lookahead.compare(by_profile.iter().map(|predicted| predicted.expert));
             }
         }
         if !requests.is_empty() {
@@ -141,17 +141,17 @@ impl Foreseer {
 
 impl Core {
     /// As many experts of the layer after this one as it used itself, or of the first layer for the next token.
-    fn foresee_by_habit(&self, sight: &Sight, next: Successor, foreseen: &mut Vec<Foreseen>) {
-        let habits = self.habits.lock();
+    fn predict_by_profile(&self, sight: &Sight, next: Successor, predicted: &mut Vec<Predicted>) {
+        let usage_profile = self.usage_profile.lock();
         match is_adjacent(sight.visit, next) {
-            true => habits.foresee_next_layer(sight.visit.layer, &sight.experts, foreseen),
-            false => habits.foresee_next_token(next.layer, &sight.experts, foreseen),
+            true => usage_profile.predict_next_layer(sight.visit.layer, &sight.experts, predicted),
+            false => usage_profile.predict_next_token(next.layer, &sight.experts, predicted),
         }
-        foreseen.truncate(sight.experts.len());
+        predicted.truncate(sight.experts.len());
     }
 }
 
-/// Whether habits know which experts of the next layer follow those of this one.
+/// Whether the usage profile knows which experts of the next layer follow those of this one.
 fn is_adjacent(visit: Visit, next: Successor) -> bool {
     next.is_in_pass && next.layer == visit.layer + 1
 }
@@ -173,12 +173,12 @@ impl Shared {
     }
 }
 
-impl Drop for Foresight {
+impl Drop for Predictor {
     fn drop(&mut self) {
         self.shared.mailbox.lock().stopping = true;
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.take() {
-            // A panic in the thread lost only guesses.
+            // A panic in the thread lost only speculative prefetches.
             let _ = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Habits kept between runs: a file for each model in the cache directory, named after the model's fingerprint.
+//! The usage profile kept between runs: a file for each model in the cache directory, named after the model's fingerprint.
 //!
 //! Nothing here fails: what cannot be read is unknown, what cannot be written is lost. A file is replaced by a rename. Two
 //! processes that run a model take turns: each puts what the other has written meanwhile into what it writes. Should both
@@ -7,18 +7,18 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::Habits;
+use super::UsageProfile;
 use super::encoding::{decode, encode};
 use crate::fnv::Fnv;
 use crate::persist;
 
-/// Models whose habits are kept: those used last.
+/// Models whose usage profile is kept: those used last.
 const FILES_MAX: usize = 64;
 
 const PREFIX: &str = "habits-";
 const SUFFIX: &str = ".bin";
 
-/// The place of one model's habits.
+/// The place of one model's usage profile.
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
@@ -34,25 +34,25 @@ impl Store {
         Self { directory, path, seen: None }
     }
 
-    /// Adds what is stored to habits.
-    pub fn load(&mut self, habits: &mut Habits) {
-        if let Some(stored) = self.read(habits.expert_count) {
-            habits.merge(&stored);
+    /// Adds what is stored to the usage profile.
+    pub fn load(&mut self, usage_profile: &mut UsageProfile) {
+        if let Some(stored) = self.read(usage_profile.expert_count) {
+            usage_profile.merge(&stored);
         }
     }
 
-    /// Stores habits, together with what others have stored since the last time, and forgets the models that were not used for
+    /// Stores the usage profile, together with what others have stored since the last time, and forgets the models that were not used for
     /// longest if there are too many.
-    pub fn save(&mut self, mut habits: Habits) {
+    pub fn save(&mut self, mut usage_profile: UsageProfile) {
         let seen = self.seen;
-        if let Some(stored) = self.read(habits.expert_count) {
+        if let Some(stored) = self.read(usage_profile.expert_count) {
             // What we have seen is contained in ours already, but for layers that this run has nothing to do with.
             if self.seen != seen {
-                habits.merge(&stored);
+                usage_profile.merge(&stored);
             }
-            habits.adopt(stored);
+            usage_profile.adopt(stored);
         }
-        let bytes = encode(&habits);
+        let bytes = encode(&usage_profile);
         let written = persist::create_directory(&self.directory).and_then(|()| persist::replace(&self.path, &bytes));
         match written {
             Ok(()) => {
@@ -63,12 +63,12 @@ impl Store {
         }
     }
 
-    fn read(&mut self, expert_count: usize) -> Option<Habits> {
+    fn read(&mut self, expert_count: usize) -> Option<UsageProfile> {
         let bytes = persist::read_bytes(&self.path)?;
         let hash = Some(Fnv::of(&bytes));
         let is_new = std::mem::replace(&mut self.seen, hash) != hash;
         match decode(&bytes, expert_count) {
-            Ok(habits) => Some(habits),
+            Ok(usage_profile) => Some(usage_profile),
             Err(problem) => {
                 if is_new {
                     tracing::info!("{} is ignored: {problem}", self.path.display());

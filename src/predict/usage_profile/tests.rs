@@ -9,16 +9,16 @@ use crate::common::{Random, TestDirectory};
 const LAYERS: [u32; 3] = [1, 2, 5];
 const EXPERTS: usize = 6;
 
-fn new() -> Habits {
-    Habits::new(&LAYERS, EXPERTS)
+fn new() -> UsageProfile {
+    UsageProfile::new(&LAYERS, EXPERTS)
 }
 
 /// Runs tokens one by one, each with the experts of every layer.
-fn run(habits: &mut Habits, tokens: &[[[i32; 2]; 3]]) {
+fn run(usage_profile: &mut UsageProfile, tokens: &[[[i32; 2]; 3]]) {
     let mut recent = Recent::default();
     for token in tokens {
         for (layer, experts) in token.iter().enumerate() {
-            habits.observe(&mut recent, layer, experts, 1);
+            usage_profile.observe(&mut recent, layer, experts, 1);
         }
     }
 }
@@ -32,28 +32,28 @@ fn random_tokens(seed: u64, count: usize) -> Vec<[[i32; 2]; 3]> {
     (0..count).map(|_| [pair(), pair(), pair()]).collect()
 }
 
-fn experts(foreseen: &[Foreseen]) -> Vec<usize> {
-    foreseen.iter().map(|foreseen| foreseen.expert).collect()
+fn experts(predicted: &[Predicted]) -> Vec<usize> {
+    predicted.iter().map(|predicted| predicted.expert).collect()
 }
 
-fn next_layer(habits: &Habits, layer: usize, used: &[usize]) -> Vec<Foreseen> {
-    let mut foreseen = Vec::new();
-    habits.foresee_next_layer(layer, used, &mut foreseen);
-    foreseen
+fn next_layer(usage_profile: &UsageProfile, layer: usize, used: &[usize]) -> Vec<Predicted> {
+    let mut predicted = Vec::new();
+    usage_profile.predict_next_layer(layer, used, &mut predicted);
+    predicted
 }
 
 #[test]
 fn uses_and_pairs_are_those_counted_by_hand() {
     let tokens = random_tokens(1, 300);
-    let mut habits = new();
-    run(&mut habits, &tokens);
+    let mut usage_profile = new();
+    run(&mut usage_profile, &tokens);
     let has = |experts: [i32; 2], expert: usize| experts.contains(&(expert as i32));
     for layer in 0..LAYERS.len() {
-        let counted = habits.layer(layer);
+        let counted = usage_profile.layer(layer);
         for one in 0..EXPERTS {
             let uses = tokens.iter().filter(|token| has(token[layer], one)).count();
             assert_eq!(usize::from(counted.uses[one]), uses);
-            assert_eq!(habits.uses_per_token(layer, one), Some(uses as f32 / 300.0));
+            assert_eq!(usage_profile.uses_per_token(layer, one), Some(uses as f32 / 300.0));
             for other in 0..EXPERTS {
                 let pair = one * EXPERTS + other;
                 let together = tokens
@@ -69,25 +69,25 @@ fn uses_and_pairs_are_those_counted_by_hand() {
 
 #[test]
 fn what_follows_is_foreseen_and_a_stranger_by_what_is_popular() {
-    let mut habits = new();
+    let mut usage_profile = new();
     // Layer 0 alternates; the next layer answers 0,1 with 4,5 and 2,3 with 1,2.
     let tokens: Vec<_> = (0..40).map(|token| [[[0, 1], [4, 5], [0, 3]], [[2, 3], [1, 2], [0, 5]]][token % 2]).collect();
-    run(&mut habits, &tokens);
-    let foreseen = next_layer(&habits, 0, &[0, 1]);
-    assert_eq!(experts(&foreseen[..2]), [4, 5]);
-    assert!(foreseen[0].probability > 0.9 && foreseen[2].probability < 0.1, "{foreseen:?}");
-    assert_eq!(experts(&next_layer(&habits, 0, &[3, 2])[..2]), [1, 2]);
+    run(&mut usage_profile, &tokens);
+    let predicted = next_layer(&usage_profile, 0, &[0, 1]);
+    assert_eq!(experts(&predicted[..2]), [4, 5]);
+    assert!(predicted[0].probability > 0.9 && predicted[2].probability < 0.1, "{predicted:?}");
+    assert_eq!(experts(&next_layer(&usage_profile, 0, &[3, 2])[..2]), [1, 2]);
     let mut again = Vec::new();
-    habits.foresee_next_token(0, &[0, 1], &mut again);
+    usage_profile.predict_next_token(0, &[0, 1], &mut again);
     assert_eq!(experts(&again[..2]), [2, 3], "the layer alternates");
-    assert_eq!(experts(&next_layer(&habits, 1, &[0])[..1]), [0], "every token uses 0 there");
-    assert!(next_layer(&habits, 2, &[0]).is_empty(), "nothing comes after the last layer");
+    assert_eq!(experts(&next_layer(&usage_profile, 1, &[0])[..1]), [0], "every token uses 0 there");
+    assert!(next_layer(&usage_profile, 2, &[0]).is_empty(), "nothing comes after the last layer");
     assert!(next_layer(&new(), 0, &[0]).is_empty(), "nothing is known yet");
 }
 
 #[test]
 fn of_a_large_batch_some_tokens_count_and_layers_are_joined_row_by_row() {
-    let mut habits = new();
+    let mut usage_profile = new();
     let mut recent = Recent::default();
     let tokens = 10 * ROWS_MAX;
     // The first half goes from 0 to 1, the second from 2 to 3.
@@ -95,72 +95,72 @@ fn of_a_large_batch_some_tokens_count_and_layers_are_joined_row_by_row() {
         (0..tokens).map(|token| if token < tokens / 2 { first } else { second }).collect()
     };
     for (layer, routing) in [(0, halves(0, 2)), (1, halves(1, 3))] {
-        habits.observe(&mut recent, layer, &routing, tokens);
+        usage_profile.observe(&mut recent, layer, &routing, tokens);
     }
-    let layer = habits.layer(0);
+    let layer = usage_profile.layer(0);
     let half = (ROWS_MAX / 2) as u16;
     assert_eq!((layer.tokens, &layer.uses[..3]), (2 * half, &[half, 0, half][..]));
     let pairs: Vec<usize> = (0..EXPERTS * EXPERTS).filter(|&pair| layer.next_layer[pair] > 0).collect();
     assert_eq!(pairs, [1, 2 * EXPERTS + 3]);
     // Another number of tokens, as in the last layer of a prompt, cannot be joined with it; nor can a layer that was
     // skipped.
-    habits.observe(&mut recent, 2, &[0], 1);
-    habits.observe(&mut recent, 0, &[0], 1);
-    habits.observe(&mut recent, 2, &[0], 1);
-    assert!(habits.layer(1).next_layer.iter().all(|&count| count == 0));
+    usage_profile.observe(&mut recent, 2, &[0], 1);
+    usage_profile.observe(&mut recent, 0, &[0], 1);
+    usage_profile.observe(&mut recent, 2, &[0], 1);
+    assert!(usage_profile.layer(1).next_layer.iter().all(|&count| count == 0));
     assert_eq!(recent.experts(2).collect::<Vec<_>>(), [0]);
 }
 
 #[test]
 fn users_at_the_same_time_do_not_follow_each_other() {
-    let mut habits = new();
+    let mut usage_profile = new();
     let (mut one, mut other) = (Recent::default(), Recent::default());
     for (recent, layer, expert) in
         [(&mut one, 0, 0), (&mut other, 0, 2)].map(|(recent, layer, expert)| (recent, layer, [expert]))
     {
-        habits.observe(recent, layer, &expert, 1);
+        usage_profile.observe(recent, layer, &expert, 1);
     }
-    habits.observe(&mut one, 1, &[1], 1);
-    habits.observe(&mut other, 1, &[3], 1);
-    let layer = habits.layer(0);
+    usage_profile.observe(&mut one, 1, &[1], 1);
+    usage_profile.observe(&mut other, 1, &[3], 1);
+    let layer = usage_profile.layer(0);
     let pairs: Vec<usize> = (0..EXPERTS * EXPERTS).filter(|&pair| layer.next_layer[pair] > 0).collect();
     assert_eq!(pairs, [1, 2 * EXPERTS + 3]);
 }
 
 #[test]
 fn old_habits_fade() {
-    let mut habits = new();
+    let mut usage_profile = new();
     let max = usize::from(TOKENS_MAX);
-    run(&mut habits, &vec![[[0, 1]; 3]; max]);
-    assert_eq!(habits.uses_per_token(0, 0), Some(1.0));
-    run(&mut habits, &vec![[[2, 3]; 3]; max]);
-    assert!(habits.uses_per_token(0, 2).unwrap() > 0.7);
-    assert!(habits.uses_per_token(0, 0).unwrap() > 0.1, "not at once");
-    run(&mut habits, &vec![[[2, 3]; 3]; 12 * max]);
-    assert_eq!(habits.uses_per_token(0, 0), Some(0.0));
-    assert_eq!(next_layer(&habits, 0, &[2, 3])[0].expert, 2);
-    assert!(habits.layer(0).tokens <= TOKENS_MAX);
+    run(&mut usage_profile, &vec![[[0, 1]; 3]; max]);
+    assert_eq!(usage_profile.uses_per_token(0, 0), Some(1.0));
+    run(&mut usage_profile, &vec![[[2, 3]; 3]; max]);
+    assert!(usage_profile.uses_per_token(0, 2).unwrap() > 0.7);
+    assert!(usage_profile.uses_per_token(0, 0).unwrap() > 0.1, "not at once");
+    run(&mut usage_profile, &vec![[[2, 3]; 3]; 12 * max]);
+    assert_eq!(usage_profile.uses_per_token(0, 0), Some(0.0));
+    assert_eq!(next_layer(&usage_profile, 0, &[2, 3])[0].expert, 2);
+    assert!(usage_profile.layer(0).tokens <= TOKENS_MAX);
 }
 
 #[test]
 fn a_model_too_large_for_pairs_has_its_uses_counted() {
     let numbers: Vec<u32> = (0..100).collect();
-    let mut habits = Habits::new(&numbers, 512);
+    let mut usage_profile = UsageProfile::new(&numbers, 512);
     let mut recent = Recent::default();
     for layer in 0..3 {
-        habits.observe(&mut recent, layer, &[511, 7], 1);
+        usage_profile.observe(&mut recent, layer, &[511, 7], 1);
     }
-    assert_eq!(habits.uses_per_token(1, 511), Some(1.0));
-    assert!(next_layer(&habits, 0, &[7]).is_empty());
+    assert_eq!(usage_profile.uses_per_token(1, 511), Some(1.0));
+    assert!(next_layer(&usage_profile, 0, &[7]).is_empty());
 }
 
 #[test]
 fn bytes_give_back_what_was_encoded_and_nothing_when_damaged() {
-    let mut habits = new();
-    run(&mut habits, &random_tokens(2, 500));
-    let bytes = encode(&habits);
-    habits.take_news();
-    assert_eq!(decode(&bytes, EXPERTS).as_ref(), Ok(&habits));
+    let mut usage_profile = new();
+    run(&mut usage_profile, &random_tokens(2, 500));
+    let bytes = encode(&usage_profile);
+    usage_profile.take_news();
+    assert_eq!(decode(&bytes, EXPERTS).as_ref(), Ok(&usage_profile));
     assert!(decode(&bytes, EXPERTS + 1).unwrap_err().contains("number of experts"));
     for length in 0..bytes.len() {
         decode(&bytes[..length], EXPERTS).unwrap_err();
@@ -182,10 +182,10 @@ fn bytes_give_back_what_was_encoded_and_nothing_when_damaged() {
     }
 }
 
-fn stored(directory: &Path, name: &str) -> Habits {
-    let mut habits = new();
-    Store::new(directory.to_owned(), name).load(&mut habits);
-    habits
+fn stored(directory: &Path, name: &str) -> UsageProfile {
+    let mut usage_profile = new();
+    Store::new(directory.to_owned(), name).load(&mut usage_profile);
+    usage_profile
 }
 
 #[test]
@@ -207,10 +207,10 @@ fn runs_of_a_model_share_a_file_and_models_do_not() {
 
     // Saved again, with nothing new from others, it stays what it is.
     let mut third = Store::new(place.clone(), "a");
-    let mut habits = new();
-    third.load(&mut habits);
+    let mut usage_profile = new();
+    third.load(&mut usage_profile);
     for _ in 0..3 {
-        third.save(habits.clone());
+        third.save(usage_profile.clone());
     }
     assert_eq!(stored(&place, "a"), both);
 }
@@ -221,7 +221,7 @@ fn layers_that_a_run_does_not_stream_are_kept() {
     let mut all = new();
     run(&mut all, &[[[0, 1], [2, 3], [4, 5]]; 10]);
     Store::new(directory.path().to_owned(), "a").save(all);
-    let mut part = Habits::new(&LAYERS[1..], EXPERTS);
+    let mut part = UsageProfile::new(&LAYERS[1..], EXPERTS);
     let mut store = Store::new(directory.path().to_owned(), "a");
     store.load(&mut part);
     assert_eq!(part.layer_count(), 2);
@@ -235,12 +235,12 @@ fn rubbish_is_ignored_and_replaced() {
     let directory = TestDirectory::new();
     let path = directory.path().join("habits-a.bin");
     std::fs::write(&path, "rubbish").unwrap();
-    let mut habits = new();
+    let mut usage_profile = new();
     let mut store = Store::new(directory.path().to_owned(), "a");
-    store.load(&mut habits);
-    assert_eq!(habits, new());
-    run(&mut habits, &[[[0, 1]; 3]; 10]);
-    store.save(habits);
+    store.load(&mut usage_profile);
+    assert_eq!(usage_profile, new());
+    run(&mut usage_profile, &[[[0, 1]; 3]; 10]);
+    store.save(usage_profile);
     assert_eq!(stored(directory.path(), "a").uses_per_token(0, 1), Some(1.0));
 }
 
