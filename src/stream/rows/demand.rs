@@ -13,6 +13,9 @@ use super::{Rows, Table};
 use crate::stream::tensors::BlockExtent;
 use crate::stream::verify::Verifier;
 
+/// Parts that a demand waits for at a time: waking up for each would take longer than a fast drive's reads.
+const WINDOW_PIECES: usize = 64;
+
 /// What a demand wants of a piece: a part of one row.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Part {
@@ -128,7 +131,7 @@ impl Rows {
         }
     }
 
-    /// Waits until the first of the held parts is ready, or, if none is held, until there may be room. Returns which are ready.
+    /// Waits until the next held parts are ready, or, if none is held, until there may be room. Returns which are ready.
     fn await_some(&self, pieces: &mut MutexGuard<'_, Pieces>, demand: &mut Demand<'_>) -> Result<Range<usize>> {
         loop {
             if let Some(error) = &pieces.broken {
@@ -136,16 +139,15 @@ impl Rows {
             }
             let held = demand.held();
             let is_ready = |&index: &usize| pieces.holds(demand.places[index]) == Holds::Ready;
-            let ready_count = held.clone().take_while(is_ready).count();
-            if ready_count > 0 {
-                return Ok(held.start..held.start + ready_count);
-            }
-            match demand.places.get(held.start).copied() {
-                Some(place) => match pieces.error(place) {
+            let window = held.start..held.end.min(held.start + WINDOW_PIECES);
+            // The last one that is missing: most of the others will have come by then.
+            match window.clone().rev().find(|index| !is_ready(index)) {
+                None if window.is_empty() => pieces.wants_room = true,
+                None => return Ok(held.start..held.start + held.clone().take_while(is_ready).count()),
+                Some(index) => match pieces.error(demand.places[index]) {
                     Some(error) => return Err(error),
-                    None => pieces.await_place(place),
+                    None => pieces.await_place(demand.places[index]),
                 },
-                None => pieces.wants_room = true,
             }
             let since = Instant::now();
             self.shared.changed.wait(pieces);
