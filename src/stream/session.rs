@@ -142,6 +142,15 @@ impl Session {
     /// The host has bound all that it will demand. What is in the file and was not bound takes no part then.
     pub fn note_loaded(&self) {
         self.is_loaded.store(true, Ordering::Release);
+        let is_bound = |tensor: usize| self.bound[tensor].load(Ordering::Relaxed);
+        for table in self.planned.tables.iter().filter(|table| !is_bound(table.tensor)) {
+            // A warning, because that is the least level that llama.cpp's tools show unasked.
+            tracing::warn!(
+                "{} is not streamed by the row: the host keeps it, or maps it and reads it page by page; llama.cpp without the patches \
+                 hands it over with --lazy-mode off",
+                self.gguf.tensors()[table.tensor].name
+            );
+        }
     }
 
     /// What the host has bound of what was planned; all of it for a host that does not say when it has.

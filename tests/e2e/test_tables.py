@@ -1,5 +1,6 @@
 """Tables that are looked up: streamed by the row, bit for bit, and never read whole into memory."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import pytest
 from logits import UBATCH_POSITIONS, LogitsProgram, difference
 from memory_cgroup import memory_limit
 from models import Model
-from programs import OFF, REPOSITORY, complete
+from programs import BACKEND, OFF, REPOSITORY, STOCK_BIN, complete
 
 # Rows that a token looks up: its own, or one for each hash of the last tokens.
 ROWS_PER_TOKEN = {"gemma4": 1, "gemma3n": 1, "qwen4exp": 4}
+
+# Whose table llama.cpp maps with --lazy-mode on.
+LAZILY_MAPPED = ("gemma4", "qwen4exp")
 
 # A table of half a GiB, in a limit that leaves room for the rest of the program.
 TABLE_BYTES = 512 << 20
@@ -57,6 +61,22 @@ def test_rows_are_equal_bit_for_bit(logits: LogitsProgram, model: Model, mode: s
 def test_with_room_every_row_is_read_before_its_lookup(logits: LogitsProgram, model: Model) -> None:
     _, stats = logits.streamed(model, "ubatch", UBATCH_POSITIONS, 64 << 20)
     assert stats["row_reads_ahead"] == stats["row_reads"] > 0
+
+
+@pytest.mark.parametrize("lazy", ["off", "on"])
+def test_without_the_patches_rows_are_streamed_or_a_line_says_why_not(model: Model, lazy: str, tmp_path) -> None:
+    is_ours = lazy == "off" or model.name not in LAZILY_MAPPED
+    stats_path = tmp_path / "stats.json"
+    settings = {"GGML_BACKEND_PATH": str(BACKEND), "HYPURA": "stream", "HYPURA_RAM": "8M", "HYPURA_VERIFY": "1"}
+    flags = {"program": STOCK_BIN / "llama-completion", "tokens": 8}
+    resident = complete(model.path, {}, tmp_path, **flags).succeeded()
+    settings["HYPURA_STATS"] = str(stats_path)
+    streamed = complete(model.path, settings, tmp_path, "--lazy-mode", lazy, **flags).succeeded()
+    stats = json.loads(stats_path.read_text())
+    assert streamed.output == resident.output
+    assert stats["errors"] == 0 and stats["read_bytes"] > 0
+    assert (stats["rows"] > 0) == is_ours
+    assert ("per_layer_token_embd.weight is not streamed by the row" in streamed.log) != is_ours
 
 
 def test_a_table_that_is_larger_than_the_limit_is_no_hindrance(large: Path, tmp_path) -> None:
