@@ -10,7 +10,9 @@ The model is made in build/bench-rows and removed afterwards. SCALE=small takes 
 
 import argparse
 import json
+import random
 import shutil
+import string
 import subprocess
 import sys
 from dataclasses import replace
@@ -49,9 +51,8 @@ def made_model(table_bytes: int, width: int) -> Path:
 
 
 def prompt_of(token_count: int) -> str:
-    """Text of about so many tokens, which are letters to this model; no phrase comes twice."""
-    words = (f"{number * 7919 % 10007:x}" for number in range(token_count))
-    return " ".join(words)[:token_count]
+    """Text of so many tokens, which are letters and digits to this model, in random order: hardly any three of them come twice."""
+    return "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=token_count))
 
 
 def reads_per_second(file: Path) -> float:
@@ -106,6 +107,9 @@ def print_drive(name: str, figures: dict, resident: list[Run]) -> None:
         ["ours, times lazy", times(prompt[OURS], prompt[LAZY])],
         ["ours, times all in memory", times(prompt[OURS], prompt[RESIDENT])],
         *([f"{kind}, generated tokens per second", number(speed, 1)] for kind, speed in decode.items()),
+        ["ours, of the prompt's seconds", number(median(run.prompt_seconds for run in runs[OURS]))],
+        ["  waited for rows", number(median(run.stats["row_stall_seconds"] - run.decode_stats["row_stall_seconds"] for run in runs[OURS]))],
+        ["  for so many reads", number(median(run.stats["row_reads"] - run.decode_stats["row_reads"] for run in runs[OURS]), 0)],
         ["reads per second while reading", number(reached, 0)],
         ["fio's, same size and depth", number(fio, 0)],
         ["  share", percent(reached / fio if reached and fio else None)],
