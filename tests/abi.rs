@@ -235,6 +235,7 @@ signatures! {
     hypura_fetch_release: fn(*mut HypuraFetch);
     hypura_fetch_rows: fn(*mut HypuraFetch, usize, *const i32, usize, *mut u8, usize, *mut c_char, usize) -> i32;
     hypura_fetch_look_ahead: fn(*mut HypuraFetch, *const f32, usize, usize);
+    hypura_fetch_expect: fn(*mut HypuraFetch, usize, *const i32, usize);
     hypura_fetch_next: fn(*mut HypuraFetch, *mut HypuraBlock, usize, *mut usize, *mut c_char, usize) -> i32;
     hypura_fetch_is_ready: fn(*const HypuraFetch) -> bool;
     hypura_fetch_early: fn(
