@@ -37,6 +37,8 @@ pub struct Task {
     pub table_bytes: u64,
     /// Memory for the routers that look ahead, in bytes; 0 where none does.
     pub router_bytes: u64,
+    /// Memory for the pairs of a usage profile, in bytes; 0 where none are counted.
+    pub pairs_bytes: u64,
     /// Memory of GPUs that holds copies of experts beside the pools, in bytes.
     pub vram_bytes: u64,
 }
@@ -81,6 +83,8 @@ pub struct Placement {
     pub rows_bytes: u64,
     /// Whether routers look ahead.
     pub looks_ahead: bool,
+    /// Whether the usage profile counts pairs.
+    pub counts_pairs: bool,
     /// RAM for all weights on the host, streamed or not, in bytes.
     pub ram_bytes: u64,
     /// Who divided them.
@@ -97,7 +101,11 @@ impl Task {
     pub fn place(&self, budget_bytes: u64) -> Result<Placement> {
         let mut corrected = self.corrected();
         let ram_bytes = self.fixed_bytes().saturating_add(budget_bytes);
-        let (looks_ahead, budget_bytes) = self.spare_for_routers(budget_bytes);
+        let (looks_ahead, budget_bytes) = self.spare(self.router_bytes, budget_bytes);
+        if !looks_ahead {
+            tracing::info!("routers would take too much of {}: experts are not foreseen", in_gigabytes(budget_bytes));
+        }
+        let (has_room, budget_bytes) = self.spare(if looks_ahead { self.pairs_bytes } else { 0 }, budget_bytes);
         let rows_bytes = bytes_for_tables(budget_bytes, self.table_bytes, &self.classes)?;
         let (slots, divided) = self.divide_corrected(&mut corrected, budget_bytes - rows_bytes)?;
         let residencies = allocate::residencies(&mut corrected, self, &slots);
@@ -111,6 +119,7 @@ impl Task {
             pool_bytes: bytes.sum(),
             rows_bytes,
             looks_ahead,
+            counts_pairs: looks_ahead && has_room,
             ram_bytes,
             residencies,
             slots,
@@ -133,19 +142,13 @@ impl Task {
         })
     }
 
-    /// Takes the memory of the routers that look ahead off a budget, or does without them where they would take too much of it: they are
-    /// kept as single floats, whatever the file has.
-    fn spare_for_routers(&self, budget_bytes: u64) -> (bool, u64) {
+    /// Takes the memory of what looks ahead off a budget, or says that it would take too much of it.
+    fn spare(&self, bytes: u64, budget_bytes: u64) -> (bool, u64) {
         /// Slots foresee nothing, but are always of use.
         const SHARE: u64 = 8;
         let least_bytes = minimum_bytes(&self.classes) + tables_claim(self.table_bytes).0;
-        let bytes = self.router_bytes;
-        if bytes > budget_bytes / SHARE || bytes > budget_bytes.saturating_sub(least_bytes) {
-            let (routers, budget) = (in_gigabytes(bytes), in_gigabytes(budget_bytes));
-            tracing::info!("routers take {routers}, too much of {budget}: experts are not foreseen");
-            return (false, budget_bytes);
-        }
-        (true, budget_bytes - bytes)
+        let has_room = bytes <= budget_bytes / SHARE && bytes <= budget_bytes.saturating_sub(least_bytes);
+        (has_room, if has_room { budget_bytes - bytes } else { budget_bytes })
     }
 
     /// Bytes on the host that are not streamed.

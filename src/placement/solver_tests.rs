@@ -70,6 +70,7 @@ pub(super) fn task(items: Vec<(Item, Allocation)>, classes: &[(u64, bool)]) -> T
         classes,
         table_bytes: 0,
         router_bytes: 0,
+        pairs_bytes: 0,
         vram_bytes: 0,
     }
 }

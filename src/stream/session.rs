@@ -290,6 +290,9 @@ impl Session {
         let slot_counts: Vec<SlotCount> = slot_counts.collect();
         let (prefetch, host_memory) = (self.config.prefetch, self.host_memory.get());
         let core = Core::new(Arc::clone(&streamed), task, &slot_counts, timeline, prefetch, host_memory)?;
+        if !placement.counts_pairs {
+            core.usage_profile.lock().leave_pairs_out();
+        }
         let rows = match streamed.tables.is_empty() {
             true => None,
             false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes, &core)?)),

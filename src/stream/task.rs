@@ -11,6 +11,7 @@ use crate::hw::{MemoryReport, Profile};
 use crate::io::{Alignment, DirectFile};
 use crate::placement::{Allocation, Placement, Task};
 use crate::plan::{Mode, Place, decide, in_gigabytes, minimum_bytes, tables_claim};
+use crate::predict::UsageProfile;
 
 /// A smaller model is a toy: what it does is not worth measuring the machine for, nor keeping.
 pub(super) const TOY_BYTES: u64 = 16 << 20;
@@ -58,6 +59,7 @@ pub(super) fn task_of(
         true => Learned::default(),
         false => Learned::recall(machine.cache_directory, gguf.fingerprint(), &machine.key()),
     };
+    let (layers, expert_count) = (streamed.expert_layer_numbers(), streamed.policy_shape(false).expert_count);
     Task {
         mode,
         problem,
@@ -65,12 +67,14 @@ pub(super) fn task_of(
         allocation,
         classes: streamed.classes.clone(),
         table_bytes: streamed.table_bytes(),
-        router_bytes: if looks_ahead { routers_bytes(gguf, &streamed.expert_layer_numbers()) } else { 0 },
+        router_bytes: if looks_ahead { routers_bytes(gguf, &layers) } else { 0 },
+        pairs_bytes: if looks_ahead { UsageProfile::pairs_bytes_at_most(layers.len(), expert_count) } else { 0 },
         vram_bytes: machine.vram_bytes,
     }
 }
 
-/// What the routers of these layers take in memory at most, in bytes; none is applied to the first.
+/// What the routers of these layers take in memory at most, in bytes: they are kept as single floats, whatever the file has. None is
+/// applied to the first.
 fn routers_bytes(gguf: &Gguf, layers: &[u32]) -> u64 {
     let router = |layer: &u32| gguf.find(&format!("blk.{layer}.ffn_gate_inp.weight"));
     let elements = |tensor: usize| gguf.tensors()[tensor].shape.iter().product::<u64>();

@@ -28,6 +28,9 @@ const ROWS_MAX: usize = 16;
 /// What pairs may take in memory, all layers together.
 const PAIRS_BYTES_MAX: usize = 32 << 20;
 
+/// A pair's two counts.
+const PAIR_BYTES: usize = 2 * size_of::<u16>();
+
 /// An expert that may be used next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Predicted {
@@ -67,6 +70,20 @@ impl UsageProfile {
         let pairs = pair_count(numbers.len(), expert_count);
         let layer = |&number| Layer::new(number, expert_count, pairs);
         Self { expert_count, layers: numbers.iter().map(layer).collect(), has_news: false }
+    }
+
+    /// What the pairs of such a profile take in memory at most, in bytes: while it is stored, there is a copy of it and what was stored
+    /// before.
+    pub fn pairs_bytes_at_most(layer_count: usize, expert_count: usize) -> u64 {
+        const COPIES: usize = 3;
+        (COPIES * layer_count * pair_count(layer_count, expert_count) * PAIR_BYTES) as u64
+    }
+
+    /// From now on only uses are counted.
+    pub fn leave_pairs_out(&mut self) {
+        for layer in &mut self.layers {
+            (layer.next_layer, layer.next_token) = (Vec::new(), Vec::new());
+        }
     }
 
     /// Counts a batch: `routing` names the experts of a layer, the same number for each of `tokens` tokens, all below
@@ -197,8 +214,7 @@ impl Layer {
 /// Pairs that each matrix has: none when all would take too much memory.
 fn pair_count(layer_count: usize, expert_count: usize) -> usize {
     let pairs = expert_count * expert_count;
-    let bytes = layer_count * pairs * 2 * size_of::<u16>();
-    if bytes <= PAIRS_BYTES_MAX { pairs } else { 0 }
+    if layer_count * pairs * PAIR_BYTES <= PAIRS_BYTES_MAX { pairs } else { 0 }
 }
 
 fn bump(count: &mut u16) {

@@ -143,6 +143,29 @@ fn old_habits_fade() {
 }
 
 #[test]
+fn without_pairs_uses_are_counted_and_the_store_is_read() {
+    let directory = TestDirectory::new();
+    let mut with_pairs = new();
+    run(&mut with_pairs, &[[[0, 1], [2, 3], [4, 5]]; 10]);
+    Store::new(directory.path().to_owned(), "a").save(with_pairs);
+    let mut without = new();
+    without.leave_pairs_out();
+    Store::new(directory.path().to_owned(), "a").load(&mut without);
+    run(&mut without, &[[[0, 1], [2, 3], [4, 5]]; 10]);
+    let mut predicted = Vec::new();
+    without.predict_next_layer(0, &[0], &mut predicted);
+    assert!(predicted.is_empty());
+    assert_eq!(without.uses_per_token(0, 0), Some(1.0));
+}
+
+#[test]
+fn pairs_take_what_is_said() {
+    // A profile, its copy, and the one that was stored: two counts of two bytes for each pair.
+    assert_eq!(UsageProfile::pairs_bytes_at_most(3, 8), 3 * 3 * 8 * 8 * 4);
+    assert_eq!(UsageProfile::pairs_bytes_at_most(100, 512), 0);
+}
+
+#[test]
 fn a_model_too_large_for_pairs_has_its_uses_counted() {
     let numbers: Vec<u32> = (0..100).collect();
     let mut usage_profile = UsageProfile::new(&numbers, 512);
