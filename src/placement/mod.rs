@@ -3,7 +3,7 @@
 //! A session carries a [`Placement`] out, the log and the statistics tell it, its prediction is a simulation of it, and
 //! `hypura plan` prints the one that a session would find. What is streamed at all, [`crate::plan`] decides when the
 //! model is loaded. How the memory that is left is divided is found here, twice: by rule, and by a linear program that is
-//! refined greedily ([`solver`]). The simulated pass says which of the two runs.
+//! refined greedily (`solver`). The simulated pass says which of the two runs.
 
 mod allocate;
 mod explain;

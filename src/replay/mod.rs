@@ -1,7 +1,7 @@
 //! Replays recorded expert routing: what a policy or a predictor would have reached on a trace.
 //!
 //! The way through: [`Trace`] reads what `HYPURA_TRACE` writes, [`simulate`] plays it against a policy and a number of
-//! slots, [`Belady`] is the policy that knows the future. [`compare`] does all of it, for a table. [`habit_recall`]
+//! slots, [`Belady`] is the policy that knows the future. [`compare`] does all of it, for a table. [`profile_recall`]
 //! measures how well the usage profile foresee a trace, [`warm_start`] what they spare a text at its start.
 
 mod belady;

@@ -68,9 +68,17 @@ pub(super) fn task_of(
         classes: streamed.classes.clone(),
         table_bytes: streamed.table_bytes(),
         router_bytes: if looks_ahead { routers_bytes(gguf, &layers) } else { 0 },
-        pairs_bytes: if looks_ahead { UsageProfile::pairs_bytes_at_most(layers.len(), expert_count) } else { 0 },
+        pairs_bytes: if looks_ahead { pairs_bytes(layers.len(), expert_count) } else { 0 },
         vram_bytes: machine.vram_bytes,
     }
+}
+
+/// What the pairs of the usage profile take in memory at most, in bytes, where that is more than a process varies by.
+fn pairs_bytes(layer_count: usize, expert_count: usize) -> u64 {
+    const NEGLIGIBLE_BYTES: u64 = 1 << 20;
+    Some(UsageProfile::pairs_bytes_at_most(layer_count, expert_count))
+        .filter(|&bytes| bytes > NEGLIGIBLE_BYTES)
+        .unwrap_or(0)
 }
 
 /// What the routers of these layers take in memory at most, in bytes: they are kept as single floats, whatever the file has. None is
