@@ -69,10 +69,14 @@ fn compare(opened: &File, file: &GgufFile, tensor: &TensorInfo, bytes: &[u8]) ->
     Ok(())
 }
 
-/// Takes a file's pages out of a mapping of it that is shared and read-only.
+/// Takes a file's pages out of a mapping of it that is shared and read-only, and keeps them out.
 fn drop_mapped_pages(bytes: &[u8]) {
     let inside = whole_pages(bytes, page_size());
     let (address, length) = (inside.as_ptr().cast_mut().cast(), inside.len());
+    // Where the page cache has pages of 2 MiB, a fault in a neighbour maps all of one. A range of another advice is a mapping of its own,
+    // into which that does not reach. Where the system refuses, neighbours map more, and nothing else is different.
+    // SAFETY: `inside` is mapped while `bytes` is borrowed; advice changes no bytes.
+    unsafe { libc::madvise(address, length, libc::MADV_RANDOM) };
     // SAFETY: the range is inside `bytes`, which is mapped while it is borrowed. Its pages are the file's and cannot
     // have been written to through this mapping, so the next access finds the same bytes.
     let status = unsafe { libc::madvise(address, length, libc::MADV_DONTNEED) };
