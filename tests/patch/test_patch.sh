@@ -11,7 +11,7 @@ trap 'rm -rf "$scratch"' EXIT
 tree=$scratch/tree
 apply() { sh "$repo/scripts/apply_patches.sh" "$@"; }
 # The streaming patches, and the optional ones: for tools, and for GPUs, which feeds a cache that is llama.cpp's own.
-added_limit=100
+added_limit=90
 optional_limit=230
 passed=0
 failed=0
