@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use super::miss::MissCurve;
 use super::problem::{Item, Machine, Problem, Usage};
-use crate::gguf::{Gguf, TensorInfo};
-use crate::gguf::{Role, layer_of, role_of};
+use crate::gguf::{Gguf, Role, label_of, layer_of, role_of};
 use crate::hw::Profile;
 use crate::plan::Place;
 
@@ -76,7 +75,7 @@ pub fn problem_of(
         };
         items.push(Item {
             layer,
-            role: label(info).to_owned(),
+            role: label_of(info).to_owned(),
             tensors: vec![tensor],
             slot_bytes: info.size_bytes / slot_count as u64,
             slot_count,
@@ -144,23 +143,6 @@ fn position(name: &str) -> (u32, u32) {
         Some(layer) => (layer.saturating_add(1), 0),
         None if name.starts_with("output") => (u32::MAX, 0),
         None => (0, 0),
-    }
-}
-
-/// What a tensor is, for people.
-fn label(info: &TensorInfo) -> &'static str {
-    let part = info.name.split('.').nth(if info.name.starts_with("blk.") { 2 } else { 0 }).unwrap_or_default();
-    match part {
-        _ if info.shape[1] == 1 && info.shape[2] == 1 => "norms and biases",
-        _ if part.ends_with("_exps") => "experts",
-        _ if part.ends_with("_shexp") => "shared experts",
-        _ if part.starts_with("ffn_gate_inp") => "routers",
-        _ if part.starts_with("ffn_") => "feed-forward",
-        _ if part.starts_with("attn") || part.starts_with("ssm") => "attention",
-        "token_embd" => "embeddings",
-        "per_layer_token_embd" => "tables",
-        "output" => "output",
-        _ => "other",
     }
 }
 

@@ -30,7 +30,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 pub use hyper::HyperParameters;
-pub use role::{Role, layer_of, rank_in_layer, role_of};
+pub use role::{Role, label_of, layer_of, rank_in_layer, role_of};
 pub use tensors::TensorInfo;
 pub use types::GgmlType;
 

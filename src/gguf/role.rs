@@ -54,9 +54,10 @@ impl Role {
 /// norms, biases and scales are small: they are `Other`, as is the output matrix.
 pub fn role_of(tensor: &TensorInfo) -> Role {
     // Of a type that is not known it is not known either where an expert or a row begins.
-    if !tensor.ggml_type.is_known() {
-        return Role::Other;
-    }
+    if tensor.ggml_type.is_known() { role_by_name(tensor) } else { Role::Other }
+}
+
+fn role_by_name(tensor: &TensorInfo) -> Role {
     let Some((_, part)) = split_layer(&tensor.name) else {
         return match &*tensor.name {
             "per_layer_token_embd.weight" if tensor.shape[2..] == [1, 1] => Role::Table,
@@ -89,6 +90,37 @@ fn role_of_matrix(part: &str) -> Role {
         "attn_output_a" | "attn_output_b" => Role::Attention,
         "ssm_in" | "ssm_out" | "ssm_g" | "shortconv.in_proj" | "shortconv.out_proj" => Role::Attention,
         _ => Role::Other,
+    }
+}
+
+/// What a tensor is, for people.
+pub fn label_of(tensor: &TensorInfo) -> &'static str {
+    if tensor.shape[1..3] == [1, 1] {
+        return "norms and biases";
+    }
+    match role_by_name(tensor) {
+        Role::Expert | Role::OtherExpert => "experts",
+        Role::SharedExpert => "shared experts",
+        Role::DenseFeedForward => "feed-forward",
+        Role::Attention => "attention",
+        Role::Table => "tables",
+        Role::TokenEmbedding => "embeddings",
+        Role::Other => label_of_other(&tensor.name),
+    }
+}
+
+/// What never streams is told by the part of the model that it belongs to.
+fn label_of_other(name: &str) -> &'static str {
+    let Some((_, part)) = split_layer(name) else {
+        return if name.starts_with("output.") { "output" } else { "other" };
+    };
+    let starts_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| part.starts_with(prefix));
+    match part {
+        _ if part.contains("shexp") => "shared experts",
+        _ if starts_with(&["ffn_gate_inp", "ffn_gate_tid2eid"]) => "routers",
+        _ if starts_with(&["ffn_"]) => "feed-forward",
+        _ if starts_with(&["attn", "cross_attn", "ssm", "shortconv"]) => "attention",
+        _ => "other",
     }
 }
 
@@ -135,15 +167,35 @@ mod tests {
     use super::*;
     use crate::gguf::GgmlType;
 
+    fn tensor(name: &str, shape: [u64; 4]) -> TensorInfo {
+        let ggml_type = GgmlType::from_id(0).unwrap();
+        TensorInfo { name: name.to_owned(), ggml_type, shape, file: 0, offset: 0, size_bytes: 4 }
+    }
+
     fn role(name: &str, shape: [u64; 4]) -> Role {
-        role_of(&TensorInfo {
-            name: name.to_owned(),
-            ggml_type: GgmlType::from_id(0).unwrap(),
-            shape,
-            file: 0,
-            offset: 0,
-            size_bytes: 4,
-        })
+        role_of(&tensor(name, shape))
+    }
+
+    #[test]
+    fn people_are_told_what_the_role_says() {
+        let label = |name: &str| label_of(&tensor(&format!("{name}.weight"), [64, 32, 1, 1]));
+        for (names, expected) in [
+            (&["blk.0.shortconv.in_proj", "dec.blk.1.cross_attn_q", "blk.0.attn_kv_b", "blk.0.ssm_x"][..], "attention"),
+            (&["enc.blk.0.ffn_up", "blk.3.ffn_down"], "feed-forward"),
+            (&["blk.0.ffn_up_shexp", "blk.0.ffn_gate_inp_shexp", "blk.0.ffn_latent_up"], "shared experts"),
+            (&["blk.0.ffn_gate_inp", "blk.0.ffn_gate_tid2eid"], "routers"),
+            (&["token_embd"], "embeddings"),
+            (&["per_layer_token_embd"], "tables"),
+            (&["output"], "output"),
+            (&["pooler", "output_norm_projection"], "other"),
+        ] {
+            names.iter().for_each(|name| assert_eq!(label(name), expected, "{name}"));
+        }
+        for name in ["ffn_up_exps", "ffn_up_chexps", "attn_v_exps"] {
+            let experts = tensor(&format!("blk.0.{name}.weight"), [64, 32, 8, 1]);
+            assert_eq!(label_of(&experts), "experts", "{name}");
+        }
+        assert_eq!(label_of(&tensor("enc.blk.0.attn_q.bias", [64, 1, 1, 1])), "norms and biases");
     }
 
     #[test]
