@@ -12,6 +12,7 @@ pub mod fnv;
 pub mod forecast;
 pub mod gguf;
 pub mod hw;
+pub mod index;
 pub mod io;
 pub mod memory;
 pub mod persist;

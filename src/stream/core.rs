@@ -9,6 +9,7 @@ use crate::cache::policy::{PolicyKind, Position};
 use crate::cache::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
+use crate::index::ReadToken;
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::placement::Task;
@@ -98,7 +99,7 @@ pub(super) struct Core {
     task: Arc<Task>,
     pub(super) timeline: Option<Timeline>,
     /// By pool: the token of its first slot.
-    first_token: Vec<usize>,
+    first_token: Vec<ReadToken>,
 }
 
 impl Core {
@@ -126,8 +127,8 @@ impl Core {
             })
             .collect::<Result<Vec<_>>>()?;
         let next_token =
-            |next: &mut usize, pool: &Pool| Some(std::mem::replace(next, *next + pool.largest_slot_count()));
-        let first_token = pools.iter().scan(0, next_token).collect();
+            |next: &mut ReadToken, pool: &Pool| Some(std::mem::replace(next, *next + pool.largest_slot_count()));
+        let first_token = pools.iter().scan(ReadToken(0), next_token).collect();
         let slots_now: Vec<usize> = slots_per_pool.iter().map(|slots| slots.now).collect();
         let state = State {
             pools,
@@ -278,11 +279,11 @@ impl Core {
         pins.retune(&self.streamed, &order, bytes_per_second, pools, location).then(|| pins.ring())
     }
 
-    pub(super) fn token(&self, id: SlotId) -> usize {
+    pub(super) fn token(&self, id: SlotId) -> ReadToken {
         self.first_token[id.pool] + id.slot
     }
 
-    fn slot_of(&self, token: usize) -> SlotId {
+    fn slot_of(&self, token: ReadToken) -> SlotId {
         let pool = self.first_token.partition_point(|&first| first <= token) - 1;
         SlotId { pool, slot: token - self.first_token[pool] }
     }
@@ -385,7 +386,7 @@ impl Tenant for Core {
 }
 
 impl Sink for Core {
-    fn finished(&self, token: usize, outcome: Result<()>) {
+    fn finished(&self, token: ReadToken, outcome: Result<()>) {
         let id = self.slot_of(token);
         let mut state = self.state.lock();
         self.count_read_time(&mut state);

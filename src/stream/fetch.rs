@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::cache::{SlotState, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::ReadToken;
 use crate::io::{Priority, Request};
 
 use super::certain::Knowledge;
@@ -57,7 +58,7 @@ pub struct Fetch {
     waiter: Option<u32>,
     /// Reads to submit, and tokens to promote with their generations, once the lock is released.
     requests: Vec<Request>,
-    promotions: Vec<(usize, u64)>,
+    promotions: Vec<(ReadToken, u64)>,
 }
 
 // SAFETY: slots are plain numbers, and the memory behind delivered pointers belongs to the session, which `self` keeps

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::Sink;
 use crate::error::{Error, Result};
+use crate::index::ReadToken;
 
 /// The longest delay of a read.
 const DELAY_MAX: Duration = Duration::from_millis(2);
@@ -40,7 +41,7 @@ impl Delaying {
 }
 
 impl Sink for Delaying {
-    fn finished(&self, token: usize, outcome: Result<()>) {
+    fn finished(&self, token: ReadToken, outcome: Result<()>) {
         if let Some(delay) = self.delay() {
             std::thread::sleep(delay);
         }

@@ -13,12 +13,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use typed_index_collections::TiVec;
 
 use super::part::{Part, Step};
 use super::queue::Queue;
 use super::{Cancelled, Destination, Engine, Priority, Request, Sink};
 use crate::common::{Model, Random, TestDirectory, dense_model, expert_model, within};
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::ReadToken;
 use crate::io::DirectFile;
 use crate::memory::Arena;
 
@@ -71,7 +73,7 @@ struct Drive {
     /// By file: its bytes.
     contents: Arc<[Vec<u8>]>,
     /// By token: what must be reported, had the request's last part just come back.
-    failed: HashMap<usize, ErrorCode>,
+    failed: HashMap<ReadToken, ErrorCode>,
 }
 
 impl Drive {
@@ -253,15 +255,15 @@ fn for_every_seed(count: u64, mut case: impl FnMut(u64)) {
 }
 
 #[derive(Default)]
-struct Reports(Mutex<Vec<(usize, Result<()>)>>);
+struct Reports(Mutex<Vec<(ReadToken, Result<()>)>>);
 
 impl Sink for Reports {
-    fn finished(&self, token: usize, outcome: Result<()>) {
+    fn finished(&self, token: ReadToken, outcome: Result<()>) {
         self.0.lock().push((token, outcome));
     }
 
     fn broken(&self, error: Error) {
-        self.finished(usize::MAX, Err(error));
+        self.finished(ReadToken(usize::MAX), Err(error));
     }
 }
 
@@ -291,15 +293,16 @@ struct Case {
     queue: Queue,
     drive: Drive,
     reports: Reports,
-    fates: Vec<Fate>,
+    /// By token.
+    fates: TiVec<ReadToken, Fate>,
     start: *mut u8,
     generation: u64,
 }
 
 impl Case {
-    fn slot(&mut self, token: usize) -> &mut [u8] {
+    fn slot(&mut self, token: ReadToken) -> &mut [u8] {
         // SAFETY: every token has its own slot of the arena, which outlives the case; nothing runs at the same time.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(token * SLOT_BYTES), SLOT_BYTES) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(token.0 * SLOT_BYTES), SLOT_BYTES) }
     }
 
     fn random_range(&mut self, file: usize) -> (u64, usize) {
@@ -320,7 +323,7 @@ impl Case {
         let mut requests = Vec::new();
         self.generation += 1;
         let (mut offset, mut length) = self.random_range(file);
-        for token in 0..SLOTS {
+        for token in (0..SLOTS).map(ReadToken) {
             if matches!(self.fates[token], Fate::Reading(_) | Fate::Ending) || self.random.below(3) == 0 {
                 continue;
             }
@@ -349,7 +352,7 @@ impl Case {
     }
 
     fn cancel(&mut self) {
-        let token = self.random.below(SLOTS);
+        let token = ReadToken(self.random.below(SLOTS));
         let Some(Cancelled { begun_bytes, is_in_flight }) = self.queue.cancel(token) else { return };
         let Fate::Reading(Request { priority, .. }) = self.fates[token] else { panic!("{token} was not being read") };
         assert_ne!(priority, Priority::Demand);
@@ -390,7 +393,7 @@ impl Case {
             match self.random.below(12) {
                 0 | 1 => self.submit(),
                 2 => self.cancel(),
-                3 => self.queue.promote(self.random.below(SLOTS), self.generation - self.random.next() % 2),
+                3 => self.queue.promote(ReadToken(self.random.below(SLOTS)), self.generation - self.random.next() % 2),
                 _ => drop(self.drive.step(&self.queue, &self.reports)),
             }
             self.check_reports();
@@ -406,7 +409,7 @@ impl Case {
             assert!(steps < 1_000_000, "no end in sight");
         }
         self.check_reports();
-        for token in 0..SLOTS {
+        for token in (0..SLOTS).map(ReadToken) {
             let is_reading = matches!(self.fates[token], Fate::Reading(_) | Fate::Ending);
             assert!(dropped || !is_reading, "{token} is never reported");
             if matches!(self.fates[token], Fate::Cancelled) {
@@ -482,7 +485,7 @@ impl FaultyEngine {
                 let step = AssertUnwindSafe(|| drive.step(&for_thread.queue, &*sink));
                 catch_unwind(step).unwrap_or_else(|panic| {
                     // Those who wait must learn of it, to name the seed.
-                    sink.finished(0, Err(Error::new(ErrorCode::Panic, "the faulty engine found a fault")));
+                    sink.finished(ReadToken(0), Err(Error::new(ErrorCode::Panic, "the faulty engine found a fault")));
                     resume_unwind(panic)
                 })
             };
@@ -515,11 +518,11 @@ impl Engine for FaultyEngine {
         self.shared.work.notify_one();
     }
 
-    fn promote(&self, token: usize, generation: u64) {
+    fn promote(&self, token: ReadToken, generation: u64) {
         self.shared.queue.promote(token, generation);
     }
 
-    fn cancel(&self, token: usize) -> Option<Cancelled> {
+    fn cancel(&self, token: ReadToken) -> Option<Cancelled> {
         self.shared.queue.cancel(token)
     }
 

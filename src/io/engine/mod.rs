@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::{DirectFile, Tuning, Widened};
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::ReadToken;
 
 /// Which engine reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ pub enum Priority {
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// The caller's name for this read; at most one read with a given token may be in flight.
-    pub token: usize,
+    pub token: ReadToken,
     /// Tells this read from others that had the token before: never twice the same for a token.
     pub generation: u64,
     /// Index of the file among those that the engine was made with.
@@ -98,7 +99,7 @@ pub struct Cancelled {
 /// Told of every finished read, from the engine's own threads.
 pub trait Sink: Send + Sync {
     /// The read with this token is over: all its bytes are in place, or they are not and must not be used.
-    fn finished(&self, token: usize, outcome: Result<()>);
+    fn finished(&self, token: ReadToken, outcome: Result<()>);
 
     /// The engine itself has failed, through a bug: reads that are outstanding may never be reported.
     fn broken(&self, error: Error);
@@ -121,11 +122,11 @@ pub trait Engine: Send + Sync {
     fn submit(&self, requests: &mut Vec<Request>);
 
     /// Makes a queued read a demand read.
-    fn promote(&self, token: usize, generation: u64);
+    fn promote(&self, token: ReadToken, generation: u64);
 
     /// Takes back what has not been given to the drive yet of a read that is no demand; `None` when there is no such
     /// thing.
-    fn cancel(&self, token: usize) -> Option<Cancelled>;
+    fn cancel(&self, token: ReadToken) -> Option<Cancelled>;
 
     /// The name for logs and statistics.
     fn name(&self) -> &'static str;

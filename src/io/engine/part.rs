@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Destination;
 use crate::error::{Error, ErrorCode};
+use crate::index::ReadToken;
 use crate::io::{DirectFile, Look};
 
 /// How many small adjacent requests one part may serve.
@@ -26,7 +27,7 @@ const PAUSES: [Duration; 5] = [
 /// The memory of one request in a part.
 #[derive(Clone, Copy)]
 pub(super) struct Segment {
-    pub(super) token: usize,
+    pub(super) token: ReadToken,
     pub(super) destination: Destination,
     pub(super) length: usize,
 }

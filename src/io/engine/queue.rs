@@ -13,14 +13,17 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
+use typed_index_collections::TiVec;
 
 use super::part::{Part, Segment};
 use super::{Cancelled, Priority, Request, Sink};
 use crate::error::{Error, Result};
+use crate::index::ReadToken;
 
 pub(super) struct Queue {
     pending: Mutex<Pending>,
-    progress: Box<[Progress]>,
+    /// By token.
+    progress: TiVec<ReadToken, Progress>,
     block_bytes: usize,
     guesses_in_flight: AtomicUsize,
 }
@@ -94,7 +97,7 @@ impl Queue {
         waiting
     }
 
-    pub(super) fn promote(&self, token: usize, generation: u64) {
+    pub(super) fn promote(&self, token: ReadToken, generation: u64) {
         let mut pending = self.pending.lock();
         self.progress[token].promoted.store(generation, Ordering::Relaxed);
         let [demand, later @ ..] = &mut pending.waiting;
@@ -110,7 +113,7 @@ impl Queue {
         }
     }
 
-    pub(super) fn cancel(&self, token: usize) -> Option<Cancelled> {
+    pub(super) fn cancel(&self, token: ReadToken) -> Option<Cancelled> {
         let mut pending = self.pending.lock();
         let [_, later @ ..] = &mut pending.waiting;
         let waiting = later.iter_mut().find_map(|queue| remove(queue, token))?;
@@ -190,7 +193,7 @@ impl Queue {
 }
 
 /// Takes a token's request out of a queue, if it is there.
-fn remove(queue: &mut VecDeque<Waiting>, token: usize) -> Option<Waiting> {
+fn remove(queue: &mut VecDeque<Waiting>, token: ReadToken) -> Option<Waiting> {
     let index = queue.iter().position(|waiting| waiting.request.token == token)?;
     queue.remove(index)
 }
@@ -218,7 +221,7 @@ mod tests {
         // SAFETY: nothing in these tests reads.
         let destination = unsafe { Destination::new(std::ptr::null_mut()) };
         let range = Widened { offset, length, head_padding: 0, required: length };
-        Request { token, generation: 1, file: 0, range, destination, priority }
+        Request { token: ReadToken(token), generation: 1, file: 0, range, destination, priority }
     }
 
     /// Counts reports.
@@ -226,7 +229,7 @@ mod tests {
     struct Counted(AtomicUsize);
 
     impl Sink for Counted {
-        fn finished(&self, _: usize, _: Result<()>) {
+        fn finished(&self, _: ReadToken, _: Result<()>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
         fn broken(&self, _: Error) {}
@@ -235,7 +238,7 @@ mod tests {
     fn taken(queue: &Queue) -> Vec<(u64, usize, Vec<usize>)> {
         std::iter::from_fn(|| {
             let part = queue.take(&mut queue.lock())?;
-            Some((part.offset, part.length(), part.segments().iter().map(|segment| segment.token).collect()))
+            Some((part.offset, part.length(), part.segments().iter().map(|segment| segment.token.0).collect()))
         })
         .collect()
     }
@@ -265,7 +268,7 @@ mod tests {
     #[test]
     fn a_promotion_may_come_before_its_request() {
         let queue = Queue::new(4, 100);
-        queue.promote(1, 1);
+        queue.promote(ReadToken(1), 1);
         queue.push(&mut vec![request(0, 0, 10, Priority::Ahead), request(1, 500, 10, Priority::Ahead)]);
         assert_eq!(taken(&queue), [(500, 10, vec![1]), (0, 10, vec![0])]);
     }
@@ -277,13 +280,13 @@ mod tests {
         queue.push(&mut vec![request(1, 500, 10, Priority::Ahead)]);
         let part = queue.take(&mut queue.lock()).unwrap();
         queue.part_done(&part, Ok(()), &Counted::default());
-        queue.promote(1, 1);
+        queue.promote(ReadToken(1), 1);
         let next = Request { generation: 2, ..request(1, 900, 10, Priority::Speculative) };
         queue.push(&mut vec![next, request(2, 100, 10, Priority::Ahead)]);
-        queue.promote(1, 1);
+        queue.promote(ReadToken(1), 1);
         assert_eq!(taken(&queue), [(100, 10, vec![2]), (900, 10, vec![1])]);
         queue.push(&mut vec![Request { generation: 3, ..next }]);
-        assert!(queue.cancel(1).is_some(), "it can be taken back like any guess");
+        assert!(queue.cancel(ReadToken(1)).is_some(), "it can be taken back like any guess");
     }
 
     #[test]
@@ -310,16 +313,16 @@ mod tests {
             request(1, 500, 10, Priority::Ahead),
             request(2, 900, 10, Priority::Demand),
         ]);
-        assert_eq!(queue.cancel(2), None, "someone waits for it");
-        assert_eq!(queue.take(&mut queue.lock()).unwrap().segments()[0].token, 2);
-        assert_eq!(queue.cancel(1), Some(Cancelled { begun_bytes: 0, is_in_flight: false }));
-        assert_eq!(queue.cancel(1), None);
+        assert_eq!(queue.cancel(ReadToken(2)), None, "someone waits for it");
+        assert_eq!(queue.take(&mut queue.lock()).unwrap().segments()[0].token, ReadToken(2));
+        assert_eq!(queue.cancel(ReadToken(1)), Some(Cancelled { begun_bytes: 0, is_in_flight: false }));
+        assert_eq!(queue.cancel(ReadToken(1)), None);
 
         let reports = Counted::default();
         let first = queue.take(&mut queue.lock()).unwrap();
         let second = queue.take(&mut queue.lock()).unwrap();
         queue.part_done(&first, Ok(()), &reports);
-        assert_eq!(queue.cancel(0), Some(Cancelled { begun_bytes: 200, is_in_flight: true }));
+        assert_eq!(queue.cancel(ReadToken(0)), Some(Cancelled { begun_bytes: 200, is_in_flight: true }));
         assert_eq!(taken(&queue), []);
         queue.part_done(&second, Ok(()), &reports);
         assert_eq!(reports.0.load(Ordering::Relaxed), 1, "when the last of it is over");
@@ -327,7 +330,7 @@ mod tests {
         queue.push(&mut vec![request(0, 0, 250, Priority::Speculative)]);
         let first = queue.take(&mut queue.lock()).unwrap();
         queue.part_done(&first, Ok(()), &reports);
-        assert_eq!(queue.cancel(0), Some(Cancelled { begun_bytes: 100, is_in_flight: false }));
+        assert_eq!(queue.cancel(ReadToken(0)), Some(Cancelled { begun_bytes: 100, is_in_flight: false }));
         assert_eq!(reports.0.load(Ordering::Relaxed), 1, "nothing is left to report");
     }
 
@@ -336,7 +339,7 @@ mod tests {
         let queue = Queue::new(4, 4 * SPECULATIVE_BYTES);
         let prefetch = |token| request(token, 0, 3 * SPECULATIVE_BYTES, Priority::Speculative);
         queue.push(&mut vec![prefetch(0), prefetch(1)]);
-        queue.promote(1, 1);
+        queue.promote(ReadToken(1), 1);
         let lengths: Vec<usize> = taken(&queue).iter().map(|&(_, length, _)| length / SPECULATIVE_BYTES).collect();
         assert_eq!(lengths, [3, 1, 1, 1]);
     }

@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{Destination, Engine, EngineKind, Priority, Request, Sink, start, uring_available};
 use crate::common::{Random, TestDirectory, skip, within};
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::ReadToken;
 use crate::io::{DirectFile, Tuning};
 use crate::memory::Arena;
 
@@ -64,13 +65,13 @@ impl Sample {
 /// Collects what an engine reports.
 #[derive(Default)]
 struct Reports {
-    arrived: Mutex<Vec<(usize, Result<()>)>>,
+    arrived: Mutex<Vec<(ReadToken, Result<()>)>>,
     changed: Condvar,
 }
 
 impl Reports {
     /// What has arrived since the last call; with `wait`, at least one report.
-    fn take(&self, wait: bool) -> Vec<(usize, Result<()>)> {
+    fn take(&self, wait: bool) -> Vec<(ReadToken, Result<()>)> {
         let mut arrived = self.arrived.lock();
         while wait && arrived.is_empty() {
             self.changed.wait(&mut arrived);
@@ -80,13 +81,13 @@ impl Reports {
 }
 
 impl Sink for Reports {
-    fn finished(&self, token: usize, outcome: Result<()>) {
+    fn finished(&self, token: ReadToken, outcome: Result<()>) {
         self.arrived.lock().push((token, outcome));
         self.changed.notify_one();
     }
 
     fn broken(&self, error: Error) {
-        self.finished(usize::MAX, Err(error));
+        self.finished(ReadToken(usize::MAX), Err(error));
     }
 }
 
@@ -107,7 +108,7 @@ impl Wanted {
         // reported, cancelled or the engine dropped, and unmapped only after that.
         let destination = unsafe { Destination::new(memory.as_mut_ptr()) };
         Self {
-            request: Request { token, generation: 1, file, range, destination, priority },
+            request: Request { token: ReadToken(token), generation: 1, file, range, destination, priority },
             offset,
             length,
             memory,
@@ -219,7 +220,7 @@ fn check_random_reads(sample: &Sample, kind: EngineKind, direct: bool, request_c
         }
         if random.below(3) == 0 {
             // Of reads that are queued, in flight, over or never were: nothing of it may matter.
-            engine.promote(random.below(request_count), 1);
+            engine.promote(ReadToken(random.below(request_count)), 1);
         }
         if random.below(3) == 0 && !outstanding.is_empty() {
             let index = random.below(outstanding.len());
@@ -295,7 +296,7 @@ fn nothing_is_reported_or_written_after_the_drop() {
                 let reported = reports.take(false);
                 for (token, outcome) in &reported {
                     outcome.as_ref().unwrap();
-                    let wanted = &mut wanted[*token];
+                    let wanted = &mut wanted[token.0];
                     sample.assert_right(wanted.offset, wanted.bytes());
                 }
                 for wanted in &mut wanted {
@@ -334,7 +335,7 @@ fn a_truncated_file_is_reported_once_and_harms_no_other() {
             engine.submit(&mut wanted.iter().map(|wanted| wanted.request).collect());
             let mut reported = vec![false; wanted.len()];
             while reported.contains(&false) {
-                for (token, outcome) in reports.take(true) {
+                for (ReadToken(token), outcome) in reports.take(true) {
                     assert!(!std::mem::replace(&mut reported[token], true), "{token} is reported twice");
                     match (token % 2, outcome) {
                         (0, outcome) => {

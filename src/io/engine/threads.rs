@@ -11,6 +11,7 @@ use super::part::{Part, Step};
 use super::queue::Queue;
 use super::{Cancelled, Engine, Request, Sink, run_thread};
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::ReadToken;
 use crate::io::{DirectFile, Tuning};
 
 /// Reads with `preadv` on threads of its own.
@@ -60,13 +61,13 @@ impl Engine for ThreadEngine {
         }
     }
 
-    fn promote(&self, token: usize, generation: u64) {
+    fn promote(&self, token: ReadToken, generation: u64) {
         self.shared.queue.promote(token, generation);
         // It may have been held back with other speculative prefetches while this thread slept.
         self.shared.work.notify_one();
     }
 
-    fn cancel(&self, token: usize) -> Option<Cancelled> {
+    fn cancel(&self, token: ReadToken) -> Option<Cancelled> {
         self.shared.queue.cancel(token)
     }
 
@@ -158,7 +159,7 @@ mod tests {
     struct Faulty(Mutex<Option<ErrorCode>>, Condvar);
 
     impl Sink for Faulty {
-        fn finished(&self, _: usize, _: Result<()>) {
+        fn finished(&self, _: ReadToken, _: Result<()>) {
             panic!("on purpose");
         }
 
@@ -189,7 +190,7 @@ mod tests {
             let destination = unsafe { Destination::new(memory.as_mut_ptr()) };
             let range = files[0].widen(0, 64);
             engine.submit(&mut vec![Request {
-                token: 0,
+                token: ReadToken(0),
                 generation: 1,
                 file: 0,
                 range,

@@ -22,6 +22,7 @@ use super::part::{Part, Step, Vectors};
 use super::queue::Queue;
 use super::{Cancelled, Engine, Request, Sink, run_thread};
 use crate::error::Result;
+use crate::index::ReadToken;
 use crate::io::{DirectFile, Tuning};
 
 /// How often in a row the kernel may refuse to be entered, and the pause after each time.
@@ -144,13 +145,13 @@ impl Engine for UringEngine {
         self.shared.announce();
     }
 
-    fn promote(&self, token: usize, generation: u64) {
+    fn promote(&self, token: ReadToken, generation: u64) {
         self.shared.queue.promote(token, generation);
         // It may have been held back with other speculative prefetches while the thread slept.
         self.shared.announce();
     }
 
-    fn cancel(&self, token: usize) -> Option<Cancelled> {
+    fn cancel(&self, token: ReadToken) -> Option<Cancelled> {
         self.shared.queue.cancel(token)
     }
 

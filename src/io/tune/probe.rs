@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use typed_index_collections::TiVec;
 
 use super::Tuning;
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::ReadToken;
 use crate::io::{Destination, DirectFile, Priority, Request, Sink, start};
 use crate::memory::{Arena, Backing};
 
@@ -56,9 +58,9 @@ pub fn measure(
     if blocks_per_token == 0 {
         return Err(Error::new(ErrorCode::Resource, format!("there is too little memory to measure {tuning}")));
     }
-    let mut read_counts = vec![0_usize; slots];
-    let mut start_of = |token: usize| {
-        let block = token * blocks_per_token + read_counts[token] % blocks_per_token;
+    let mut read_counts: TiVec<ReadToken, usize> = vec![0; slots].into();
+    let mut start_of = |token: ReadToken| {
+        let block = token.0 * blocks_per_token + read_counts[token] % blocks_per_token;
         read_counts[token] += 1;
         arena.as_mut_ptr().wrapping_add(block * tuning.block_bytes)
     };
@@ -70,7 +72,7 @@ pub fn measure(
     let mut places = Places::new(files, tuning.block_bytes, seed);
 
     let mut requests = Vec::with_capacity(slots);
-    let mut request = |token: usize| {
+    let mut request = |token: ReadToken| {
         let (file, offset) = places.next();
         let length = tuning.block_bytes.min((files[file].opened_size() - offset) as usize);
         if !files[file].is_direct() {
@@ -88,7 +90,7 @@ pub fn measure(
             priority: Priority::Demand,
         }
     };
-    requests.extend((0..slots).map(&mut request));
+    requests.extend((0..slots).map(ReadToken).map(&mut request));
     engine.submit(&mut requests);
     // The reads that began together also end together, nearly: whoever counts from the first of them on counts what the
     // others had already read. So the clock starts when those are done, and as it stops, with a completion.
@@ -148,12 +150,12 @@ impl<'a> Places<'a> {
 /// Collects completions.
 #[derive(Default)]
 struct Finished {
-    outcomes: Mutex<Vec<(usize, Result<()>)>>,
+    outcomes: Mutex<Vec<(ReadToken, Result<()>)>>,
     changed: Condvar,
 }
 
 impl Finished {
-    fn wait(&self) -> Result<Vec<usize>> {
+    fn wait(&self) -> Result<Vec<ReadToken>> {
         let mut outcomes = self.outcomes.lock();
         while outcomes.is_empty() {
             self.changed.wait(&mut outcomes);
@@ -163,13 +165,13 @@ impl Finished {
 }
 
 impl Sink for Finished {
-    fn finished(&self, token: usize, outcome: Result<()>) {
+    fn finished(&self, token: ReadToken, outcome: Result<()>) {
         self.outcomes.lock().push((token, outcome));
         self.changed.notify_one();
     }
 
     fn broken(&self, error: Error) {
-        self.finished(usize::MAX, Err(error));
+        self.finished(ReadToken(usize::MAX), Err(error));
     }
 }
 

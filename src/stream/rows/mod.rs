@@ -14,6 +14,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
+use crate::index::ReadToken;
 use crate::io::{self, Destination, DirectFile, Engine, Priority, Request, Sink, Tuning, Widened};
 
 use super::core::Core;
@@ -53,9 +54,9 @@ struct Shared {
 }
 
 impl Sink for Shared {
-    fn finished(&self, token: usize, outcome: Result<()>) {
+    fn finished(&self, token: ReadToken, outcome: Result<()>) {
         let mut pieces = self.pieces.lock();
-        let wakes = pieces.finished(token, outcome);
+        let wakes = pieces.finished(token.0, outcome);
         let is_idle = pieces.in_flight == 0;
         drop(pieces);
         if is_idle {
@@ -175,7 +176,7 @@ impl Rows {
         let destination = unsafe { Destination::new(pieces.address(place)) };
         let range = self.range(file, number);
         Request {
-            token: place,
+            token: ReadToken(place),
             generation: pieces.generation(place),
             file,
             range,

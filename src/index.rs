@@ -1,0 +1,56 @@
+//! Indices that cannot be taken for one another: a type for each kind of thing that is numbered.
+//!
+//! Lists that one of them indexes are [`typed_index_collections::TiVec`]s, so that a number of another kind does not compile. In
+//! memory and at run time each is a `usize`.
+
+/// Declares types of indices.
+macro_rules! index_types {
+    ($($(#[$documentation:meta])* $name:ident;)+) => {$(
+        $(#[$documentation])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub usize);
+
+        impl From<usize> for $name {
+            #[inline]
+            fn from(index: usize) -> Self {
+                Self(index)
+            }
+        }
+
+        impl From<$name> for usize {
+            #[inline]
+            fn from(index: $name) -> Self {
+                index.0
+            }
+        }
+
+        impl std::ops::Add<usize> for $name {
+            type Output = Self;
+
+            #[inline]
+            fn add(self, count: usize) -> Self {
+                Self(self.0 + count)
+            }
+        }
+
+        impl std::ops::Sub for $name {
+            type Output = usize;
+
+            #[inline]
+            fn sub(self, first: Self) -> usize {
+                self.0 - first.0
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(formatter)
+            }
+        }
+    )+};
+}
+
+index_types! {
+    /// A read in flight, by its caller's number for it; not a token of text.
+    ReadToken;
+}
