@@ -20,5 +20,7 @@
 mod list;
 pub mod policy;
 mod pool;
+mod waiters;
 
-pub use pool::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
+pub use pool::{NewBlock, Pool, SlotCount, SlotState, TakeFor};
+pub use waiters::WaiterSet;

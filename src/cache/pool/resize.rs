@@ -1,0 +1,59 @@
+//! Slots are opened and closed as there is more memory or less.
+
+use super::Pool;
+use super::slot::{Slot, SlotState};
+
+impl Pool {
+    /// Opens or closes slots until `slot_count` may be used, and calls `evicted` with each block that lost its slot. What is closed
+    /// goes back to the system. A slot that is in use or being read into stays until a later call; nothing new comes into it.
+    pub fn resize(&mut self, slot_count: usize, mut evicted: impl FnMut(usize)) {
+        let is_untouched = |slot: &&Slot| !slot.touched;
+        if slot_count > self.slot_count {
+            self.untouched_count += self.slots[self.slot_count..slot_count].iter().filter(is_untouched).count();
+        } else {
+            self.untouched_count -= self.slots[slot_count..self.slot_count].iter().filter(is_untouched).count();
+        }
+        for slot in self.slot_count..slot_count {
+            match self.slots[slot].state {
+                SlotState::Empty => self.add_empty(slot),
+                // It was in use when it should have been closed.
+                _ => {
+                    self.slot_count = slot + 1;
+                    self.settle(slot);
+                }
+            }
+        }
+        for slot in slot_count..self.slot_count {
+            match self.slots[slot].state {
+                SlotState::Empty => self.remove_empty(slot),
+                _ => self.unlist(slot),
+            }
+        }
+        self.slot_count = slot_count;
+        for (slot, entry) in self.slots.iter_mut().enumerate().skip(slot_count) {
+            match entry.state {
+                SlotState::Ready if entry.users == 0 => evicted(entry.block),
+                SlotState::Empty if entry.touched => {}
+                _ => continue,
+            }
+            entry.state = SlotState::Empty;
+            entry.touched = false;
+            self.memory.release(slot * self.slot_bytes, self.slot_bytes);
+        }
+        if let Some(slab_bytes) = self.memory.slab_bytes() {
+            let (slots, slot_bytes) = (&self.slots, self.slot_bytes);
+            let is_used = |offset: usize| {
+                let mut of_slab = slots.iter().skip(offset / slot_bytes).take(slab_bytes / slot_bytes);
+                of_slab.any(|slot| slot.state != SlotState::Empty)
+            };
+            self.memory.hand_back(slot_count * slot_bytes, &is_used);
+        }
+    }
+
+    /// Bytes of slots that no read was ever completed into: reserved, but not yet taken from the system. What is being read for
+    /// the first time counts in full, since many reads may be waiting for the drive.
+    pub fn untouched_bytes(&self) -> u64 {
+        let untouched = || self.untouched_count * self.slot_bytes;
+        self.memory.untaken_bytes(self.slot_count * self.slot_bytes).unwrap_or_else(untouched) as u64
+    }
+}

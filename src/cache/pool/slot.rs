@@ -1,0 +1,116 @@
+//! A slot, and what is known of it.
+
+use crate::cache::WaiterSet;
+
+/// What is in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    /// Nothing.
+    Empty,
+    /// A read is writing to it.
+    Loading,
+    /// A read that was broken off may still be writing to it; then it is Empty.
+    Draining,
+    /// The read failed. It is Empty once those that awaited it have left.
+    Failed,
+    /// All bytes of its block.
+    Ready,
+}
+
+/// What a slot is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakeFor {
+    /// Someone waits for the block.
+    Demand,
+    /// It may be needed soon.
+    Prefetch,
+}
+
+/// How many slots a pool has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotCount {
+    /// To begin with.
+    pub now: usize,
+    /// However large it grows; costs addresses, not memory.
+    pub most: usize,
+}
+
+/// A block that is to be read into a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewBlock {
+    /// Its number.
+    pub block: usize,
+    /// Its number in the pool's policy.
+    pub unit: usize,
+    /// The slot that it gets if that one is empty: blocks that all have a slot then lie in their own order.
+    pub preferred_slot: usize,
+    /// Where its first byte will be within the slot.
+    pub head_padding: usize,
+}
+
+/// A slot of a pool.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) block: usize,
+    pub(super) unit: usize,
+    pub(super) state: SlotState,
+    pub(super) users: u32,
+    pub(super) waiters: WaiterSet,
+    /// Read ahead and not asked for since.
+    pub(super) guess: bool,
+    /// Never evicted.
+    pub(super) pinned: bool,
+    /// The host has the block elsewhere, too.
+    pub(super) copied: bool,
+    /// Where the block's first byte is within the slot.
+    pub(super) head_padding: usize,
+    /// How often it was taken: tells a read into it from those before.
+    pub(super) generation: u64,
+    /// Whether a read has written here, so that the system has given the memory.
+    pub(super) touched: bool,
+    /// What a read ahead of need took the slot from. Its bytes stay until that read begins.
+    pub(super) before: Option<Before>,
+}
+
+/// A block that lost its slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Before {
+    pub(super) block: usize,
+    pub(super) unit: usize,
+    pub(super) head_padding: usize,
+}
+
+impl Slot {
+    /// Nothing was ever in it.
+    pub(super) fn new() -> Self {
+        Self {
+            block: 0,
+            unit: 0,
+            state: SlotState::Empty,
+            users: 0,
+            waiters: WaiterSet::default(),
+            guess: false,
+            pinned: false,
+            copied: false,
+            head_padding: 0,
+            generation: 0,
+            touched: false,
+            before: None,
+        }
+    }
+
+    /// The same slot, into which a block is to be read, which it got from the one `before`.
+    pub(super) fn loading(&self, new: NewBlock, purpose: TakeFor, before: Option<Before>) -> Self {
+        Self {
+            block: new.block,
+            unit: new.unit,
+            state: SlotState::Loading,
+            guess: purpose != TakeFor::Demand,
+            head_padding: new.head_padding,
+            generation: self.generation + 1,
+            touched: self.touched,
+            before,
+            ..Self::new()
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! One pool, step by step.
+
+use super::*;
+use std::sync::Arc;
+
+use crate::cache::policy::{PolicyKind, Shape};
+use crate::memory::{HostMemory, Slabs};
+
+const HERE: Position = Position { pass: 1, layer: 0 };
+
+/// Slots for blocks below 16, given up least recently used first.
+fn pool(slot_count: usize) -> Pool {
+    let shape = Shape { layer_count: 1, expert_count: 16 };
+    let slots = SlotCount { now: slot_count, most: slot_count.max(4) };
+    Pool::new(64, slots, PolicyKind::Lru.build(shape), shape.unit_count()).unwrap()
+}
+
+fn take(pool: &mut Pool, block: usize, preferred_slot: usize, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
+    pool.take(NewBlock { block, unit: block, preferred_slot, head_padding: 0 }, HERE, purpose)
+}
+
+fn load(pool: &mut Pool, block: usize, purpose: TakeFor) -> Option<usize> {
+    let (slot, _) = take(pool, block, block, purpose)?;
+    pool.loaded(slot);
+    Some(slot)
+}
+
+#[test]
+fn the_least_recently_used_block_goes_first() {
+    let mut pool = pool(3);
+    assert_eq!(pool.untouched_bytes(), 192);
+    let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
+    assert_eq!(pool.untouched_bytes(), 0);
+    pool.join(slots[0], 0);
+    pool.leave(slots[0], 0);
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand).unwrap(), (slots[1], Some(1)));
+    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand).unwrap(), (slots[2], Some(2)));
+    assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand).unwrap(), (slots[0], Some(0)));
+    assert_eq!(take(&mut pool, 6, 0, TakeFor::Demand), None, "a Loading slot is never given away");
+}
+
+#[test]
+fn while_there_is_room_every_block_gets_its_own_place() {
+    let mut pool = pool(4);
+    let places: Vec<usize> = [2, 0, 9, 3]
+        .iter()
+        .map(|&preferred_slot| take(&mut pool, preferred_slot, preferred_slot, TakeFor::Demand).unwrap().0)
+        .collect();
+    assert_eq!(places, [2, 0, 1, 3], "9 is no slot and gets the first that is left");
+    assert_eq!(take(&mut pool, 1, 1, TakeFor::Demand), None);
+}
+
+#[test]
+fn a_slot_in_use_or_permanent_stays() {
+    let mut pool = pool(2);
+    let used = load(&mut pool, 0, TakeFor::Demand).unwrap();
+    pool.join(used, 0);
+    pool.join(used, 0);
+    pool.leave(used, 0);
+    let (kept, _) = take(&mut pool, 1, 0, TakeFor::Demand).unwrap();
+    pool.set_pinned(kept, true);
+    pool.loaded(kept);
+    assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), None);
+    pool.leave(used, 0);
+    assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(0))));
+    pool.set_pinned(kept, false);
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((kept, Some(1))));
+}
+
+#[test]
+fn a_completed_read_names_those_that_wait_for_it() {
+    let mut pool = pool(2);
+    let (slot, _) = take(&mut pool, 0, 0, TakeFor::Demand).unwrap();
+    pool.join(slot, 3);
+    pool.join(slot, 70);
+    pool.join(slot, 5);
+    pool.leave(slot, 5);
+    assert_eq!(pool.loaded(slot).iter().collect::<Vec<_>>(), [3, 63]);
+    let (other, _) = take(&mut pool, 1, 0, TakeFor::Prefetch).unwrap();
+    assert_eq!(pool.loaded(other), WaiterSet::default());
+}
+
+#[test]
+fn guesses_never_push_each_other_out_but_yield_to_demand_last_first() {
+    let mut pool = pool(3);
+    let first = load(&mut pool, 0, TakeFor::Prefetch).unwrap();
+    let last = load(&mut pool, 1, TakeFor::Prefetch).unwrap();
+    let used = load(&mut pool, 2, TakeFor::Demand).unwrap();
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch).unwrap().0, used);
+    pool.loaded(used);
+    assert_eq!(take(&mut pool, 4, 0, TakeFor::Prefetch), None);
+    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((used, Some(3))));
+    assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand), Some((last, Some(1))));
+    assert!(pool.join(first, 0), "the first use of a guess is reported");
+    assert!(!pool.join(first, 0));
+}
+
+#[test]
+fn a_guess_gains_where_there_is_room_or_less_to_lose() {
+    let shape = Shape { layer_count: 2, expert_count: 4 };
+    let mut pool =
+        Pool::new(64, SlotCount { now: 1, most: 1 }, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
+    let (held, foreseen) = (shape.unit(0, 0), shape.unit(1, 0));
+    assert_eq!(pool.empty_count(), 1);
+    assert!(pool.would_gain(foreseen, 0.0, HERE));
+    pool.remember(held, 1.0);
+    let new = NewBlock { block: held, unit: held, preferred_slot: 0, head_padding: 0 };
+    let (slot, _) = pool.take(new, HERE, TakeFor::Demand).unwrap();
+    assert!(!pool.would_gain(foreseen, 1.0, HERE), "nothing can be had");
+    pool.loaded(slot);
+    assert!(pool.would_gain(foreseen, 0.9, HERE));
+    assert!(!pool.would_gain(foreseen, 0.1, HERE), "what is there is likelier used");
+    assert_eq!(pool.empty_count(), 0);
+}
+
+#[test]
+fn a_wrong_guess_is_let_go_and_one_that_was_taken_back_leaves_an_empty_slot() {
+    let mut pool = pool(2);
+    let read = load(&mut pool, 0, TakeFor::Prefetch).unwrap();
+    let (queued, _) = take(&mut pool, 1, 1, TakeFor::Prefetch).unwrap();
+    pool.expire(read);
+    assert_eq!(pool.give_back(queued, |_| false), None);
+    assert!(!pool.is_prefetched(read));
+    assert_eq!(take(&mut pool, 2, 1, TakeFor::Prefetch), Some((queued, None)));
+    assert_eq!(take(&mut pool, 3, 1, TakeFor::Prefetch), Some((read, Some(0))));
+}
+
+#[test]
+fn what_a_guess_took_a_slot_from_comes_back_when_the_guess_is_taken_back() {
+    let mut pool = pool(2);
+    let slot = load(&mut pool, 0, TakeFor::Demand).unwrap();
+    load(&mut pool, 1, TakeFor::Demand).unwrap();
+    let guess = |pool: &mut Pool| take(pool, 2, 0, TakeFor::Prefetch);
+    assert_eq!(guess(&mut pool), Some((slot, Some(0))));
+    assert_eq!(pool.give_back(slot, |block| block != 0), Some(0));
+    assert_eq!((pool.state(slot), pool.block(slot), pool.is_prefetched(slot)), (SlotState::Ready, 0, false));
+    assert!(!pool.join(slot, 0), "it is a hit like any other");
+    pool.leave(slot, 0);
+    // Read again into another slot meanwhile, it stays there.
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch), Some((1, Some(1))));
+    assert_eq!(pool.give_back(1, |block| block == 1), None);
+    assert_eq!(pool.empty_count(), 1);
+}
+
+#[test]
+fn a_guess_that_is_broken_off_leaves_an_empty_slot_once_its_last_read_is_over() {
+    let mut pool = pool(1);
+    load(&mut pool, 0, TakeFor::Demand).unwrap();
+    for is_in_flight in [true, false] {
+        let (slot, _) = take(&mut pool, 1, 0, TakeFor::Prefetch).unwrap();
+        pool.drain(slot, is_in_flight);
+        if is_in_flight {
+            assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), None, "it is still written to");
+            assert_eq!(pool.loaded(slot), WaiterSet::default());
+        }
+        assert_eq!((pool.state(slot), pool.empty_count()), (SlotState::Empty, 1));
+        assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((slot, None)));
+        pool.loaded(slot);
+    }
+}
+
+/// The blocks that lose their slots.
+fn resize(pool: &mut Pool, slot_count: usize) -> Vec<usize> {
+    let mut evicted = Vec::new();
+    pool.resize(slot_count, |block| evicted.push(block));
+    evicted
+}
+
+#[test]
+fn closed_slots_lose_their_blocks_and_are_empty_when_they_open_again() {
+    let mut pool = pool(4);
+    for (block, purpose) in [(0, TakeFor::Demand), (1, TakeFor::Demand), (2, TakeFor::Prefetch)] {
+        load(&mut pool, block, purpose).unwrap();
+    }
+    pool.set_pinned(1, true);
+    assert_eq!(resize(&mut pool, 1), [1, 2], "of permanent ones and of guesses as well");
+    assert_eq!((pool.slot_count(), pool.untouched_bytes()), (1, 0));
+    assert_eq!(take(&mut pool, 5, 3, TakeFor::Demand), Some((0, Some(0))), "a home that is closed is no home");
+    assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), None);
+    assert_eq!(resize(&mut pool, 3), [0; 0]);
+    assert_eq!(pool.untouched_bytes(), 128);
+    assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), Some((1, None)));
+}
+
+#[test]
+fn a_slot_in_use_closes_once_it_is_given_back() {
+    let mut pool = pool(3);
+    let used = load(&mut pool, 2, TakeFor::Demand).unwrap();
+    pool.join(used, 0);
+    let (loading, _) = take(&mut pool, 1, 1, TakeFor::Prefetch).unwrap();
+    assert_eq!(resize(&mut pool, 1), [0; 0]);
+    pool.leave(used, 0);
+    pool.loaded(loading);
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((0, None)));
+    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), None, "neither of the two may be taken");
+    assert_eq!(resize(&mut pool, 1), [1, 2]);
+    // A read that is taken back leaves a closed slot closed.
+    assert_eq!(resize(&mut pool, 2), [0; 0]);
+    let (queued, _) = take(&mut pool, 5, 1, TakeFor::Prefetch).unwrap();
+    assert_eq!(resize(&mut pool, 1), [0; 0]);
+    assert_eq!(pool.give_back(queued, |_| false), None);
+    assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), None);
+}
+
+#[test]
+fn a_slot_that_should_have_closed_is_like_any_other_when_there_is_room_again() {
+    let mut pool = pool(2);
+    let used = load(&mut pool, 1, TakeFor::Demand).unwrap();
+    pool.join(used, 0);
+    assert_eq!(resize(&mut pool, 1), [0; 0]);
+    assert_eq!(resize(&mut pool, 2), [0; 0]);
+    pool.leave(used, 0);
+    take(&mut pool, 0, 0, TakeFor::Demand).unwrap();
+    assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(1))));
+}
+
+#[test]
+fn what_the_host_has_a_copy_of_goes_first_and_nothing_is_lost_for_a_guess() {
+    let mut pool = pool(3);
+    let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
+    pool.set_copied(slots[1], true);
+    pool.set_copied(slots[2], true);
+    pool.join(slots[2], 0);
+    assert!(pool.would_gain(0, 0.0, HERE), "a copy costs nothing");
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((slots[1], Some(1))), "2 is in use");
+    pool.leave(slots[2], 0);
+    pool.set_copied(slots[2], false);
+    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((slots[0], Some(0))), "2 was used later");
+}
+
+#[test]
+fn a_copy_that_is_dropped_gets_a_slot_only_from_what_is_worth_less() {
+    let shape = Shape { layer_count: 1, expert_count: 4 };
+    let slots = SlotCount { now: 1, most: 1 };
+    let mut pool = Pool::new(64, slots, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
+    let new = |block| NewBlock { block, unit: block, preferred_slot: 0, head_padding: 0 };
+    for (unit, uses_per_token) in [(0, 0.5), (1, 0.9), (2, 0.1)] {
+        pool.remember(unit, uses_per_token);
+    }
+    let (slot, _) = pool.take_for_copy(new(0), HERE).unwrap();
+    assert_eq!(pool.take_for_copy(new(1), HERE), None, "its bytes are still on their way");
+    pool.loaded(slot);
+    assert_eq!(pool.take_for_copy(new(2), HERE), None, "2 is worth less");
+    assert_eq!(pool.take_for_copy(new(1), HERE), Some((slot, Some(0))));
+}
+
+#[derive(Debug, Default)]
+struct Lender {
+    lent: std::sync::Mutex<Vec<(usize, std::alloc::Layout)>>,
+    is_empty: std::sync::atomic::AtomicBool,
+}
+
+impl HostMemory for Lender {
+    fn allocate(&self, size_bytes: usize) -> Option<*mut std::ffi::c_void> {
+        if self.is_empty.load(std::sync::atomic::Ordering::Relaxed) {
+            return None;
+        }
+        let layout = std::alloc::Layout::from_size_align(size_bytes, 4096).unwrap();
+        // SAFETY: the size is not zero.
+        let memory = unsafe { std::alloc::alloc(layout) };
+        self.lent.lock().unwrap().push((memory as usize, layout));
+        Some(memory.cast())
+    }
+
+    fn free(&self, memory: *mut std::ffi::c_void) {
+        let mut lent = self.lent.lock().unwrap();
+        let index = lent.iter().position(|&(address, _)| address == memory as usize).expect("it was lent");
+        let (_, layout) = lent.swap_remove(index);
+        // SAFETY: it was allocated with this layout and is freed once.
+        unsafe { std::alloc::dealloc(memory.cast(), layout) };
+    }
+}
+
+#[test]
+fn the_hosts_memory_is_taken_as_slots_are_used_and_given_back_with_the_last_of_them() {
+    let slot_bytes = 16 << 20; // two to a slab
+    let lender = Arc::new(Lender::default());
+    let shape = Shape { layer_count: 1, expert_count: 16 };
+    let slots = SlotCount { now: 4, most: 4 };
+    let policy = PolicyKind::Lru.build(shape);
+    let memory = Slabs::new(slot_bytes, 0, slots.most, lender.clone());
+    let mut pool = Pool::over(Box::new(memory), slot_bytes, slots, policy, shape.unit_count());
+    let count = || lender.lent.lock().unwrap().len();
+    assert_eq!(count(), 0);
+    let placed: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
+    assert_eq!((placed, count()), (vec![0, 1, 2], 2));
+    assert_eq!(pool.address(1) as usize - pool.address(0) as usize, slot_bytes);
+    // SAFETY: the slot has that much memory, and nobody else uses it.
+    unsafe { pool.address(2).add(slot_bytes - 1).write(1) };
+    assert_eq!((resize(&mut pool, 3), count()), (vec![], 2));
+    assert_eq!((resize(&mut pool, 2), count()), (vec![2], 1));
+    lender.is_empty.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((resize(&mut pool, 4), count()), (vec![], 1));
+    let own = load(&mut pool, 3, TakeFor::Demand).unwrap();
+    // SAFETY: as above; where the host has none left, the memory is our own.
+    unsafe { pool.address(own).add(slot_bytes - 1).write(1) };
+    assert_eq!(count(), 1);
+    drop(pool);
+    assert_eq!(count(), 0);
+}
