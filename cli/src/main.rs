@@ -19,6 +19,7 @@ mod picture;
 mod placement;
 mod process;
 mod progress;
+mod projector;
 mod rates;
 mod scratch;
 mod serve;

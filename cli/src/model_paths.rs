@@ -63,10 +63,10 @@ impl Walk {
 }
 
 /// The name of a model by its file: without `.gguf` and without the number of a split's part. `None` for the later
-/// parts of a split, for what goes with a model (`mmproj-*`), and for other files.
+/// parts of a split, for projectors, and for other files.
 pub fn name_of(path: &Path) -> Option<String> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
-    if stem.starts_with("mmproj") {
+    if is_projector_name(path) {
         return None;
     }
     match split_part(stem) {
@@ -74,6 +74,12 @@ pub fn name_of(path: &Path) -> Option<String> {
         Some(_) => None,
         None => Some(stem.to_owned()),
     }
+}
+
+/// Whether a file is called as projectors are, which give a model eyes or ears.
+pub fn is_projector_name(path: &Path) -> bool {
+    let stem = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".gguf"));
+    stem.is_some_and(|stem| stem.to_lowercase().contains("mmproj"))
 }
 
 /// The first part of the split that this file is a later part of.
@@ -145,7 +151,9 @@ mod tests {
         assert_eq!(name("/models/smollm2.gguf").as_deref(), Some("smollm2"));
         assert_eq!(name("Qwen3-30B-00001-of-00003.gguf").as_deref(), Some("Qwen3-30B"));
         assert_eq!(name("a-1-of-3.gguf").as_deref(), Some("a-1-of-3"));
-        for other in ["Qwen3-30B-00002-of-00003.gguf", "mmproj-F16.gguf", "notes.txt", "gguf"] {
+        for other in
+            ["Qwen3-30B-00002-of-00003.gguf", "mmproj-F16.gguf", "Qwen3-VL.mmproj-F16.gguf", "notes.txt", "gguf"]
+        {
             assert_eq!(name(other), None, "{other}");
         }
         let first = first_part(Path::new("/m/a-00002-of-00003.gguf"));

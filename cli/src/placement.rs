@@ -24,6 +24,8 @@ pub struct Request {
     pub gpu_bytes: u64,
     /// The context, in tokens.
     pub context_tokens: u32,
+    /// What the weights of a projector take: on a GPU as far as there is room for weights, else in RAM.
+    pub projector_bytes: u64,
 }
 
 /// The answer.
@@ -35,6 +37,8 @@ pub struct Placement {
     pub ram_bytes: u64,
     /// Of those, the KV cache.
     pub kv_cache_bytes: u64,
+    /// Of those, a projector.
+    pub projector_bytes: u64,
     /// Where everything is, and what that will do.
     pub placed: Placed,
     read_overhead_seconds: f64,
@@ -99,23 +103,28 @@ impl Placement {
         let free_bytes = profile.memory.available_bytes.saturating_sub(margin_bytes(&profile.memory));
         let ram_bytes = request.ram_bytes.unwrap_or(free_bytes);
         let kv_cache_bytes = kv_cache::bytes_per_token(model).saturating_mul(request.context_tokens.into());
-        let Some(for_weights) = ram_bytes.checked_sub(kv_cache_bytes) else {
+        let on_gpu = request.projector_bytes.min(request.gpu_bytes);
+        let projector_bytes = request.projector_bytes - on_gpu;
+        let request = Request { gpu_bytes: request.gpu_bytes - on_gpu, projector_bytes, ..*request };
+        let others = kv_cache_bytes.saturating_add(projector_bytes);
+        let Some(for_weights) = ram_bytes.checked_sub(others) else {
+            let projector = if projector_bytes > 0 { " and the projector" } else { "" };
             return Err(format!(
-                "a context of {} tokens takes {}, more than the {} of RAM; give a smaller --ctx or a larger --ram",
+                "a context of {} tokens{projector} takes {}, more than the {} of RAM; give a smaller --ctx or a larger --ram",
                 request.context_tokens,
-                bytes(kv_cache_bytes),
+                bytes(others),
                 bytes(ram_bytes)
             ));
         };
-        let placed = placed(model, &profile, read_overhead_seconds, request, for_weights)?.map_err(|least| {
+        let placed = placed(model, &profile, read_overhead_seconds, &request, for_weights)?.map_err(|least| {
             format!(
                 "{} of RAM are too little for this model: give at least --ram {}M{}",
                 bytes(ram_bytes),
-                (least + kv_cache_bytes).div_ceil(1 << 20),
+                (least + others).div_ceil(1 << 20),
                 if kv_cache_bytes > 0 { ", or a smaller --ctx" } else { "" }
             )
         })?;
-        Ok(Self { profile, ram_bytes, kv_cache_bytes, placed, read_overhead_seconds, request: *request })
+        Ok(Self { profile, ram_bytes, kv_cache_bytes, projector_bytes, placed, read_overhead_seconds, request })
     }
 
     /// Tokens per second by memory for weights and KV cache: at most `count` points, from the least memory that works to where more
@@ -137,7 +146,10 @@ impl Placement {
             let placed = placed(model, &self.profile, self.read_overhead_seconds, &request, for_weights)?;
             // A GPU may take what would otherwise need more.
             if let Ok(placed) = placed {
-                speeds.push((for_weights + self.kv_cache_bytes, placed.prediction.tokens_per_second()));
+                speeds.push((
+                    for_weights + self.kv_cache_bytes + self.projector_bytes,
+                    placed.prediction.tokens_per_second(),
+                ));
             }
         }
         Ok(speeds)
@@ -252,7 +264,7 @@ mod tests {
             &file.open(),
             profile,
             0.0,
-            &Request { ram_bytes: Some(ram_bytes), gpu_bytes, context_tokens: 10 },
+            &Request { ram_bytes: Some(ram_bytes), gpu_bytes, context_tokens: 10, projector_bytes: 0 },
         )
     }
 
@@ -287,7 +299,7 @@ mod tests {
     fn more_memory_is_never_slower() {
         let file = TestModel::large_mixture();
         let profile = Profile { drive_bytes_per_second: Some(1e9), ..hypura::hw::profile(&file.path) };
-        let request = Request { ram_bytes: Some(4 << 20), gpu_bytes: 0, context_tokens: 10 };
+        let request = Request { ram_bytes: Some(4 << 20), gpu_bytes: 0, context_tokens: 10, projector_bytes: 0 };
         let placement = Placement::on(&file.open(), profile, 0.0, &request).unwrap();
         let curve = placement.speed_by_ram(&file.open(), 5).unwrap();
         assert!(curve.len() > 1 && curve[0].0 > 640);

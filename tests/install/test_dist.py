@@ -10,7 +10,7 @@ import pytest
 
 from machine import MODELS, REPOSITORY, environment, run, skip
 
-PROGRAMS = {"hypura", "llama-server", "llama-cli", "llama-completion", "llama-bench", "llama-perplexity"}
+PROGRAMS = {"hypura", "llama-server", "llama-cli", "llama-completion", "llama-bench", "llama-perplexity", "llama-mtmd-cli"}
 # What a machine that runs the tarball has of its own.
 SYSTEM = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp))\.so\.\d+")
 

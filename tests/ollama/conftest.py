@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from hypura_server import HYPURA, REPOSITORY, SMOLLM2, STREAMED, HypuraServer
+from hypura_server import HYPURA, PROJECTOR, REPOSITORY, SMOLLM2, STREAMED, HypuraServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for needed, target in [(HYPURA, "cli"), (REPOSITORY / "build" / "llama" / "bin" / "llama-server", "llama"), (SMOLLM2, "models")]:
+    for needed, target in [(HYPURA, "cli"), (REPOSITORY / "build" / "llama" / "bin" / "llama-server", "llama"), (SMOLLM2, "models"), (PROJECTOR, "models")]:
         if not needed.exists():
             raise pytest.UsageError(f"{needed} is missing; run make {target}")
 

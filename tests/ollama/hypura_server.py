@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HYPURA = Path(os.environ.get("HYPURA_TEST_COMMAND", REPOSITORY / "target" / "release" / "hypura"))
 MODELS = Path(os.environ.get("HYPURA_TEST_MODELS", REPOSITORY / "build" / "models")).absolute()
 SMOLLM2 = MODELS / "smollm2.gguf"
+PROJECTOR = MODELS / "projector" / "mmproj-smollm2.gguf"
 TEMPLATES = REPOSITORY / "build" / "llama-src" / "models" / "templates"
 TIMEOUT_SECONDS = 300
 

@@ -155,6 +155,6 @@ fn planned_compute_seconds(model: &ModelFile, fits: bool, limit_bytes: u64) -> O
     if fits {
         return None;
     }
-    let request = Request { ram_bytes: Some(limit_bytes), gpu_bytes: 0, context_tokens: 0 };
+    let request = Request { ram_bytes: Some(limit_bytes), gpu_bytes: 0, context_tokens: 0, projector_bytes: 0 };
     Some(Placement::find(model, &request).ok()?.placed.prediction.compute_seconds)
 }

@@ -13,6 +13,7 @@ Examples:
   hypura chat big-model.gguf
   hypura chat big-model.gguf --system 'Answer in one sentence.'
   hypura chat big-model.gguf --ctx 16384 -- --temp 0.2
+  hypura chat big-model.gguf --mmproj eyes.gguf   and /image picture.jpg in the conversation
 ";
 
 /// Talk with a model
@@ -43,6 +44,9 @@ pub fn run(arguments: Chat) -> Result<ExitCode, String> {
         eprintln!("hypura: this model has no chat template; llama.cpp takes a general one");
     }
     let mut words = vec!["--model".to_owned(), arguments.model.to_string_lossy().into_owned()];
+    if let Some(projector) = arguments.front.projector.of(&arguments.model, &model)? {
+        words.extend(["--mmproj".to_owned(), projector.path.to_string_lossy().into_owned()]);
+    }
     if let Some(system) = arguments.system {
         words.extend(["--system-prompt".to_owned(), system]);
     }

@@ -12,6 +12,7 @@ use crate::format::{Table, bytes, bytes_or_none, figure, percent, rate, seconds}
 use crate::hub::source::Source;
 use crate::model_file::ModelFile;
 use crate::placement::{Placement, Request, Tiers};
+use crate::projector::{Choice, Projector};
 use crate::terminal::Terminal;
 use crate::{output, picture, streaming};
 
@@ -51,6 +52,9 @@ pub struct Plan {
     #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
     pub ctx: u32,
 
+    #[command(flatten)]
+    pub projector: Choice,
+
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -72,7 +76,9 @@ pub fn run(arguments: &Plan) -> Result<ExitCode, String> {
         return Err("--want chooses among the models of a repository: hypura plan hf:OWNER/REPO --want 5".to_owned());
     }
     let model = ModelFile::open_named(&arguments.model)?;
-    let placement = Placement::find(&model, &request(arguments))?;
+    let projector = arguments.projector.of(&arguments.model, &model)?;
+    let projector_bytes = projector.as_ref().map_or(0, Projector::size_bytes);
+    let placement = Placement::find(&model, &request(arguments, projector_bytes))?;
     let speeds = placement.speed_by_ram(&model, CURVE_POINTS)?;
     if arguments.json {
         output::print_json(&to_json(&model, &placement, &speeds, arguments.ctx))?;
@@ -87,9 +93,9 @@ fn positive(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| format!("{text} is not a number of tokens per second; write one above 0, such as 5"))
 }
 
-/// What the arguments ask of the planner.
-pub fn request(arguments: &Plan) -> Request {
-    Request { ram_bytes: arguments.ram, gpu_bytes: arguments.gpu, context_tokens: arguments.ctx }
+/// What the arguments ask of the planner, for a model with a projector of so many bytes.
+pub fn request(arguments: &Plan, projector_bytes: u64) -> Request {
+    Request { ram_bytes: arguments.ram, gpu_bytes: arguments.gpu, context_tokens: arguments.ctx, projector_bytes }
 }
 
 /// The plan for people.
@@ -112,10 +118,14 @@ pub fn text(
     add("all weights", &Tiers { gpu: tiers.gpu, ram: tiers.ram, drive: tiers.drive });
     text.push_str(&table.text());
 
-    let used = tiers.ram + tiers.ring + placement.kv_cache_bytes;
+    let used = tiers.ram + tiers.ring + placement.kv_cache_bytes + placement.projector_bytes;
+    let projector = match placement.projector_bytes {
+        0 => String::new(),
+        taken => format!(", {} projector", bytes(taken)),
+    };
     let ring = if tiers.ring > 0 { format!(", {} to stream through", bytes(tiers.ring)) } else { String::new() };
     text.push_str(&format!(
-        "\nRAM {}: {} weights{ring}, {} KV cache of {context} tokens, {} free\n\n",
+        "\nRAM {}: {} weights{ring}, {} KV cache of {context} tokens{projector}, {} free\n\n",
         bytes(placement.ram_bytes),
         bytes(tiers.ram),
         bytes(placement.kv_cache_bytes),
@@ -171,6 +181,7 @@ pub fn to_json(model: &ModelFile, placement: &Placement, speeds: &[(u64, f64)], 
         "weight_bytes": model.gguf.model_bytes(),
         "context_tokens": context,
         "kv_cache_bytes": placement.kv_cache_bytes,
+        "projector_bytes": placement.projector_bytes,
         "ram_bytes": placement.ram_bytes,
         "plan": placement.placed.to_json(),
         "layers": layers.collect::<Vec<_>>(),

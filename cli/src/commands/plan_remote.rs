@@ -13,6 +13,7 @@ use crate::hub::listing;
 use crate::hub::source::Source;
 use crate::hub::variants::{Variant, Variants};
 use crate::placement::{Placement, Request};
+use crate::projector::{Choice, Projector};
 use crate::shortlist::{self, Candidate, Curve, largest_reaching};
 use crate::terminal::Terminal;
 
@@ -37,15 +38,15 @@ struct Report {
 pub fn report(arguments: &Plan, source: &Source) -> Result<String, String> {
     let client = Client::from_environment();
     let place = cache::hub()?;
-    let request = plan::request(arguments);
     let report = match source {
         Source::Address(url) => {
             let model = RemoteModel::at(&client, url)?;
-            Report::of_one(model, &place, &request)?
+            Report::of_one(model, &place, &plan::request(arguments, 0))?
         }
         Source::Repository { repository, tag } => {
             let variants = Variants::of(&listing::files(&client, repository)?);
             let chosen = variants.choose(repository, tag.as_deref())?;
+            let request = plan::request(arguments, projector_bytes(&arguments.projector, &variants)?);
             let model = RemoteModel::in_repository(&client, repository, &chosen.files)?;
             let mut report = Report::of_one(model, &place, &request)?;
             report.compare(&variants, chosen);
@@ -59,6 +60,15 @@ pub fn report(arguments: &Plan, source: &Source) -> Result<String, String> {
         true => format!("{}\n", report.to_json(arguments, &client)),
         false => report.text(arguments, &client),
     })
+}
+
+/// What the projector takes that is named, or that the repository has: a file little larger than its weights.
+fn projector_bytes(choice: &Choice, variants: &Variants) -> Result<u64, String> {
+    match &choice.mmproj {
+        Some(path) => Ok(Projector::open(path)?.size_bytes()),
+        None if choice.no_mmproj => Ok(0),
+        None => Ok(variants.projector().map_or(0, |file| file.size_bytes)),
+    }
 }
 
 impl Report {

@@ -1,7 +1,7 @@
 //! `hypura run`.
 
 use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,6 +9,7 @@ use clap::Args;
 use crate::foreground::Foreground;
 use crate::llama;
 use crate::model_file::ModelFile;
+use crate::projector::Choice;
 use crate::streaming::Streaming;
 
 const EXAMPLES: &str = "\
@@ -16,13 +17,14 @@ Examples:
   hypura run big-model.gguf -p 'Why is the sky blue?'
   hypura run big-model.gguf -p - < question.txt   the prompt from a file or a pipe
   hypura run big-model.gguf --raw -n 64 -p 'Once upon a time'
+  hypura run big-model.gguf --image picture.jpg -p 'What is to be seen?'
   hypura run big-model.gguf --ram 6G -p Hello -- --temp 0 -t 8
 ";
 
 /// Answer one prompt
 ///
-/// llama-completion computes the answer, with the model's own chat template where it has one. The answer goes to
-/// standard output; in a terminal a line at the bottom shows how streaming goes.
+/// llama-completion computes the answer, with the model's own chat template where it has one; about pictures
+/// llama-mtmd-cli does. The answer goes to standard output; in a terminal a line at the bottom shows how streaming goes.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Run {
@@ -40,6 +42,10 @@ pub struct Run {
     /// Continue the prompt as a text, without the chat template
     #[arg(long)]
     pub raw: bool,
+
+    /// A picture (or sound) that the prompt is about; may be given several times. The model needs a projector
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    pub image: Vec<PathBuf>,
 
     /// Tokens to generate at most [default: until the model ends its answer]
     #[arg(short = 'n', long, value_name = "N")]
@@ -63,6 +69,9 @@ pub struct Front {
     /// Show no status line
     #[arg(long)]
     pub no_status: bool,
+
+    #[command(flatten)]
+    pub projector: Choice,
 
     #[command(flatten)]
     pub streaming: Streaming,
@@ -104,9 +113,19 @@ pub fn run(arguments: Run) -> Result<ExitCode, String> {
     let prompt = read_prompt(arguments.prompt)?;
     let mut words = vec!["--model".to_owned(), arguments.model.to_string_lossy().into_owned()];
     // The prompt as it is: backslashes are the user's own.
-    words.extend(["--prompt".to_owned(), prompt, "--no-escape".to_owned(), "--no-display-prompt".to_owned()]);
+    words.extend(["--prompt".to_owned(), prompt, "--no-escape".to_owned()]);
     let is_chat = !arguments.raw && model.chat_template().is_some();
-    words.push(if is_chat { "--single-turn" } else { "--no-conversation" }.to_owned());
+    let program = match arguments.image.is_empty() {
+        true => {
+            words.push("--no-display-prompt".to_owned());
+            words.push(if is_chat { "--single-turn" } else { "--no-conversation" }.to_owned());
+            "llama-completion"
+        }
+        false => {
+            words.extend(about_images(&arguments.image, &arguments.front.projector, &arguments.model, &model)?);
+            "llama-mtmd-cli"
+        }
+    };
     if let Some(system) = arguments.system {
         if !is_chat {
             return Err("--system needs a model with a chat template; this one has none".to_owned());
@@ -116,7 +135,25 @@ pub fn run(arguments: Run) -> Result<ExitCode, String> {
     if let Some(tokens) = arguments.tokens {
         words.extend(["--n-predict".to_owned(), tokens.to_string()]);
     }
-    arguments.front.program("llama-completion", words, false)?.run()
+    arguments.front.program(program, words, false)?.run()
+}
+
+/// The arguments for a prompt about pictures.
+fn about_images(images: &[PathBuf], choice: &Choice, path: &Path, model: &ModelFile) -> Result<Vec<String>, String> {
+    let Some(projector) = choice.of(path, model)? else {
+        return Err(format!(
+            "no projector (mmproj file) that fits {} lies beside it: name it with --mmproj",
+            path.display()
+        ));
+    };
+    let mut words = vec!["--mmproj".to_owned(), projector.path.to_string_lossy().into_owned(), "--jinja".to_owned()];
+    for image in images {
+        if let Err(error) = std::fs::File::open(image) {
+            return Err(format!("cannot read {}: {error}", image.display()));
+        }
+        words.extend(["--image".to_owned(), image.to_string_lossy().into_owned()]);
+    }
+    Ok(words)
 }
 
 fn read_prompt(given: Option<String>) -> Result<String, String> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::projector::Choice;
 use crate::serve::KeepAlive;
 use crate::streaming::{self, Streaming};
 use crate::{llama, serve};
@@ -75,6 +76,9 @@ pub struct Serve {
     pub verbose: bool,
 
     #[command(flatten)]
+    pub projector: Choice,
+
+    #[command(flatten)]
     pub streaming: Streaming,
 
     /// More arguments for llama-server, after --
@@ -112,13 +116,14 @@ pub fn run(arguments: Serve) -> Result<ExitCode, String> {
         environment: arguments.streaming.environment(),
         ram_bytes: arguments.streaming.ram,
         arguments: arguments.more,
+        projector: arguments.projector,
         verbose: arguments.verbose,
     };
     serve::run(settings).map(|()| ExitCode::SUCCESS)
 }
 
 /// llama-server's options that this server must choose itself, and what to write instead.
-const OWN_OPTIONS: [(&[&str], &str); 9] = [
+const OWN_OPTIONS: [(&[&str], &str); 10] = [
     (&["-c", "--ctx-size"], "--ctx, before --, is the context of a request"),
     (&["-np", "--parallel"], "--parallel goes before --"),
     (
@@ -130,6 +135,7 @@ const OWN_OPTIONS: [(&[&str], &str); 9] = [
         "the model is the first argument",
     ),
     (&["--models-dir", "--models-preset"], "a directory as the first argument is served, one model at a time"),
+    (&["-mm", "--mmproj", "-mmu", "--mmproj-url", "--no-mmproj"], "--mmproj and --no-mmproj go before --"),
     (&["-a", "--alias"], "a model is called after its file"),
     (&["--api-key", "--api-key-file"], "the same options go before --; llama-server itself has a random key"),
     (&["--api-prefix"], "a reverse proxy in front can add a prefix"),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::listing::RemoteFile;
-use crate::model_paths::{quantization_in, split_part};
+use crate::model_paths::{is_projector_name, quantization_in, split_part};
+use crate::projector::precision_rank;
 
 /// One model of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ impl Variants {
         for file in files {
             let Some(stem) = file.path.strip_suffix(".gguf") else { continue };
             let name = Path::new(stem).file_name().and_then(|name| name.to_str()).unwrap_or(stem);
-            if name.starts_with("mmproj") {
+            if is_projector_name(Path::new(&file.path)) {
                 projectors.push(file.clone());
             } else if !name.contains("imatrix") {
                 let whole = split_part(stem).map_or(stem, |(name, _, _)| name);
@@ -83,14 +84,9 @@ impl Variants {
 
     /// The projector to take: in 16 bits where there is one, since it is small and its precision shows.
     pub fn projector(&self) -> Option<&RemoteFile> {
-        let of =
-            |kind: &str| self.projectors.iter().find(|file| quantization_of(&file.path).eq_ignore_ascii_case(kind));
-        of("F16").or_else(|| of("BF16")).or_else(|| of("Q8_0")).or(self.projectors.first())
+        let rank = |file: &&RemoteFile| precision_rank(file.path.strip_suffix(".gguf").unwrap_or(&file.path));
+        self.projectors.iter().min_by_key(rank)
     }
-}
-
-fn quantization_of(path: &str) -> &str {
-    quantization_in(path.strip_suffix(".gguf").unwrap_or(path)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::errors::{ApiError, ApiResult};
 use super::model_names::{self, name_alone, name_in};
 use crate::model_file::{ModelFile, parameter_size};
 use crate::model_paths::find_models;
+use crate::projector::{self, Choice, Projector};
 
 /// A model that can be loaded.
 pub struct Model {
@@ -28,6 +29,10 @@ pub struct Model {
     pub digest: String,
     /// Its header.
     pub file: ModelFile,
+    /// What gives it eyes or ears.
+    pub projector: Option<Projector>,
+    /// The files beside it that are called as projectors are: another choice may have to be made when they change.
+    beside: Vec<(PathBuf, Version)>,
 }
 
 /// What Ollama tells of a model wherever it names one.
@@ -50,15 +55,27 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Model {
-    fn read(path: &Path, name: String) -> Result<Self, String> {
+    fn read(path: &Path, name: String, choice: &Choice) -> Result<Self, String> {
         let file = ModelFile::open_model(path)?;
         let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
         // Asked before the content is looked at: a change meanwhile shows as one after it.
         let versions =
             file.paths().iter().map(|path| Version::of(path)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let beside = projectors_beside(path, choice);
         let digest = file.fingerprint().map_err(failed)?;
+        let projector = choice.of(path, &file)?;
         let modified = versions[0].modified;
-        Ok(Self { name, path: path.to_owned(), modified, versions, digest, file })
+        Ok(Self { name, path: path.to_owned(), modified, versions, digest, file, projector, beside })
+    }
+
+    /// Bytes of its files, the projector's weights among them.
+    pub fn size_bytes(&self) -> u64 {
+        self.file.size_bytes() + self.projector_bytes()
+    }
+
+    /// Memory that its projector's weights take.
+    pub fn projector_bytes(&self) -> u64 {
+        self.projector.as_ref().map_or(0, Projector::size_bytes)
     }
 
     /// Family, size and quantisation.
@@ -84,17 +101,25 @@ impl Model {
 
     /// Whether both are the same files, which nobody has written to in between.
     pub fn is_same_file(&self, other: &Model) -> bool {
-        self.path == other.path && self.versions == other.versions
+        self.path == other.path && self.versions == other.versions && self.has_same_projector(other)
     }
 
     /// Whether both hold the same, as far as samples tell: a file may have been touched, or copied over itself.
     pub fn is_same_content(&self, other: &Model) -> bool {
-        self.path == other.path && self.digest == other.digest
+        self.path == other.path && self.digest == other.digest && self.has_same_projector(other)
     }
 
-    fn is_current(&self) -> bool {
+    fn has_same_projector(&self, other: &Model) -> bool {
+        let version = |model: &Model| {
+            let path = &model.projector.as_ref()?.path;
+            Some((path.clone(), model.beside.iter().find(|(beside, _)| beside == path).map(|(_, version)| *version)))
+        };
+        version(self) == version(other)
+    }
+
+    fn is_current(&self, choice: &Choice) -> bool {
         let now = self.file.paths().iter().map(|path| Version::of(path)).collect::<Result<Vec<_>, _>>();
-        now.is_ok_and(|now| now == self.versions)
+        now.is_ok_and(|now| now == self.versions) && self.beside == projectors_beside(&self.path, choice)
     }
 
     /// Whether somebody has written to it a moment ago, and may not be done.
@@ -104,6 +129,16 @@ impl Model {
         // A time in the future comes from another machine's clock.
         now.into_iter().any(|version| version.modified.elapsed().is_ok_and(|since| since < QUIET))
     }
+}
+
+/// The files that a choice of a projector depends on.
+fn projectors_beside(model: &Path, choice: &Choice) -> Vec<(PathBuf, Version)> {
+    let paths = match &choice.mmproj {
+        _ if choice.no_mmproj => Vec::new(),
+        Some(path) => std::path::absolute(path).into_iter().collect(),
+        None => projector::candidates(model),
+    };
+    paths.into_iter().filter_map(|path| Version::of(&path).ok().map(|version| (path, version))).collect()
 }
 
 /// What the system tells of a file, that changes when the file does.
@@ -129,6 +164,8 @@ pub struct Catalog {
     only: Option<Mutex<Only>>,
     /// By path, of a directory; `None` for what is no model.
     known: Mutex<HashMap<PathBuf, Option<Arc<Model>>>>,
+    /// Which projectors go with the models.
+    projector: Choice,
 }
 
 struct Only {
@@ -142,8 +179,8 @@ impl Catalog {
     /// The catalog of a file or a directory.
     ///
     /// # Errors
-    /// A sentence when the file is no model, or when there is nothing.
-    pub fn open(path: &Path) -> Result<Self, String> {
+    /// A sentence when the file is no model, when there is nothing, or when a projector is named for many models.
+    pub fn open(path: &Path, projector: Choice) -> Result<Self, String> {
         let failed = |error: std::io::Error| {
             format!("cannot open {}: {error}; name a .gguf file, or a directory of them", path.display())
         };
@@ -151,13 +188,19 @@ impl Catalog {
         // Links are not followed: in a Hugging Face cache they lead to files that are named by a hash.
         let path = std::path::absolute(path).map_err(failed)?;
         let only = match path.is_dir() {
+            true if projector.mmproj.is_some() => {
+                return Err(format!(
+                    "--mmproj is one model's and {} is a directory: name the model, or put the projector beside it",
+                    path.display()
+                ));
+            }
             true => None,
             false => {
-                let model = Arc::new(Model::read(&path, name_alone(&path))?);
+                let model = Arc::new(Model::read(&path, name_alone(&path), &projector)?);
                 Some(Mutex::new(Only { model, problem: None }))
             }
         };
-        let catalog = Self { path, only, known: Mutex::default() };
+        let catalog = Self { path, only, known: Mutex::default(), projector };
         if catalog.list().is_empty() {
             return Err(format!("no model was found in {}: put a .gguf file there", catalog.place().display()));
         }
@@ -167,8 +210,8 @@ impl Catalog {
     /// The only model, when a file was given: what the file holds now, if that is a model.
     pub fn only(&self) -> Option<Arc<Model>> {
         let mut only = self.only.as_ref()?.lock();
-        if !only.model.is_current() && !only.model.is_being_written() {
-            match Model::read(&only.model.path, only.model.name.clone()) {
+        if !only.model.is_current(&self.projector) && !only.model.is_being_written() {
+            match Model::read(&only.model.path, only.model.name.clone(), &self.projector) {
                 Ok(model) => *only = Only { model: Arc::new(model), problem: None },
                 Err(problem) if only.problem.as_ref() == Some(&problem) => {}
                 Err(problem) => {
@@ -217,11 +260,11 @@ impl Catalog {
     fn model_at(&self, directory: &Path, path: &Path) -> Option<Arc<Model>> {
         if let Some(Some(model)) = self.known.lock().get(path) {
             // Half of what is being written would be read, and the model loaded twice.
-            if model.is_current() || model.is_being_written() {
+            if model.is_current(&self.projector) || model.is_being_written() {
                 return Some(Arc::clone(model));
             }
         }
-        let model = Model::read(path, name_in(directory, path)?).map(Arc::new);
+        let model = Model::read(path, name_in(directory, path)?, &self.projector).map(Arc::new);
         let was_known = self.known.lock().insert(path.to_owned(), model.as_ref().ok().cloned()).is_some();
         match model {
             Ok(model) => Some(model),

@@ -29,6 +29,7 @@ pub struct ContextPolicy {
 struct Shape {
     trained_tokens: u32,
     bytes_per_token: u64,
+    projector_bytes: u64,
     is_embedding: bool,
 }
 
@@ -39,6 +40,7 @@ impl Shape {
             // Some headers do not say.
             trained_tokens: if trained == 0 { u32::MAX } else { trained },
             bytes_per_token: kv_cache::bytes_per_token(&model.file),
+            projector_bytes: model.projector_bytes(),
             is_embedding: model.is_embedding(),
         }
     }
@@ -82,7 +84,7 @@ impl ContextPolicy {
         let most = if shape.is_embedding { TOKENS_MIN } else { DEFAULT_TOKENS_MAX };
         // A quarter of memory: the rest is for weights.
         let mut tokens = most;
-        while tokens > TOKENS_MIN && self.bytes(shape, tokens) > self.memory_bytes / 4 {
+        while tokens > TOKENS_MIN && self.bytes(shape, tokens) > self.memory_for(shape) / 4 {
             tokens /= 2;
         }
         tokens.min(shape.trained_tokens)
@@ -105,9 +107,14 @@ impl ContextPolicy {
     /// never less than what the server was told to give.
     fn most_of(&self, shape: Shape) -> u32 {
         let token = self.bytes(shape, 1);
-        let fits = (self.memory_bytes / 4 * 3).checked_div(token).unwrap_or(u64::MAX);
+        let fits = (self.memory_for(shape) / 4 * 3).checked_div(token).unwrap_or(u64::MAX);
         let fits = u32::try_from(fits).unwrap_or(u32::MAX).max(TOKENS_MIN);
         shape.trained_tokens.min(fits).max(self.default_of(shape))
+    }
+
+    /// Memory for weights and contexts: a projector is never streamed.
+    fn memory_for(&self, shape: Shape) -> u64 {
+        self.memory_bytes.saturating_sub(shape.projector_bytes)
     }
 
     fn bytes(&self, shape: Shape, tokens: u32) -> u64 {
@@ -121,7 +128,8 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
     /// 32 KiB a token: 4096 tokens are 128 MiB.
-    const SHAPE: Shape = Shape { trained_tokens: 131_072, bytes_per_token: 32 << 10, is_embedding: false };
+    const SHAPE: Shape =
+        Shape { trained_tokens: 131_072, bytes_per_token: 32 << 10, projector_bytes: 0, is_embedding: false };
 
     fn policy(memory_bytes: u64) -> ContextPolicy {
         ContextPolicy { chosen_tokens: None, parallel: 2, memory_bytes }
@@ -152,7 +160,7 @@ mod tests {
         assert_eq!(sizes(Some(131_072)), (24576, 24576));
         let small = Shape { trained_tokens: 8192, ..SHAPE };
         assert_eq!(policy.needed_of(small, Some(131_072)), 8192, "what the model was trained for");
-        let unknown = Shape { trained_tokens: u32::MAX, bytes_per_token: 0, is_embedding: false };
+        let unknown = Shape { trained_tokens: u32::MAX, bytes_per_token: 0, projector_bytes: 0, is_embedding: false };
         assert_eq!(policy.loaded_of(unknown, Some(u32::MAX)), u32::MAX);
     }
 

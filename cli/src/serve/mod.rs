@@ -35,6 +35,7 @@ use llama_server::child::{self, Launch, Shown};
 use llama_server::loader::{self, Loader};
 use server::{Server, Shared};
 
+use crate::projector::Choice;
 use crate::scratch::Scratch;
 
 /// How to serve.
@@ -65,6 +66,8 @@ pub struct Settings {
     pub environment: Vec<(String, String)>,
     /// More arguments for it.
     pub arguments: Vec<String>,
+    /// Which projectors go with the models.
+    pub projector: Choice,
     /// What `--ram` says; memory for weights and KV cache otherwise is what is available.
     pub ram_bytes: Option<u64>,
     /// Whether its whole log is shown.
@@ -86,7 +89,7 @@ pub fn run(settings: Settings) -> Result<(), String> {
 
 async fn serve(settings: Settings) -> Result<(), String> {
     let scratch = Scratch::make("serve")?;
-    let catalog = Catalog::open(&settings.path)?;
+    let catalog = Catalog::open(&settings.path, settings.projector.clone())?;
     let keep_alive = settings.keep_alive.unwrap_or(match catalog.only() {
         // Loading is dear, and nothing else wants the memory.
         Some(_) => KeepAlive::Forever,
@@ -227,8 +230,14 @@ fn make_launch(settings: Settings, stats: PathBuf, memory_bytes: u64) -> Box<loa
         let total = (u64::from(context_tokens) * u64::from(settings.parallel)).to_string();
         push(&["--model", &model.path.to_string_lossy(), "--alias", &model.name]);
         push(&["--ctx-size", &total, "--parallel", &settings.parallel.to_string(), "--no-kv-unified"]);
-        // As Ollama: an answer goes on when its context is full. Ollama also ends what never ends by itself.
-        push(&["--context-shift", "--predict", &(u64::from(context_tokens) * 10).to_string()]);
+        match &model.projector {
+            // llama-server cannot shift what came from pictures.
+            Some(projector) => push(&["--mmproj", &projector.path.to_string_lossy()]),
+            // As Ollama: an answer goes on when its context is full.
+            None => push(&["--context-shift"]),
+        }
+        // Ollama also ends what never ends by itself.
+        push(&["--predict", &(u64::from(context_tokens) * 10).to_string()]);
         push(&["--jinja", "--metrics", "--no-ui", "--embeddings"]);
         if model.is_embedding() {
             // Such models look at a whole text at once, so a micro-batch must hold it.

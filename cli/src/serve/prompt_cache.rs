@@ -14,7 +14,7 @@ const VARIABLE: &str = "LLAMA_ARG_CACHE_RAM";
 /// set one.
 pub fn limit(model: &Model, memory_bytes: u64, arguments: &[String]) -> Option<u64> {
     let is_set = arguments.iter().any(|word| OPTIONS.contains(&word.as_str())) || std::env::var_os(VARIABLE).is_some();
-    (!is_set).then(|| limit_of(model.file.size_bytes(), memory_bytes))
+    (!is_set).then(|| limit_of(model.size_bytes(), memory_bytes))
 }
 
 /// Where weights are streamed, a sixteenth: each byte of it is read anew from the drive, token by token. Otherwise a quarter of

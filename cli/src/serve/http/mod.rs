@@ -6,6 +6,7 @@ pub mod counts;
 pub mod dimensions;
 pub mod health;
 pub mod live;
+pub mod media;
 pub mod metrics;
 pub mod openai;
 pub mod request;

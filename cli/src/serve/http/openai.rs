@@ -13,6 +13,7 @@ use futures_util::future::Either;
 use serde_json::{Value, json};
 
 use super::dimensions;
+use super::media::refuse_remote;
 use super::request::too_large;
 use crate::serve::catalog::Model;
 use crate::serve::errors::{ApiError, ApiResult, is_anthropic, json_response};
@@ -55,6 +56,7 @@ async fn forward(server: &Server, path: &str, request: Request<Body>) -> ApiResu
         axum::body::to_bytes(body, server.body_bytes_max).await.map_err(|_| too_large(server.body_bytes_max))?;
     // What is no JSON is llama-server's to refuse.
     let asked: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    refuse_remote(&asked)?;
     let model = wanted(server, asked["model"].as_str())?;
     let lease = server.loader.acquire(&model, None, None).await?;
     if asked["tools"].as_array().is_some_and(|tools| !tools.is_empty()) {

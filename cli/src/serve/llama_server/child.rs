@@ -262,7 +262,7 @@ fn command(launch: &Launch, port: u16, key: &str) -> Command {
 }
 
 /// Variables of llama-server's own that would change what we count on: where it listens, what it loads.
-const OWN_VARIABLES: [&str; 17] = [
+const OWN_VARIABLES: [&str; 19] = [
     "API_PREFIX",
     "HOST",
     "PORT",
@@ -271,6 +271,8 @@ const OWN_VARIABLES: [&str; 17] = [
     "SSL_CERT_FILE",
     "MODEL",
     "MODEL_URL",
+    "MMPROJ",
+    "MMPROJ_URL",
     "HF_REPO",
     "HF_FILE",
     "MODELS_DIR",

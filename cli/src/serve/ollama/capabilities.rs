@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::projector::Projector;
 use crate::serve::catalog::Model;
 use crate::serve::errors::{ApiError, ApiResult};
 use crate::serve::llama_server::loader::Loaded;
@@ -48,6 +49,10 @@ pub fn capabilities(model: &Model, template: Option<&str>) -> Vec<&'static str> 
     if thinks(template) {
         capabilities.push("thinking");
     }
+    if let Some(projector) = &model.projector {
+        capabilities.extend(projector.sees().then_some("vision"));
+        capabilities.extend(projector.hears().then_some("audio"));
+    }
     capabilities
 }
 
@@ -82,6 +87,20 @@ pub fn require_tools(loaded: &Loaded) -> ApiResult<()> {
     match loaded.properties["chat_template_caps"]["supports_tools"] == json!(false) {
         true => Err(lacks(&loaded.model, "tools")),
         false => Ok(()),
+    }
+}
+
+/// Refuses pictures where the model has no projector for them.
+///
+/// # Errors
+/// 400.
+pub fn require_vision(model: &Model) -> ApiResult<()> {
+    match model.projector.as_ref().is_some_and(Projector::sees) {
+        true => Ok(()),
+        false => Err(ApiError::bad_request(format!(
+            "{:?} does not support vision: no projector (mmproj file) that fits lies beside the model, and none was given with --mmproj",
+            model.name
+        ))),
     }
 }
 

@@ -12,12 +12,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, ContextRecipe, Shape, head};
-use super::capabilities::{Think, lacks, template_of};
+use super::capabilities::{Think, lacks, require_vision, template_of};
 use super::chat::{chat_fields, converse, request_logprobs};
 use super::choice::Choice;
-use super::messages::refuse_images;
 use super::options::response_schema;
-use super::{prompt_template, shorten};
+use super::{images, prompt_template, shorten};
 use crate::serve::errors::{ApiError, ApiResult, json_response};
 use crate::serve::http::request;
 use crate::serve::llama_server::generation::Generation;
@@ -54,8 +53,11 @@ struct GenerateRequest {
 pub async fn generate(State(server): State<Server>, body: Body) -> ApiResult<Response<Body>> {
     let began = Instant::now();
     let request: GenerateRequest = request::read(body, server.body_bytes_max).await?;
-    refuse_images(request.images.as_deref())?;
     let model = server.catalog.find(&request.choice.model)?;
+    let images = request.images.as_deref().unwrap_or_default();
+    if !images.is_empty() {
+        require_vision(&model)?;
+    }
     let options = request.choice.options()?;
     let top_logprobs = request.choice.top_logprobs()?;
     let schema = response_schema(request.format.as_ref())?;
@@ -73,18 +75,21 @@ pub async fn generate(State(server): State<Server>, body: Body) -> ApiResult<Res
     if is_raw && (system.is_some() || template.is_some() || request.context.is_some()) {
         return Err(ApiError::bad_request("raw mode does not support template, system, or context"));
     }
+    if !images.is_empty() && (request.suffix.is_some() || request.context.is_some()) {
+        return Err(ApiError::bad_request("images go neither with suffix nor with context: /api/chat continues them"));
+    }
     let lease = server.loader.acquire(&model, options.context_tokens, request.choice.keep_alive).await?;
     let completion =
         Completion { lease: &lease, choice: &request.choice, sampling: options.sampling, schema, top_logprobs };
     let (generation, recipe) = if let Some(suffix) = given(&request.suffix) {
         (completion.fill_in(&prompt, &suffix).await?, ContextRecipe::None)
     } else if is_raw {
-        (completion.complete(json!(prompt)).await?, ContextRecipe::None)
+        (completion.complete(completion.text(&[], &prompt, images)?).await?, ContextRecipe::None)
     } else {
         let before = request.context.unwrap_or_default();
         let mut messages = Vec::new();
         messages.extend(system.as_ref().map(|system| json!({"role": "system", "content": system})));
-        messages.push(json!({"role": "user", "content": prompt}));
+        messages.push(json!({"role": "user", "content": images::content(&prompt, Some(images))?}));
         let think = request.think.as_ref();
         if template.is_none() && before.is_empty() {
             let (generation, messages) = completion.chat(messages, think).await?;
@@ -95,21 +100,13 @@ pub async fn generate(State(server): State<Server>, body: Body) -> ApiResult<Res
                 Some(template) => prompt_template::render(template, system.as_deref().unwrap_or_default(), &prompt)?,
                 None => completion.render(&messages, think).await?,
             };
-            let generation = completion.complete(continued(&before, &rendered)).await?;
+            let generation = completion.complete(completion.text(&before, &rendered, images)?).await?;
             (generation, ContextRecipe::Continue { before, prompt: rendered })
         }
     };
     let generation = generation.with_logprobs(top_logprobs);
     let answer = Answer::new(lease, request.choice.model, Shape::Generate(recipe), generation, began);
     answer.into_response(request.stream.unwrap_or(true)).await
-}
-
-/// A prompt of tokens and the text after them, in the form that llama-server takes.
-fn continued(before: &[u64], text: &str) -> Value {
-    match before {
-        [] => json!(text),
-        _ => Value::Array(before.iter().map(|token| json!(token)).chain([json!(text)]).collect()),
-    }
 }
 
 /// The ways to have a text completed.
@@ -129,8 +126,22 @@ impl Completion<'_> {
         converse(self.lease, fields, messages, self.choice).await
     }
 
-    /// The text that a conversation becomes in the model's chat template.
+    /// A prompt in the form that llama-server takes: tokens and the text after them, or a text with pictures.
+    fn text(&self, before: &[u64], text: &str, images: &[Value]) -> ApiResult<Value> {
+        let marker = self.lease.properties["media_marker"].as_str().unwrap_or_default();
+        match before {
+            _ if !images.is_empty() => images::prompt(text, images, marker),
+            [] => Ok(json!(text)),
+            _ => Ok(before.iter().map(|token| json!(token)).chain([json!(text)]).collect()),
+        }
+    }
+
+    /// The text that a conversation becomes in the model's chat template, without its pictures.
     async fn render(&self, messages: &[Value], think: Option<&Think>) -> ApiResult<String> {
+        let mut messages = messages.to_vec();
+        for message in &mut messages {
+            message["content"] = json!(images::text_of(&message["content"]));
+        }
         let mut request = json!({ "messages": messages });
         if let Some(think) = think {
             request["chat_template_kwargs"] = think.template_arguments(template_of(self.lease));

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::images;
 use crate::serve::errors::{ApiError, ApiResult};
 
 /// A message of a request.
@@ -40,19 +41,19 @@ struct Function {
 /// A conversation in llama-server's words.
 ///
 /// # Errors
-/// 400 for images, and for roles that there are not.
+/// 400 for images that are none, and for roles that there are not.
 pub fn translate(messages: &[Message]) -> ApiResult<Vec<Value>> {
     let mut translated = Vec::new();
     let mut calls = Calls::default();
     for message in messages {
-        refuse_images(message.images.as_deref())?;
         let mut fields = Map::new();
         let mut set = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         let role = message.role.to_lowercase();
         // OpenAI's newer name of the same; most chat templates know only the older one.
         let role = if role == "developer" { "system" } else { role.as_str() };
         set("role", json!(role));
-        set("content", json!(message.content.as_deref().unwrap_or_default()));
+        let text = message.content.as_deref().unwrap_or_default();
+        set("content", images::content(text, message.images.as_deref())?);
         match role {
             "system" | "user" => {}
             "assistant" => {
@@ -81,15 +82,9 @@ pub fn translate(messages: &[Message]) -> ApiResult<Vec<Value>> {
     Ok(translated)
 }
 
-/// Refuses images, which would otherwise be ignored without a word.
-///
-/// # Errors
-/// 400 when there are any.
-pub fn refuse_images(images: Option<&[Value]>) -> ApiResult<()> {
-    match images {
-        None | Some([]) => Ok(()),
-        Some(_) => Err(ApiError::bad_request("this server takes text only: send the request without 'images'")),
-    }
+/// Whether there are images in a conversation.
+pub fn have_images(messages: &[Message]) -> bool {
+    messages.iter().any(|message| message.images.as_ref().is_some_and(|images| !images.is_empty()))
 }
 
 /// The tool calls so far, by which results find theirs: Ollama's clients name the tool, or rely on the order.
@@ -180,7 +175,7 @@ mod tests {
     #[test]
     fn what_is_refused() {
         let refused = |value: Value| translate(&messages(value)).unwrap_err().message;
-        assert!(refused(json!([{"role": "user", "content": "?", "images": ["aGk="]}])).contains("images"));
+        assert!(refused(json!([{"role": "user", "content": "?", "images": ["http://x"]}])).contains("base64"));
         assert!(refused(json!([{"role": "robot", "content": "?"}])).contains("robot"));
     }
 

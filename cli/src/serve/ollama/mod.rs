@@ -7,6 +7,7 @@ pub mod chat;
 pub mod choice;
 pub mod embed;
 pub mod generate;
+pub mod images;
 pub mod messages;
 pub mod models;
 pub mod options;

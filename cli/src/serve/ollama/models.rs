@@ -36,7 +36,7 @@ pub async fn tags(State(server): State<Server>) -> Response<Body> {
                 "name": model.name,
                 "model": model.name,
                 "modified_at": timestamp(model.modified),
-                "size": model.file.size_bytes(),
+                "size": model.size_bytes(),
                 "digest": model.digest,
                 "details": model.details(),
                 "capabilities": capabilities(model, model.file.chat_template()),
@@ -101,6 +101,9 @@ pub async fn show(State(server): State<Server>, body: Body) -> ApiResult<Respons
     });
     if let Some(license) = model.file.text("general.license") {
         object["license"] = json!(license);
+    }
+    if let Some(projector) = &model.projector {
+        object["projector_info"] = Value::Object(projector.file.pairs.clone());
     }
     if is_verbose {
         object["tensors"] = tensors(&model.file);

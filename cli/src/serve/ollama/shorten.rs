@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::images::{set_text, text_of};
 use super::messages::drop_oldest;
 use crate::serve::errors::{ApiError, ApiResult};
 use crate::serve::llama_server::loader::Loaded;
@@ -19,7 +20,7 @@ pub async fn conversation(loaded: &Loaded, messages: &mut Vec<Value>, excess: u6
     if drop_oldest(messages) {
         return Ok(true);
     }
-    let Some(content) = messages.last().and_then(|message| message["content"].as_str()) else { return Ok(false) };
+    let Some(content) = messages.last().and_then(|message| text_of(&message["content"])) else { return Ok(false) };
     let tokens = tokens_of(loaded, content, false).await?;
     // Cut in the middle of a word, a text may have a few tokens more than before.
     const SLACK_TOKENS: u64 = 8;
@@ -31,7 +32,7 @@ pub async fn conversation(loaded: &Loaded, messages: &mut Vec<Value>, excess: u6
     // Half of a character may have gone with the token before.
     let text = text["content"].as_str().unwrap_or_default().trim_start_matches('\u{fffd}').to_owned();
     if let Some(last) = messages.last_mut() {
-        last["content"] = json!(text);
+        set_text(&mut last["content"], &text);
     }
     Ok(true)
 }
