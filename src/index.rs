@@ -7,7 +7,7 @@
 macro_rules! index_types {
     ($($(#[$documentation:meta])* $name:ident;)+) => {$(
         $(#[$documentation])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub usize);
 
         impl From<usize> for $name {
@@ -53,4 +53,8 @@ macro_rules! index_types {
 index_types! {
     /// A read in flight, by its caller's number for it; not a token of text.
     ReadToken;
+    /// A fetch, among those that exist.
+    WaiterId;
+    /// A slot of a pool.
+    SlotNumber;
 }

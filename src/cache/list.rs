@@ -1,44 +1,52 @@
-//! Doubly linked lists over slot numbers, so that moving a slot costs the same however many there are.
+//! Doubly linked lists over numbers of slots or units, so that moving one costs the same however many there are.
+
+use std::marker::PhantomData;
+
+use typed_index_collections::TiVec;
 
 const NONE: u32 = u32::MAX;
 
-/// The links of every slot of a pool; each slot is in at most one list.
+/// The links of everything that an index of this type names; each is in at most one list.
 #[derive(Debug)]
-pub(super) struct Links {
-    previous: Vec<u32>,
-    next: Vec<u32>,
+pub(super) struct Links<I: From<usize>> {
+    previous: TiVec<I, u32>,
+    next: TiVec<I, u32>,
 }
 
 /// One list's ends.
 #[derive(Debug)]
-pub(super) struct List {
+pub(super) struct List<I> {
     front: u32,
     back: u32,
+    indices: PhantomData<I>,
 }
 
-impl Links {
+impl<I: From<usize>> Links<I> {
     pub(super) fn new(count: usize) -> Self {
-        Self { previous: vec![NONE; count], next: vec![NONE; count] }
+        Self { previous: vec![NONE; count].into(), next: vec![NONE; count].into() }
     }
 }
 
-impl List {
+impl<I: Copy + From<usize>> List<I>
+where
+    usize: From<I>,
+{
     pub(super) const fn new() -> Self {
-        Self { front: NONE, back: NONE }
+        Self { front: NONE, back: NONE, indices: PhantomData }
     }
 
-    pub(super) fn front(&self) -> Option<usize> {
-        (self.front != NONE).then_some(self.front as usize)
+    pub(super) fn front(&self) -> Option<I> {
+        index_of(self.front)
     }
 
-    pub(super) fn back(&self) -> Option<usize> {
-        (self.back != NONE).then_some(self.back as usize)
+    pub(super) fn back(&self) -> Option<I> {
+        index_of(self.back)
     }
 
-    pub(super) fn push_back(&mut self, links: &mut Links, slot: usize) {
-        let number = slot as u32;
-        links.previous[slot] = self.back;
-        links.next[slot] = NONE;
+    pub(super) fn push_back(&mut self, links: &mut Links<I>, index: I) {
+        let number = usize::from(index) as u32;
+        links.previous[index] = self.back;
+        links.next[index] = NONE;
         match self.back() {
             Some(back) => links.next[back] = number,
             None => self.front = number,
@@ -46,24 +54,25 @@ impl List {
         self.back = number;
     }
 
-    pub(super) fn remove(&mut self, links: &mut Links, slot: usize) {
-        let (previous, next) = (links.previous[slot], links.next[slot]);
-        if previous == NONE {
-            self.front = next;
-        } else {
-            links.next[previous as usize] = next;
+    pub(super) fn remove(&mut self, links: &mut Links<I>, index: I) {
+        let (previous, next) = (links.previous[index], links.next[index]);
+        match index_of::<I>(previous) {
+            Some(previous) => links.next[previous] = next,
+            None => self.front = next,
         }
-        if next == NONE {
-            self.back = previous;
-        } else {
-            links.previous[next as usize] = previous;
+        match index_of::<I>(next) {
+            Some(next) => links.previous[next] = previous,
+            None => self.back = previous,
         }
     }
 
     /// Front first.
     #[cfg(test)]
-    pub(super) fn iter<'a>(&self, links: &'a Links) -> impl Iterator<Item = usize> + 'a {
-        let next = |&slot: &usize| Some(links.next[slot]).filter(|&next| next != NONE).map(|next| next as usize);
-        std::iter::successors(self.front(), next)
+    pub(super) fn iter<'a>(&self, links: &'a Links<I>) -> impl Iterator<Item = I> + 'a {
+        std::iter::successors(self.front(), |&index| index_of(links.next[index]))
     }
+}
+
+fn index_of<I: From<usize>>(link: u32) -> Option<I> {
+    (link != NONE).then(|| I::from(link as usize))
 }

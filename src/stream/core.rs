@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use typed_index_collections::TiVec;
 
 use crate::cache::policy::{PolicyKind, Position};
 use crate::cache::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
-use crate::index::ReadToken;
+use crate::index::{ReadToken, SlotNumber, WaiterId};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::placement::Task;
@@ -26,7 +27,7 @@ use crate::forecast::Pace;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotId {
     pub(super) pool: usize,
-    pub(super) slot: usize,
+    pub(super) slot: SlotNumber,
 }
 
 /// What the lock guards.
@@ -86,9 +87,9 @@ impl State {
 /// State, the means to wait for its changes, and the counters.
 pub(super) struct Core {
     pub(super) state: Mutex<State>,
-    /// By member: signalled when a slot that it awaits becomes Ready, when it wants room and a slot becomes free, and on
+    /// Signalled when a slot that it awaits becomes Ready, when it wants room and a slot becomes free, and on
     /// an error.
-    pub(super) signals: Box<[Condvar]>,
+    pub(super) signals: TiVec<WaiterId, Condvar>,
     /// Signalled when there is something new for the keeper of the usage profile.
     pub(super) keeper: Condvar,
     /// Nobody takes this lock while holding that of the state.
@@ -238,7 +239,7 @@ impl Core {
         NewBlock {
             block,
             unit: tensor.first_unit + number,
-            preferred_slot: tensor.first_in_pool + number,
+            preferred_slot: SlotNumber(tensor.first_in_pool + number),
             head_padding,
         }
     }
@@ -280,12 +281,12 @@ impl Core {
     }
 
     pub(super) fn token(&self, id: SlotId) -> ReadToken {
-        self.first_token[id.pool] + id.slot
+        self.first_token[id.pool] + id.slot.0
     }
 
     fn slot_of(&self, token: ReadToken) -> SlotId {
         let pool = self.first_token.partition_point(|&first| first <= token) - 1;
-        SlotId { pool, slot: token - self.first_token[pool] }
+        SlotId { pool, slot: SlotNumber(token - self.first_token[pool]) }
     }
 
     /// Notes an event of a block, if someone wants to know.

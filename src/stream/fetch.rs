@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cache::{SlotState, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
-use crate::index::ReadToken;
+use crate::index::{ReadToken, WaiterId};
 use crate::io::{Priority, Request};
 
 use super::certain::Knowledge;
@@ -55,7 +55,7 @@ pub struct Fetch {
     /// Between a successful `begin` and `end`.
     begun: bool,
     /// Our number among the session's fetches, from the first demand on.
-    waiter: Option<u32>,
+    waiter: Option<WaiterId>,
     /// Reads to submit, and tokens to promote with their generations, once the lock is released.
     requests: Vec<Request>,
     promotions: Vec<(ReadToken, u64)>,
@@ -138,7 +138,7 @@ impl Fetch {
     }
 
     /// Finds what of the demand is in a slot, and what is missing.
-    fn look_up(&mut self, core: &Core, state: &mut State, streamed: &StreamedTensor, waiter: u32) {
+    fn look_up(&mut self, core: &Core, state: &mut State, streamed: &StreamedTensor, waiter: WaiterId) {
         for index in 0..self.wanted.len() {
             let block = streamed.first_block + self.wanted[index];
             let hit = match state.location[block] {
@@ -253,7 +253,7 @@ impl Fetch {
                 waiting_since = Some(Instant::now());
                 core.record(Event::WaitBegin, self.first_block);
             }
-            core.signals[waiter as usize].wait(&mut state);
+            core.signals[waiter].wait(&mut state);
         }
         if let Some(since) = waiting_since {
             core.counters.stall_time.add_time(since.elapsed());
@@ -466,7 +466,7 @@ impl Fetch {
     }
 
     /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.
-    fn join(&mut self, core: &Core, state: &mut State, id: SlotId, waiter: u32) -> bool {
+    fn join(&mut self, core: &Core, state: &mut State, id: SlotId, waiter: WaiterId) -> bool {
         let loading = state.pools[id.pool].state(id.slot) == SlotState::Loading;
         let was_prefetched = state.pools[id.pool].join(id.slot, waiter);
         if was_prefetched {
@@ -490,7 +490,7 @@ impl Fetch {
     }
 
     /// Starts reads for what has no slot, as far as slots can be had.
-    fn request_missing(&mut self, core: &Core, state: &mut State, waiter: u32) {
+    fn request_missing(&mut self, core: &Core, state: &mut State, waiter: WaiterId) {
         while let Some(&block) = self.missing.last() {
             let id = match state.location[block] {
                 // Another fetch has asked for it since, or guessed it.
@@ -510,7 +510,7 @@ impl Fetch {
 
     /// Misses again what is awaited and whose read has failed: another fetch, which failed with it, may have found the cause gone.
     /// Returns who may want the slots.
-    fn drop_failed(&mut self, state: &mut State, waiter: u32) -> WaiterSet {
+    fn drop_failed(&mut self, state: &mut State, waiter: WaiterId) -> WaiterSet {
         let Self { awaited, missing, .. } = self;
         let before = awaited.len();
         awaited.retain(|id| {
@@ -526,7 +526,7 @@ impl Fetch {
     }
 
     /// Gives slots back; returns who may want them.
-    fn release_held(&mut self, core: &Core, state: &mut State, waiter: u32) -> WaiterSet {
+    fn release_held(&mut self, core: &Core, state: &mut State, waiter: WaiterId) -> WaiterSet {
         if self.held.is_empty() {
             return WaiterSet::default();
         }

@@ -3,6 +3,7 @@
 use super::Session;
 use super::core::State;
 use crate::cache::SlotState;
+use crate::index::SlotNumber;
 
 impl State {
     /// Panics unless blocks, slots and counts agree.
@@ -20,7 +21,10 @@ impl State {
         }
         let in_state = |states: &[SlotState]| -> usize {
             let count = |pool: &crate::cache::Pool| {
-                (0..pool.largest_slot_count()).filter(|&slot| states.contains(&pool.state(slot))).count()
+                (0..pool.largest_slot_count())
+                    .map(SlotNumber)
+                    .filter(|&slot| states.contains(&pool.state(slot)))
+                    .count()
             };
             self.pools.iter().map(count).sum()
         };

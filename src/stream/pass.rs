@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use crate::cache::policy::{Position, Use};
+use crate::index::WaiterId;
 use crate::predict::{Recent, Visit};
 
 use super::certain::{Certain, Knowledge};
@@ -26,7 +27,7 @@ pub(super) struct Demand<'a> {
     pub(super) routing: &'a [i32],
     pub(super) tokens: usize,
     /// Who demands it.
-    pub(super) waiter: u32,
+    pub(super) waiter: WaiterId,
 }
 
 /// What is to be done about a demand's notes once the lock is released.

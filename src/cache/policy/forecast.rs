@@ -54,8 +54,8 @@ pub struct Forecast {
     decay: Vec<[f32; AVERAGES]>,
     /// By unit: its class while it is offered.
     class: Vec<u8>,
-    links: Links,
-    classes: Vec<List>,
+    links: Links<usize>,
+    classes: Vec<List<usize>>,
     /// By class: whether there is a unit in it.
     occupied: u128,
 }

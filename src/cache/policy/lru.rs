@@ -6,8 +6,8 @@ use crate::cache::list::{Links, List};
 /// Evicts what was let go of longest ago.
 #[derive(Debug)]
 pub struct Lru {
-    links: Links,
-    list: List,
+    links: Links<usize>,
+    list: List<usize>,
     /// By unit: when it was last offered, counted in offers from 1; 0 for never.
     offered_at: Vec<u64>,
     is_offered: Vec<bool>,

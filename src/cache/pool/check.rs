@@ -3,17 +3,20 @@
 use super::Pool;
 use super::slot::SlotState;
 use crate::cache::WaiterSet;
+use crate::index::SlotNumber;
 
 impl Pool {
     /// Recounts all that is kept beside the slots' own states; for tests.
     pub fn check(&self) {
-        let open = |wanted: &dyn Fn(usize) -> bool| (0..self.slot_count).filter(|&slot| wanted(slot)).count();
-        let is_empty = |slot: usize| self.slots[slot].state == SlotState::Empty;
-        let listed_guess = |slot: usize| self.is_listed(slot) && self.slots[slot].guess;
-        let empty: Vec<usize> = self.empty.iter(&self.links).collect();
+        let open = |wanted: &dyn Fn(SlotNumber) -> bool| {
+            (0..self.slot_count).map(SlotNumber).filter(|&slot| wanted(slot)).count()
+        };
+        let is_empty = |slot: SlotNumber| self.slots[slot].state == SlotState::Empty;
+        let listed_guess = |slot: SlotNumber| self.is_listed(slot) && self.slots[slot].guess;
+        let empty: Vec<SlotNumber> = self.empty.iter(&self.links).collect();
         assert_eq!((empty.len(), self.empty_count), (open(&is_empty), open(&is_empty)), "empty slots");
-        assert!(empty.iter().all(|&slot| slot < self.slot_count && is_empty(slot)), "{empty:?}");
-        let guessed: Vec<usize> = self.guessed.iter(&self.links).collect();
+        assert!(empty.iter().all(|&slot| self.is_open(slot) && is_empty(slot)), "{empty:?}");
+        let guessed: Vec<SlotNumber> = self.guessed.iter(&self.links).collect();
         assert_eq!(guessed.len(), open(&listed_guess), "guesses");
         assert!(guessed.iter().all(|&slot| listed_guess(slot)), "{guessed:?}");
         let offered = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess && !self.slots[slot].copied);
@@ -21,14 +24,14 @@ impl Pool {
         assert_eq!(self.copied.iter(&self.links).count(), copied, "copies");
         assert_eq!(self.policy.evictable_count(), offered, "what the policy may give up");
         assert_eq!(self.untouched_count, open(&|slot| !self.slots[slot].touched), "untouched slots");
-        for (index, slot) in self.slots.iter().enumerate() {
+        for (index, slot) in self.slots.iter_enumerated() {
             let has_users = slot.users > 0;
             assert!(has_users || slot.waiters == WaiterSet::default(), "{index}: members without users");
             match slot.state {
                 SlotState::Empty | SlotState::Draining => assert!(!has_users, "{index}: {slot:?}"),
                 SlotState::Failed => assert!(has_users, "{index}: {slot:?}"),
                 SlotState::Loading => {}
-                SlotState::Ready => assert_eq!(self.slot_of_unit[slot.unit] as usize, index, "{slot:?}"),
+                SlotState::Ready => assert_eq!(self.slot_of_unit[slot.unit] as usize, index.0, "{slot:?}"),
             }
         }
     }

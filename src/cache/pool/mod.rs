@@ -8,10 +8,13 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
+use typed_index_collections::TiVec;
+
 use super::WaiterSet;
 use super::list::{Links, List};
 use super::policy::{Policy, Position, Use};
 use crate::error::Result;
+use crate::index::{SlotNumber, WaiterId};
 use crate::memory::{Arena, Backing};
 use slot::{Before, Slot};
 pub use slot::{NewBlock, SlotCount, SlotState, TakeFor};
@@ -22,17 +25,17 @@ pub struct Pool {
     memory: Box<dyn Backing>,
     slot_bytes: usize,
     /// As many as there can ever be.
-    slots: Vec<Slot>,
+    slots: TiVec<SlotNumber, Slot>,
     /// As many as may be used now: those from here on are closed.
     slot_count: usize,
-    links: Links,
-    empty: List,
+    links: Links<SlotNumber>,
+    empty: List<SlotNumber>,
     empty_count: usize,
     /// Open slots that are not touched.
     untouched_count: usize,
-    guessed: List,
+    guessed: List<SlotNumber>,
     /// In the order in which they were let go of.
-    copied: List,
+    copied: List<SlotNumber>,
     policy: Box<dyn Policy>,
     /// By unit: the slot that it is in. Only that of an offered unit is ever looked at.
     slot_of_unit: Vec<u32>,
@@ -63,11 +66,11 @@ impl Pool {
     ) -> Self {
         assert!(slot_bytes * slots.most <= memory.length(), "the slots do not fit into their memory");
         let (mut links, mut empty) = (Links::new(slots.most), List::new());
-        (0..slots.now).for_each(|slot| empty.push_back(&mut links, slot));
+        (0..slots.now).map(SlotNumber).for_each(|slot| empty.push_back(&mut links, slot));
         Self {
             memory,
             slot_bytes,
-            slots: vec![Slot::new(); slots.most],
+            slots: vec![Slot::new(); slots.most].into(),
             slot_count: slots.now,
             links,
             empty,
@@ -92,7 +95,7 @@ impl Pool {
 
     /// A block is wanted, now or later in this pass; `slot` is where it is, if it is in one. To be called once for each block and
     /// pass.
-    pub fn used(&mut self, unit: usize, slot: Option<usize>, at: Position, usage: Use) {
+    pub fn used(&mut self, unit: usize, slot: Option<SlotNumber>, at: Position, usage: Use) {
         // What is offered is ranked by what was known then: it is offered anew.
         let is_offered = |slot: &Slot| !slot.guess && !slot.copied;
         let offered = slot.filter(|&slot| self.is_listed(slot) && is_offered(&self.slots[slot]));
@@ -129,7 +132,7 @@ impl Pool {
 
     /// As [`Self::take`], for a block that comes from elsewhere than the drive and would otherwise be lost: `None` also when every block
     /// that could go for it is worth more.
-    pub fn take_for_copy(&mut self, new: NewBlock, at: Position) -> Option<(usize, Option<usize>)> {
+    pub fn take_for_copy(&mut self, new: NewBlock, at: Position) -> Option<(SlotNumber, Option<usize>)> {
         let score = self.policy.score(new.unit, at);
         let is_better = |victim| score > self.policy.score(victim, at);
         match self.has_spare() || self.policy.victim(at).is_some_and(is_better) {
@@ -139,7 +142,7 @@ impl Pool {
     }
 
     /// Notes whether the host has a slot's block elsewhere, too: then it goes first.
-    pub fn set_copied(&mut self, slot: usize, copied: bool) {
+    pub fn set_copied(&mut self, slot: SlotNumber, copied: bool) {
         if self.slots[slot].copied != copied {
             self.unlist(slot);
             self.slots[slot].copied = copied;
@@ -154,9 +157,9 @@ impl Pool {
 
     /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when every
     /// slot is in use, or, for a read ahead of need, not worth taking.
-    pub fn take(&mut self, new: NewBlock, at: Position, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
+    pub fn take(&mut self, new: NewBlock, at: Position, purpose: TakeFor) -> Option<(SlotNumber, Option<usize>)> {
         let (slot, before) = match self.take_empty(new.preferred_slot) {
-            Some(slot) if !self.memory.provide(slot * self.slot_bytes) => {
+            Some(slot) if !self.memory.provide(self.offset_of(slot)) => {
                 self.add_empty(slot);
                 return None;
             }
@@ -172,13 +175,13 @@ impl Pool {
             }
         };
         self.slots[slot] = self.slots[slot].loading(new, purpose, before);
-        self.slot_of_unit[new.unit] = slot as u32;
+        self.slot_of_unit[new.unit] = slot.0 as u32;
         Some((slot, before.map(|before| before.block)))
     }
 
-    fn take_empty(&mut self, preferred_slot: usize) -> Option<usize> {
+    fn take_empty(&mut self, preferred_slot: SlotNumber) -> Option<SlotNumber> {
         let is_empty = |slot: &Slot| slot.state == SlotState::Empty;
-        let slot = if self.slots[..self.slot_count].get(preferred_slot).is_some_and(is_empty) {
+        let slot = if self.is_open(preferred_slot) && is_empty(&self.slots[preferred_slot]) {
             preferred_slot
         } else {
             self.empty.front()?
@@ -187,24 +190,24 @@ impl Pool {
         Some(slot)
     }
 
-    fn add_empty(&mut self, slot: usize) {
+    fn add_empty(&mut self, slot: SlotNumber) {
         self.empty.push_back(&mut self.links, slot);
         self.empty_count += 1;
     }
 
-    fn remove_empty(&mut self, slot: usize) {
+    fn remove_empty(&mut self, slot: SlotNumber) {
         self.empty.remove(&mut self.links, slot);
         self.empty_count -= 1;
     }
 
-    fn victim(&mut self, at: Position, purpose: TakeFor) -> Option<usize> {
+    fn victim(&mut self, at: Position, purpose: TakeFor) -> Option<SlotNumber> {
         // Of copies, that which was let go of last stays elsewhere the longest.
         if let Some(slot) = self.copied.back() {
             self.unlist(slot);
             return Some(slot);
         }
         let slot = match self.policy.victim(at) {
-            Some(unit) => self.slot_of_unit[unit] as usize,
+            Some(unit) => SlotNumber(self.slot_of_unit[unit] as usize),
             None if purpose == TakeFor::Demand => self.guessed.back()?,
             None => return None,
         };
@@ -214,7 +217,7 @@ impl Pool {
 
     /// Adds a user: the slot stays until [`Self::leave`]. Says whether this is the first use of a block that was read
     /// ahead.
-    pub fn join(&mut self, slot: usize, waiter: u32) -> bool {
+    pub fn join(&mut self, slot: SlotNumber, waiter: WaiterId) -> bool {
         self.unlist(slot);
         let entry = &mut self.slots[slot];
         assert!(
@@ -228,7 +231,7 @@ impl Pool {
     }
 
     /// Takes a user away.
-    pub fn leave(&mut self, slot: usize, waiter: u32) {
+    pub fn leave(&mut self, slot: SlotNumber, waiter: WaiterId) {
         let entry = &mut self.slots[slot];
         assert!(entry.users > 0, "a slot is given back that nobody uses");
         entry.users -= 1;
@@ -244,29 +247,29 @@ impl Pool {
     }
 
     /// Whether a slot's block was read ahead and not asked for since.
-    pub fn is_prefetched(&self, slot: usize) -> bool {
+    pub fn is_prefetched(&self, slot: SlotNumber) -> bool {
         self.slots[slot].guess
     }
 
     /// Keeps the slot's block for good, or no longer.
-    pub fn set_pinned(&mut self, slot: usize, pinned: bool) {
+    pub fn set_pinned(&mut self, slot: SlotNumber, pinned: bool) {
         self.unlist(slot);
         self.slots[slot].pinned = pinned;
         self.settle(slot);
     }
 
     /// The state of a slot.
-    pub fn state(&self, slot: usize) -> SlotState {
+    pub fn state(&self, slot: SlotNumber) -> SlotState {
         self.slots[slot].state
     }
 
     /// The address of the slot's first byte: where a widened read goes.
-    pub fn address(&self, slot: usize) -> *mut u8 {
-        self.memory.address(slot * self.slot_bytes)
+    pub fn address(&self, slot: SlotNumber) -> *mut u8 {
+        self.memory.address(self.offset_of(slot))
     }
 
     /// The address of the first byte of the block in a slot that is Ready and that someone holds.
-    pub fn data(&self, slot: usize) -> *const u8 {
+    pub fn data(&self, slot: SlotNumber) -> *const u8 {
         let Slot { state, users, head_padding, .. } = self.slots[slot];
         assert!(
             state == SlotState::Ready && users > 0,
@@ -276,22 +279,32 @@ impl Pool {
     }
 
     /// Which of the slot's reads is the latest, counted from 1.
-    pub fn generation(&self, slot: usize) -> u64 {
+    pub fn generation(&self, slot: SlotNumber) -> u64 {
         self.slots[slot].generation
     }
 
     /// The block in a slot.
-    pub fn block(&self, slot: usize) -> usize {
+    pub fn block(&self, slot: SlotNumber) -> usize {
         self.slots[slot].block
     }
 
-    fn is_listed(&self, slot: usize) -> bool {
-        let is_open = slot < self.slot_count;
+    /// Whether a slot may be used: see the invariants.
+    fn is_open(&self, slot: SlotNumber) -> bool {
+        slot.0 < self.slot_count
+    }
+
+    /// Where a slot begins in the pool's memory.
+    fn offset_of(&self, slot: SlotNumber) -> usize {
+        slot.0 * self.slot_bytes
+    }
+
+    fn is_listed(&self, slot: SlotNumber) -> bool {
+        let is_open = self.is_open(slot);
         let slot = &self.slots[slot];
         is_open && slot.state == SlotState::Ready && slot.users == 0 && !slot.pinned
     }
 
-    fn unlist(&mut self, slot: usize) {
+    fn unlist(&mut self, slot: SlotNumber) {
         if self.is_listed(slot) {
             match self.slots[slot] {
                 Slot { guess: true, .. } => self.guessed.remove(&mut self.links, slot),
@@ -301,7 +314,7 @@ impl Pool {
         }
     }
 
-    fn settle(&mut self, slot: usize) {
+    fn settle(&mut self, slot: SlotNumber) {
         if self.is_listed(slot) {
             match self.slots[slot] {
                 Slot { guess: true, .. } => self.guessed.push_back(&mut self.links, slot),

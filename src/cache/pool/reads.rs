@@ -3,10 +3,11 @@
 use super::Pool;
 use super::slot::{Slot, SlotState};
 use crate::cache::WaiterSet;
+use crate::index::SlotNumber;
 
 impl Pool {
     /// The read into a Loading or Draining slot is over. Returns who waits for it; nobody means that the slot may be taken.
-    pub fn loaded(&mut self, slot: usize) -> WaiterSet {
+    pub fn loaded(&mut self, slot: SlotNumber) -> WaiterSet {
         self.slots[slot].state = match self.slots[slot].state {
             SlotState::Draining => {
                 self.clear(slot);
@@ -24,7 +25,7 @@ impl Pool {
 
     /// The read into a Loading or Draining slot has failed: what is there is of no use. Returns who waits for it; nobody means that the
     /// slot may be taken.
-    pub fn failed(&mut self, slot: usize) -> WaiterSet {
+    pub fn failed(&mut self, slot: SlotNumber) -> WaiterSet {
         let Slot { state, users, waiters, .. } = self.slots[slot];
         assert!(
             matches!(state, SlotState::Loading | SlotState::Draining),
@@ -39,15 +40,15 @@ impl Pool {
         waiters
     }
 
-    fn touch(&mut self, slot: usize) {
+    fn touch(&mut self, slot: SlotNumber) {
         let was_touched = std::mem::replace(&mut self.slots[slot].touched, true);
-        if !was_touched && slot < self.slot_count {
+        if !was_touched && self.is_open(slot) {
             self.untouched_count -= 1;
         }
     }
 
     /// A speculative prefetch was wrong: its slot may be taken like any other.
-    pub fn expire(&mut self, slot: usize) {
+    pub fn expire(&mut self, slot: SlotNumber) {
         self.unlist(slot);
         self.slots[slot].guess = false;
         self.settle(slot);
@@ -55,9 +56,9 @@ impl Pool {
 
     /// The read into a Loading slot was taken back before it began: the block that lost the slot to it is still there and gets it
     /// back, unless `is_elsewhere` by now; returns it. Otherwise the slot is Empty.
-    pub fn give_back(&mut self, slot: usize, is_elsewhere: impl FnOnce(usize) -> bool) -> Option<usize> {
+    pub fn give_back(&mut self, slot: SlotNumber, is_elsewhere: impl FnOnce(usize) -> bool) -> Option<usize> {
         self.assert_idle_read(slot);
-        let is_open = slot < self.slot_count;
+        let is_open = self.is_open(slot);
         let entry = &mut self.slots[slot];
         let Some(before) = entry.before.take().filter(|before| is_open && !is_elsewhere(before.block)) else {
             self.clear(slot);
@@ -66,13 +67,13 @@ impl Pool {
         (entry.block, entry.unit, entry.head_padding) = (before.block, before.unit, before.head_padding);
         entry.state = SlotState::Ready;
         entry.guess = false;
-        self.slot_of_unit[before.unit] = slot as u32;
+        self.slot_of_unit[before.unit] = slot.0 as u32;
         self.settle(slot);
         Some(before.block)
     }
 
     /// The read into a Loading slot was broken off: the slot is Empty, or will be once [`Self::loaded`], if it `is_in_flight`.
-    pub fn drain(&mut self, slot: usize, is_in_flight: bool) {
+    pub fn drain(&mut self, slot: SlotNumber, is_in_flight: bool) {
         self.assert_idle_read(slot);
         self.touch(slot);
         match is_in_flight {
@@ -82,7 +83,7 @@ impl Pool {
     }
 
     /// Only a read that nobody awaits may be taken back.
-    fn assert_idle_read(&self, slot: usize) {
+    fn assert_idle_read(&self, slot: SlotNumber) {
         let Slot { state, users, .. } = self.slots[slot];
         assert!(
             state == SlotState::Loading && users == 0,
@@ -90,10 +91,10 @@ impl Pool {
         );
     }
 
-    pub(super) fn clear(&mut self, slot: usize) {
+    pub(super) fn clear(&mut self, slot: SlotNumber) {
         self.slots[slot].state = SlotState::Empty;
         self.slots[slot].guess = false;
-        if slot < self.slot_count {
+        if self.is_open(slot) {
             self.add_empty(slot);
         }
     }

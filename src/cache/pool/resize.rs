@@ -1,36 +1,35 @@
 //! Slots are opened and closed as there is more memory or less.
 
 use super::Pool;
-use super::slot::{Slot, SlotState};
+use super::slot::SlotState;
+use crate::index::SlotNumber;
 
 impl Pool {
     /// Opens or closes slots until `slot_count` may be used, and calls `evicted` with each block that lost its slot. What is closed
     /// goes back to the system. A slot that is in use or being read into stays until a later call; nothing new comes into it.
     pub fn resize(&mut self, slot_count: usize, mut evicted: impl FnMut(usize)) {
-        let is_untouched = |slot: &&Slot| !slot.touched;
-        if slot_count > self.slot_count {
-            self.untouched_count += self.slots[self.slot_count..slot_count].iter().filter(is_untouched).count();
-        } else {
-            self.untouched_count -= self.slots[slot_count..self.slot_count].iter().filter(is_untouched).count();
-        }
-        for slot in self.slot_count..slot_count {
+        let slots = |from: usize, to: usize| (from..to).map(SlotNumber);
+        let is_untouched = |slot: &SlotNumber| !self.slots[*slot].touched;
+        self.untouched_count += slots(self.slot_count, slot_count).filter(is_untouched).count();
+        self.untouched_count -= slots(slot_count, self.slot_count).filter(is_untouched).count();
+        for slot in slots(self.slot_count, slot_count) {
             match self.slots[slot].state {
                 SlotState::Empty => self.add_empty(slot),
                 // It was in use when it should have been closed.
                 _ => {
-                    self.slot_count = slot + 1;
+                    self.slot_count = slot.0 + 1;
                     self.settle(slot);
                 }
             }
         }
-        for slot in slot_count..self.slot_count {
+        for slot in slots(slot_count, self.slot_count) {
             match self.slots[slot].state {
                 SlotState::Empty => self.remove_empty(slot),
                 _ => self.unlist(slot),
             }
         }
         self.slot_count = slot_count;
-        for (slot, entry) in self.slots.iter_mut().enumerate().skip(slot_count) {
+        for (slot, entry) in self.slots.iter_mut_enumerated().skip(slot_count) {
             match entry.state {
                 SlotState::Ready if entry.users == 0 => evicted(entry.block),
                 SlotState::Empty if entry.touched => {}
@@ -38,7 +37,7 @@ impl Pool {
             }
             entry.state = SlotState::Empty;
             entry.touched = false;
-            self.memory.release(slot * self.slot_bytes, self.slot_bytes);
+            self.memory.release(slot.0 * self.slot_bytes, self.slot_bytes);
         }
         if let Some(slab_bytes) = self.memory.slab_bytes() {
             let (slots, slot_bytes) = (&self.slots, self.slot_bytes);

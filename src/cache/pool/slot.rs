@@ -1,6 +1,7 @@
 //! A slot, and what is known of it.
 
 use crate::cache::WaiterSet;
+use crate::index::SlotNumber;
 
 /// What is in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub struct NewBlock {
     /// Its number in the pool's policy.
     pub unit: usize,
     /// The slot that it gets if that one is empty: blocks that all have a slot then lie in their own order.
-    pub preferred_slot: usize,
+    pub preferred_slot: SlotNumber,
     /// Where its first byte will be within the slot.
     pub head_padding: usize,
 }

@@ -1,6 +1,7 @@
 //! One pool, step by step.
 
 use super::*;
+use crate::index::{SlotNumber, WaiterId};
 use std::sync::Arc;
 
 use crate::cache::policy::{PolicyKind, Shape};
@@ -15,11 +16,12 @@ fn pool(slot_count: usize) -> Pool {
     Pool::new(64, slots, PolicyKind::Lru.build(shape), shape.unit_count()).unwrap()
 }
 
-fn take(pool: &mut Pool, block: usize, preferred_slot: usize, purpose: TakeFor) -> Option<(usize, Option<usize>)> {
+fn take(pool: &mut Pool, block: usize, preferred_slot: usize, purpose: TakeFor) -> Option<(SlotNumber, Option<usize>)> {
+    let preferred_slot = SlotNumber(preferred_slot);
     pool.take(NewBlock { block, unit: block, preferred_slot, head_padding: 0 }, HERE, purpose)
 }
 
-fn load(pool: &mut Pool, block: usize, purpose: TakeFor) -> Option<usize> {
+fn load(pool: &mut Pool, block: usize, purpose: TakeFor) -> Option<SlotNumber> {
     let (slot, _) = take(pool, block, block, purpose)?;
     pool.loaded(slot);
     Some(slot)
@@ -29,10 +31,10 @@ fn load(pool: &mut Pool, block: usize, purpose: TakeFor) -> Option<usize> {
 fn the_least_recently_used_block_goes_first() {
     let mut pool = pool(3);
     assert_eq!(pool.untouched_bytes(), 192);
-    let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
+    let slots: Vec<SlotNumber> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
     assert_eq!(pool.untouched_bytes(), 0);
-    pool.join(slots[0], 0);
-    pool.leave(slots[0], 0);
+    pool.join(slots[0], WaiterId(0));
+    pool.leave(slots[0], WaiterId(0));
     assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand).unwrap(), (slots[1], Some(1)));
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand).unwrap(), (slots[2], Some(2)));
     assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand).unwrap(), (slots[0], Some(0)));
@@ -42,11 +44,11 @@ fn the_least_recently_used_block_goes_first() {
 #[test]
 fn while_there_is_room_every_block_gets_its_own_place() {
     let mut pool = pool(4);
-    let places: Vec<usize> = [2, 0, 9, 3]
+    let places: Vec<SlotNumber> = [2, 0, 9, 3]
         .iter()
         .map(|&preferred_slot| take(&mut pool, preferred_slot, preferred_slot, TakeFor::Demand).unwrap().0)
         .collect();
-    assert_eq!(places, [2, 0, 1, 3], "9 is no slot and gets the first that is left");
+    assert_eq!(places, [2, 0, 1, 3].map(SlotNumber), "9 is no slot and gets the first that is left");
     assert_eq!(take(&mut pool, 1, 1, TakeFor::Demand), None);
 }
 
@@ -54,14 +56,14 @@ fn while_there_is_room_every_block_gets_its_own_place() {
 fn a_slot_in_use_or_permanent_stays() {
     let mut pool = pool(2);
     let used = load(&mut pool, 0, TakeFor::Demand).unwrap();
-    pool.join(used, 0);
-    pool.join(used, 0);
-    pool.leave(used, 0);
+    pool.join(used, WaiterId(0));
+    pool.join(used, WaiterId(0));
+    pool.leave(used, WaiterId(0));
     let (kept, _) = take(&mut pool, 1, 0, TakeFor::Demand).unwrap();
     pool.set_pinned(kept, true);
     pool.loaded(kept);
     assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), None);
-    pool.leave(used, 0);
+    pool.leave(used, WaiterId(0));
     assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(0))));
     pool.set_pinned(kept, false);
     assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((kept, Some(1))));
@@ -71,11 +73,11 @@ fn a_slot_in_use_or_permanent_stays() {
 fn a_completed_read_names_those_that_wait_for_it() {
     let mut pool = pool(2);
     let (slot, _) = take(&mut pool, 0, 0, TakeFor::Demand).unwrap();
-    pool.join(slot, 3);
-    pool.join(slot, 70);
-    pool.join(slot, 5);
-    pool.leave(slot, 5);
-    assert_eq!(pool.loaded(slot).iter().collect::<Vec<_>>(), [3, 63]);
+    pool.join(slot, WaiterId(3));
+    pool.join(slot, WaiterId(70));
+    pool.join(slot, WaiterId(5));
+    pool.leave(slot, WaiterId(5));
+    assert_eq!(pool.loaded(slot).iter().collect::<Vec<_>>(), [WaiterId(3), WaiterId(63)]);
     let (other, _) = take(&mut pool, 1, 0, TakeFor::Prefetch).unwrap();
     assert_eq!(pool.loaded(other), WaiterSet::default());
 }
@@ -91,8 +93,8 @@ fn guesses_never_push_each_other_out_but_yield_to_demand_last_first() {
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Prefetch), None);
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((used, Some(3))));
     assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand), Some((last, Some(1))));
-    assert!(pool.join(first, 0), "the first use of a guess is reported");
-    assert!(!pool.join(first, 0));
+    assert!(pool.join(first, WaiterId(0)), "the first use of a guess is reported");
+    assert!(!pool.join(first, WaiterId(0)));
 }
 
 #[test]
@@ -104,7 +106,7 @@ fn a_guess_gains_where_there_is_room_or_less_to_lose() {
     assert_eq!(pool.empty_count(), 1);
     assert!(pool.would_gain(foreseen, 0.0, HERE));
     pool.remember(held, 1.0);
-    let new = NewBlock { block: held, unit: held, preferred_slot: 0, head_padding: 0 };
+    let new = NewBlock { block: held, unit: held, preferred_slot: SlotNumber(0), head_padding: 0 };
     let (slot, _) = pool.take(new, HERE, TakeFor::Demand).unwrap();
     assert!(!pool.would_gain(foreseen, 1.0, HERE), "nothing can be had");
     pool.loaded(slot);
@@ -134,11 +136,11 @@ fn what_a_guess_took_a_slot_from_comes_back_when_the_guess_is_taken_back() {
     assert_eq!(guess(&mut pool), Some((slot, Some(0))));
     assert_eq!(pool.give_back(slot, |block| block != 0), Some(0));
     assert_eq!((pool.state(slot), pool.block(slot), pool.is_prefetched(slot)), (SlotState::Ready, 0, false));
-    assert!(!pool.join(slot, 0), "it is a hit like any other");
-    pool.leave(slot, 0);
+    assert!(!pool.join(slot, WaiterId(0)), "it is a hit like any other");
+    pool.leave(slot, WaiterId(0));
     // Read again into another slot meanwhile, it stays there.
-    assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch), Some((1, Some(1))));
-    assert_eq!(pool.give_back(1, |block| block == 1), None);
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch), Some((SlotNumber(1), Some(1))));
+    assert_eq!(pool.give_back(SlotNumber(1), |block| block == 1), None);
     assert_eq!(pool.empty_count(), 1);
 }
 
@@ -172,26 +174,30 @@ fn closed_slots_lose_their_blocks_and_are_empty_when_they_open_again() {
     for (block, purpose) in [(0, TakeFor::Demand), (1, TakeFor::Demand), (2, TakeFor::Prefetch)] {
         load(&mut pool, block, purpose).unwrap();
     }
-    pool.set_pinned(1, true);
+    pool.set_pinned(SlotNumber(1), true);
     assert_eq!(resize(&mut pool, 1), [1, 2], "of permanent ones and of guesses as well");
     assert_eq!((pool.slot_count(), pool.untouched_bytes()), (1, 0));
-    assert_eq!(take(&mut pool, 5, 3, TakeFor::Demand), Some((0, Some(0))), "a home that is closed is no home");
+    assert_eq!(
+        take(&mut pool, 5, 3, TakeFor::Demand),
+        Some((SlotNumber(0), Some(0))),
+        "a home that is closed is no home"
+    );
     assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), None);
     assert_eq!(resize(&mut pool, 3), [0; 0]);
     assert_eq!(pool.untouched_bytes(), 128);
-    assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), Some((1, None)));
+    assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), Some((SlotNumber(1), None)));
 }
 
 #[test]
 fn a_slot_in_use_closes_once_it_is_given_back() {
     let mut pool = pool(3);
     let used = load(&mut pool, 2, TakeFor::Demand).unwrap();
-    pool.join(used, 0);
+    pool.join(used, WaiterId(0));
     let (loading, _) = take(&mut pool, 1, 1, TakeFor::Prefetch).unwrap();
     assert_eq!(resize(&mut pool, 1), [0; 0]);
-    pool.leave(used, 0);
+    pool.leave(used, WaiterId(0));
     pool.loaded(loading);
-    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((0, None)));
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((SlotNumber(0), None)));
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), None, "neither of the two may be taken");
     assert_eq!(resize(&mut pool, 1), [1, 2]);
     // A read that is taken back leaves a closed slot closed.
@@ -206,10 +212,10 @@ fn a_slot_in_use_closes_once_it_is_given_back() {
 fn a_slot_that_should_have_closed_is_like_any_other_when_there_is_room_again() {
     let mut pool = pool(2);
     let used = load(&mut pool, 1, TakeFor::Demand).unwrap();
-    pool.join(used, 0);
+    pool.join(used, WaiterId(0));
     assert_eq!(resize(&mut pool, 1), [0; 0]);
     assert_eq!(resize(&mut pool, 2), [0; 0]);
-    pool.leave(used, 0);
+    pool.leave(used, WaiterId(0));
     take(&mut pool, 0, 0, TakeFor::Demand).unwrap();
     assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(1))));
 }
@@ -217,13 +223,13 @@ fn a_slot_that_should_have_closed_is_like_any_other_when_there_is_room_again() {
 #[test]
 fn what_the_host_has_a_copy_of_goes_first_and_nothing_is_lost_for_a_guess() {
     let mut pool = pool(3);
-    let slots: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
+    let slots: Vec<SlotNumber> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
     pool.set_copied(slots[1], true);
     pool.set_copied(slots[2], true);
-    pool.join(slots[2], 0);
+    pool.join(slots[2], WaiterId(0));
     assert!(pool.would_gain(0, 0.0, HERE), "a copy costs nothing");
     assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((slots[1], Some(1))), "2 is in use");
-    pool.leave(slots[2], 0);
+    pool.leave(slots[2], WaiterId(0));
     pool.set_copied(slots[2], false);
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((slots[0], Some(0))), "2 was used later");
 }
@@ -233,7 +239,7 @@ fn a_copy_that_is_dropped_gets_a_slot_only_from_what_is_worth_less() {
     let shape = Shape { layer_count: 1, expert_count: 4 };
     let slots = SlotCount { now: 1, most: 1 };
     let mut pool = Pool::new(64, slots, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
-    let new = |block| NewBlock { block, unit: block, preferred_slot: 0, head_padding: 0 };
+    let new = |block| NewBlock { block, unit: block, preferred_slot: SlotNumber(0), head_padding: 0 };
     for (unit, uses_per_token) in [(0, 0.5), (1, 0.9), (2, 0.1)] {
         pool.remember(unit, uses_per_token);
     }
@@ -282,11 +288,11 @@ fn the_hosts_memory_is_taken_as_slots_are_used_and_given_back_with_the_last_of_t
     let mut pool = Pool::over(Box::new(memory), slot_bytes, slots, policy, shape.unit_count());
     let count = || lender.lent.lock().unwrap().len();
     assert_eq!(count(), 0);
-    let placed: Vec<usize> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
-    assert_eq!((placed, count()), (vec![0, 1, 2], 2));
-    assert_eq!(pool.address(1) as usize - pool.address(0) as usize, slot_bytes);
+    let placed: Vec<SlotNumber> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
+    assert_eq!((placed, count()), ([0, 1, 2].map(SlotNumber).to_vec(), 2));
+    assert_eq!(pool.address(SlotNumber(1)) as usize - pool.address(SlotNumber(0)) as usize, slot_bytes);
     // SAFETY: the slot has that much memory, and nobody else uses it.
-    unsafe { pool.address(2).add(slot_bytes - 1).write(1) };
+    unsafe { pool.address(SlotNumber(2)).add(slot_bytes - 1).write(1) };
     assert_eq!((resize(&mut pool, 3), count()), (vec![], 2));
     assert_eq!((resize(&mut pool, 2), count()), (vec![2], 1));
     lender.is_empty.store(true, std::sync::atomic::Ordering::Relaxed);

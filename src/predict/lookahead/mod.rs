@@ -19,6 +19,7 @@ mod tests;
 mod votes;
 
 use crate::gguf::Gguf;
+use crate::index::WaiterId;
 
 use carry::Carry;
 use fit::Fit;
@@ -53,7 +54,7 @@ pub struct Visit {
     /// Which layer, counted among the expert layers.
     pub layer: usize,
     /// Who enters it, and how many layers that one entered before: consecutive numbers belong together.
-    pub visitor: u32,
+    pub visitor: WaiterId,
     /// See `visitor`.
     pub number: u64,
     /// Whether it is the first layer of a pass.

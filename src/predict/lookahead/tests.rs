@@ -119,7 +119,7 @@ impl Model {
                 }
                 let next = Successor { layer: (layer + 1) % LAYERS, is_in_pass: layer + 1 < LAYERS };
                 let number = token * LAYERS as u64 + layer as u64;
-                let visit = Visit { layer, visitor: 0, number, is_first: layer == 0, next: Some(next) };
+                let visit = Visit { layer, visitor: WaiterId(0), number, is_first: layer == 0, next: Some(next) };
                 let inputs = if self.kind.is_latent { router } else { experts };
                 let sight = Sight { visit, is_part: false, row_length: WIDTH, inputs, routing, experts: Vec::new() };
                 choices = self.lookahead.name(&sight).map(<[usize]>::to_vec);
@@ -188,7 +188,7 @@ fn of_what_has_no_relation_nothing_is_named() {
         let inputs = model.numbers.near(0.0, 1.0, WIDTH);
         let other = model.numbers.near(0.0, 1.0, WIDTH);
         let routing = model.route(layer, 0, &other);
-        let visit = Visit { layer, visitor: 0, number, is_first: layer == 0, next };
+        let visit = Visit { layer, visitor: WaiterId(0), number, is_first: layer == 0, next };
         let sight = Sight { visit, is_part: false, row_length: WIDTH, inputs, routing, experts: Vec::new() };
         named += usize::from(model.lookahead.name(&sight).is_some());
         model.lookahead.learn(&before, &sight);
@@ -203,7 +203,7 @@ fn rows_of_another_width_are_no_input_of_the_router() {
     model.run(8);
     let visit = Visit {
         layer: 1,
-        visitor: 0,
+        visitor: WaiterId(0),
         number: 0,
         is_first: false,
         next: Some(Successor { layer: 2, is_in_pass: true }),
