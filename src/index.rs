@@ -57,4 +57,6 @@ index_types! {
     WaiterId;
     /// A slot of a pool.
     SlotNumber;
+    /// A block as its pool's policy sees it, in RAM or not.
+    UnitId;
 }

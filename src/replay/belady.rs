@@ -1,8 +1,12 @@
 //! The policy that knows the future: what any other can be measured against.
 
+use std::collections::BTreeSet;
+
+use typed_index_collections::TiVec;
+
 use super::trace::Trace;
 use crate::cache::policy::{Policy, Position, Shape, Use};
-use std::collections::BTreeSet;
+use crate::index::UnitId;
 
 /// Evicts what is used again last, as the trace tells: Belady's MIN, the most hits that are possible.
 ///
@@ -10,15 +14,15 @@ use std::collections::BTreeSet;
 #[derive(Debug)]
 pub struct Belady {
     /// By unit: the times of its uses, latest first; past ones are popped.
-    uses: Vec<Vec<usize>>,
-    offered: BTreeSet<(usize, usize)>,
+    uses: TiVec<UnitId, Vec<usize>>,
+    offered: BTreeSet<(usize, UnitId)>,
     shape: Shape,
 }
 
 impl Belady {
     /// Knows what a trace will use.
     pub fn new(trace: &Trace) -> Self {
-        let mut uses = vec![Vec::new(); trace.shape.unit_count()];
+        let mut uses: TiVec<UnitId, Vec<usize>> = vec![Vec::new(); trace.shape.unit_count()].into();
         let layers = trace.passes.iter().enumerate().flat_map(|(pass, it)| it.layers.iter().map(move |l| (pass, l)));
         for (pass, layer) in layers {
             for used in &layer.experts {
@@ -30,7 +34,7 @@ impl Belady {
         Self { uses, offered: BTreeSet::new(), shape: trace.shape }
     }
 
-    fn next_use(&self, unit: usize) -> usize {
+    fn next_use(&self, unit: UnitId) -> usize {
         self.uses[unit].last().copied().unwrap_or(usize::MAX)
     }
 }
@@ -40,16 +44,16 @@ impl Policy for Belady {
         "Belady"
     }
 
-    fn used(&mut self, unit: usize, at: Position, _usage: Use) {
+    fn used(&mut self, unit: UnitId, at: Position, _usage: Use) {
         let time = self.uses[unit].pop();
         assert_eq!(time, Some(at.pass as usize * self.shape.layer_count + at.layer), "another trace is played");
     }
 
-    fn set_evictable(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: UnitId) {
         self.offered.insert((self.next_use(unit), unit));
     }
 
-    fn set_in_use(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: UnitId) {
         self.offered.remove(&(self.next_use(unit), unit));
     }
 
@@ -58,11 +62,11 @@ impl Policy for Belady {
         self.offered.len()
     }
 
-    fn victim(&self, _at: Position) -> Option<usize> {
+    fn victim(&self, _at: Position) -> Option<UnitId> {
         self.offered.last().map(|&(_, unit)| unit)
     }
 
-    fn score(&self, unit: usize, _at: Position) -> f64 {
+    fn score(&self, unit: UnitId, _at: Position) -> f64 {
         -(self.next_use(unit) as f64)
     }
 }

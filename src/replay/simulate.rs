@@ -2,8 +2,11 @@
 
 use std::ops::Add;
 
+use typed_index_collections::TiVec;
+
 use super::trace::{LayerUse, Trace};
 use crate::cache::policy::{Policy, Position};
+use crate::index::UnitId;
 
 /// What the generated tokens met.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,10 +45,10 @@ pub fn simulate(trace: &Trace, slot_count: usize, policy: &mut dyn Policy) -> Ou
 }
 
 /// As [`simulate`], from a cache that holds these units, or as many of the first of them as fit.
-pub(super) fn simulate_from(trace: &Trace, slot_count: usize, policy: &mut dyn Policy, cached: &[usize]) -> Outcome {
+pub(super) fn simulate_from(trace: &Trace, slot_count: usize, policy: &mut dyn Policy, cached: &[UnitId]) -> Outcome {
     assert!(slot_count > 0, "nothing can be cached in no slots");
     let mut simulation = Simulation {
-        is_cached: vec![false; trace.shape.unit_count()],
+        is_cached: vec![false; trace.shape.unit_count()].into(),
         free_slots: slot_count,
         held: Vec::new(),
         missing: Vec::new(),
@@ -70,10 +73,10 @@ pub(super) fn simulate_from(trace: &Trace, slot_count: usize, policy: &mut dyn P
 }
 
 struct Simulation<'a> {
-    is_cached: Vec<bool>,
+    is_cached: TiVec<UnitId, bool>,
     free_slots: usize,
-    held: Vec<usize>,
-    missing: Vec<usize>,
+    held: Vec<UnitId>,
+    missing: Vec<UnitId>,
     policy: &'a mut dyn Policy,
 }
 

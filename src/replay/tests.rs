@@ -5,6 +5,7 @@ use super::*;
 use crate::cache::policy::{Lru, Policy, PolicyKind, Position, Shape, Use};
 use crate::common::Random;
 use crate::error::ErrorCode;
+use crate::index::UnitId;
 
 /// One token a pass, using what is named, by layer.
 fn trace_of(shape: Shape, tokens: &[Vec<Vec<usize>>]) -> Trace {
@@ -120,7 +121,7 @@ fn most_hits(trace: &Trace, slots: usize) -> u64 {
     }
     fn run(trace: &Trace, cached: u64, slots: usize, layers: &[&LayerUse]) -> u64 {
         let Some((layer, rest)) = layers.split_first() else { return 0 };
-        let units = layer.experts.iter().map(|used| trace.shape.unit(layer.layer, used.expert));
+        let units = layer.experts.iter().map(|used| trace.shape.unit(layer.layer, used.expert).0);
         let (hits, missing): (Vec<usize>, Vec<usize>) = units.partition(|unit| cached >> unit & 1 == 1);
         let held = hits.iter().fold(0, |held, unit| held | 1 << unit);
         hits.len() as u64 + choose(trace, cached, held, &missing, slots, rest)
@@ -166,7 +167,7 @@ fn no_policy_beats_belady_and_the_default_beats_lru() {
 fn everything_is_a_hit_from_the_second_use_on_when_all_fits() {
     let shape = Shape { layer_count: 3, expert_count: 8 };
     let trace = made_up(shape, 3, 50, 7);
-    let mut units: Vec<usize> = Vec::new();
+    let mut units: Vec<UnitId> = Vec::new();
     for layer in trace.passes.iter().flat_map(|pass| &pass.layers) {
         units.extend(layer.experts.iter().map(|used| shape.unit(layer.layer, used.expert)));
     }
@@ -222,16 +223,16 @@ impl Policy for Liar {
     fn name(&self) -> &'static str {
         "liar"
     }
-    fn used(&mut self, _unit: usize, _at: Position, _usage: Use) {}
-    fn set_evictable(&mut self, _unit: usize) {}
-    fn set_in_use(&mut self, _unit: usize) {}
+    fn used(&mut self, _unit: UnitId, _at: Position, _usage: Use) {}
+    fn set_evictable(&mut self, _unit: UnitId) {}
+    fn set_in_use(&mut self, _unit: UnitId) {}
     fn evictable_count(&self) -> usize {
         1
     }
-    fn victim(&self, _at: Position) -> Option<usize> {
-        Some(3)
+    fn victim(&self, _at: Position) -> Option<UnitId> {
+        Some(UnitId(3))
     }
-    fn score(&self, _unit: usize, _at: Position) -> f64 {
+    fn score(&self, _unit: UnitId, _at: Position) -> f64 {
         0.0
     }
 }

@@ -4,6 +4,7 @@
 use super::simulate::{Outcome, simulate_from};
 use super::trace::Trace;
 use crate::cache::policy::PolicyKind;
+use crate::index::UnitId;
 use crate::predict::{Recent, UsageProfile};
 
 /// Generated tokens of each text that count.
@@ -38,7 +39,7 @@ pub fn warm_start(trace: &Trace, slot_count: usize) -> Option<WarmStart> {
             let mut policy = PolicyKind::DEFAULT.build(trace.shape);
             let hottest = hottest(&usage_profile, &decoded);
             hottest.iter().for_each(|&(uses_per_token, unit)| policy.remember(unit, uses_per_token));
-            let units: Vec<usize> = hottest.iter().map(|&(_, unit)| unit).collect();
+            let units: Vec<UnitId> = hottest.iter().map(|&(_, unit)| unit).collect();
             let warm = simulate_from(&text, slot_count, &mut *policy, &units);
             let nothing = WarmStart { cold: Outcome::default(), warm: Outcome::default() };
             let sum = result.get_or_insert(nothing);
@@ -54,11 +55,11 @@ pub fn warm_start(trace: &Trace, slot_count: usize) -> Option<WarmStart> {
 }
 
 /// The units that were ever used with the uses per token, the hottest first.
-fn hottest(usage_profile: &UsageProfile, trace: &Trace) -> Vec<(f32, usize)> {
+fn hottest(usage_profile: &UsageProfile, trace: &Trace) -> Vec<(f32, UnitId)> {
     let shape = trace.shape;
-    let uses = |unit| usage_profile.uses_per_token(shape.layer(unit), unit % shape.expert_count);
-    let mut units: Vec<(f32, usize)> =
-        (0..shape.unit_count()).filter_map(|unit| Some((uses(unit).filter(|&uses| uses > 0.0)?, unit))).collect();
+    let uses = |unit| usage_profile.uses_per_token(shape.layer(unit), shape.expert(unit));
+    let mut units: Vec<(f32, UnitId)> =
+        shape.units().filter_map(|unit| Some((uses(unit).filter(|&uses| uses > 0.0)?, unit))).collect();
     units.sort_by(|(one, _), (other, _)| other.total_cmp(one));
     units
 }

@@ -4,6 +4,7 @@ use super::rows::Table;
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
+use crate::index::UnitId;
 use crate::io::Alignment;
 use crate::plan::SlotClass;
 
@@ -34,7 +35,7 @@ pub(super) struct StreamedTensor {
     pub(super) first_in_pool: usize,
     /// Where it comes among the tensors of its kind, and the number of its first block, as policies count them.
     pub(super) policy_layer: usize,
-    pub(super) first_unit: usize,
+    pub(super) first_unit: UnitId,
 }
 
 /// Everything that is streamed.
@@ -98,7 +99,7 @@ impl StreamedTensors {
                 pool,
                 first_in_pool,
                 policy_layer: 0,
-                first_unit: 0,
+                first_unit: UnitId(0),
             });
             this.blocks.extend((0..block_count as u64).map(|block| BlockExtent {
                 file: info.file,
@@ -123,7 +124,7 @@ impl StreamedTensors {
                 false => (&mut dense_count, 1),
             };
             tensor.policy_layer = *count;
-            tensor.first_unit = *count * units;
+            tensor.first_unit = UnitId(*count * units);
             *count += 1;
             if !self.is_routed[index] {
                 continue;

@@ -11,8 +11,11 @@
 //! units are kept in *classes* of such, in the order of the offers, and the victim is the worst among the first and the
 //! last of each class, estimated exactly.
 
+use typed_index_collections::TiVec;
+
 use super::{Policy, Position, Shape, Use};
 use crate::cache::list::{Links, List};
+use crate::index::UnitId;
 
 /// Tokens after which a use counts half, for each average.
 pub(super) const HALF_LIFE_TOKENS: [f64; AVERAGES] = [1.0, 16.0, 64.0];
@@ -44,7 +47,7 @@ const NOT_OFFERED: u8 = u8::MAX;
 pub struct Forecast {
     shape: Shape,
     /// By unit.
-    histories: Vec<History>,
+    histories: TiVec<UnitId, History>,
     /// The tokens so far, a prompt's batch counting at most [`PROMPT_TOKENS_MAX`].
     clock: u32,
     /// The latest pass, and as how many tokens it counts.
@@ -53,9 +56,9 @@ pub struct Forecast {
     /// By age in tokens: what is left of each average.
     decay: Vec<[f32; AVERAGES]>,
     /// By unit: its class while it is offered.
-    class: Vec<u8>,
-    links: Links<usize>,
-    classes: Vec<List<usize>>,
+    class: TiVec<UnitId, u8>,
+    links: Links<UnitId>,
+    classes: Vec<List<UnitId>>,
     /// By class: whether there is a unit in it.
     occupied: u128,
 }
@@ -75,12 +78,12 @@ impl Forecast {
         let count = shape.unit_count();
         Self {
             shape,
-            histories: vec![History::default(); count],
+            histories: vec![History::default(); count].into(),
             clock: 0,
             pass: None,
             pass_tokens: 0,
             decay: (0..AGES as u32).map(exact_decay).collect(),
-            class: vec![NOT_OFFERED; count],
+            class: vec![NOT_OFFERED; count].into(),
             links: Links::new(count),
             classes: (0..CLASSES).map(|_| List::new()).collect(),
             occupied: 0,
@@ -95,7 +98,7 @@ impl Forecast {
     }
 
     /// The expected time until a unit is used, in tokens.
-    fn wait(&self, unit: usize, at: Position) -> f32 {
+    fn wait(&self, unit: UnitId, at: Position) -> f32 {
         let layer = self.shape.layer(unit);
         let history = &self.histories[unit];
         let is_ahead = layer > at.layer;
@@ -139,7 +142,7 @@ impl Policy for Forecast {
         "forecast"
     }
 
-    fn used(&mut self, unit: usize, at: Position, usage: Use) {
+    fn used(&mut self, unit: UnitId, at: Position, usage: Use) {
         if self.pass != Some(at.pass) {
             self.pass = Some(at.pass);
             self.pass_tokens = usage.token_count.clamp(1, PROMPT_TOKENS_MAX);
@@ -156,7 +159,7 @@ impl Policy for Forecast {
         }
     }
 
-    fn set_evictable(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: UnitId) {
         if self.class[unit] != NOT_OFFERED {
             return;
         }
@@ -166,7 +169,7 @@ impl Policy for Forecast {
         self.occupied |= 1 << class;
     }
 
-    fn set_in_use(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: UnitId) {
         let class = std::mem::replace(&mut self.class[unit], NOT_OFFERED);
         if class == NOT_OFFERED {
             return;
@@ -183,9 +186,9 @@ impl Policy for Forecast {
         self.class.iter().filter(|&&class| class != NOT_OFFERED).count()
     }
 
-    fn victim(&self, at: Position) -> Option<usize> {
+    fn victim(&self, at: Position) -> Option<UnitId> {
         let mut occupied = self.occupied;
-        let mut last: Option<(f32, usize)> = None;
+        let mut last: Option<(f32, UnitId)> = None;
         while occupied != 0 {
             let class = &self.classes[occupied.trailing_zeros() as usize];
             occupied &= occupied - 1;
@@ -199,16 +202,16 @@ impl Policy for Forecast {
         last.map(|(_, unit)| unit)
     }
 
-    fn score(&self, unit: usize, at: Position) -> f64 {
+    fn score(&self, unit: UnitId, at: Position) -> f64 {
         f64::from(1.0 / self.wait(unit, at))
     }
 
-    fn predicted_score(&self, unit: usize, probability: f32, at: Position) -> f64 {
+    fn predicted_score(&self, unit: UnitId, probability: f32, at: Position) -> f64 {
         let probability = probability.clamp(PROBABILITY_MIN, PROBABILITY_MAX);
         f64::from(1.0 / self.wait_with(probability, self.shape.layer(unit), at)).max(self.score(unit, at))
     }
 
-    fn remember(&mut self, unit: usize, uses_per_token: f32) {
+    fn remember(&mut self, unit: UnitId, uses_per_token: f32) {
         let history = &mut self.histories[unit];
         history.used_at = self.clock;
         // Only the longest average, and half of it: other texts say what is popular, not what this one is about.

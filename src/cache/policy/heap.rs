@@ -1,5 +1,9 @@
 //! A binary heap of units that can give up any of them, smallest key first.
 
+use typed_index_collections::TiVec;
+
+use crate::index::UnitId;
+
 const ABSENT: u32 = u32::MAX;
 
 /// Units with keys. Of equal keys the one that was inserted first comes first.
@@ -8,7 +12,7 @@ pub(super) struct UnitHeap {
     /// Unit and key, no child before its parent.
     entries: Vec<(u32, Key)>,
     /// By unit: its index in `entries`.
-    place: Vec<u32>,
+    place: TiVec<UnitId, u32>,
     insertions: u64,
 }
 
@@ -17,7 +21,7 @@ type Key = (f64, u64);
 
 impl UnitHeap {
     pub(super) fn new(unit_count: usize) -> Self {
-        Self { entries: Vec::with_capacity(unit_count), place: vec![ABSENT; unit_count], insertions: 0 }
+        Self { entries: Vec::with_capacity(unit_count), place: vec![ABSENT; unit_count].into(), insertions: 0 }
     }
 
     #[cfg(test)]
@@ -25,23 +29,23 @@ impl UnitHeap {
         self.entries.len()
     }
 
-    pub(super) fn first(&self) -> Option<usize> {
-        self.entries.first().map(|&(unit, _)| unit as usize)
+    pub(super) fn first(&self) -> Option<UnitId> {
+        self.entries.first().map(|&(unit, _)| UnitId(unit as usize))
     }
 
     /// Adds a unit, unless it is there. `value` must not be NaN.
-    pub(super) fn insert(&mut self, unit: usize, value: f64) {
+    pub(super) fn insert(&mut self, unit: UnitId, value: f64) {
         if self.place[unit] != ABSENT {
             return;
         }
         self.insertions += 1;
-        self.entries.push((unit as u32, (value, self.insertions)));
+        self.entries.push((unit.0 as u32, (value, self.insertions)));
         self.place[unit] = self.entries.len() as u32 - 1;
         self.rise(self.entries.len() - 1);
     }
 
     /// Takes a unit out, if it is there.
-    pub(super) fn remove(&mut self, unit: usize) {
+    pub(super) fn remove(&mut self, unit: UnitId) {
         let index = std::mem::replace(&mut self.place[unit], ABSENT);
         if index == ABSENT {
             return;
@@ -49,9 +53,10 @@ impl UnitHeap {
         let index = index as usize;
         self.entries.swap_remove(index);
         if let Some(&(moved, _)) = self.entries.get(index) {
-            self.place[moved as usize] = index as u32;
+            let moved = UnitId(moved as usize);
+            self.place[moved] = index as u32;
             self.rise(index);
-            self.sink(self.place[moved as usize] as usize);
+            self.sink(self.place[moved] as usize);
         }
     }
 
@@ -78,7 +83,8 @@ impl UnitHeap {
 
     fn swap(&mut self, a: usize, b: usize) {
         self.entries.swap(a, b);
-        self.place[self.entries[a].0 as usize] = a as u32;
-        self.place[self.entries[b].0 as usize] = b as u32;
+        for index in [a, b] {
+            self.place[UnitId(self.entries[index].0 as usize)] = index as u32;
+        }
     }
 }

@@ -1,20 +1,23 @@
 //! Least frequently used first.
 
+use typed_index_collections::TiVec;
+
 use super::heap::UnitHeap;
 use super::{Policy, Position, Shape, Use};
+use crate::index::UnitId;
 
 /// Evicts what was used in the fewest passes; of equals, what was let go of longest ago. It never forgets.
 #[derive(Debug)]
 pub struct Lfu {
     /// By unit: the passes that used it.
-    uses: Vec<u64>,
+    uses: TiVec<UnitId, u64>,
     offered: UnitHeap,
 }
 
 impl Lfu {
     /// A policy that knows nothing yet.
     pub fn new(shape: Shape) -> Self {
-        Self { uses: vec![0; shape.unit_count()], offered: UnitHeap::new(shape.unit_count()) }
+        Self { uses: vec![0; shape.unit_count()].into(), offered: UnitHeap::new(shape.unit_count()) }
     }
 }
 
@@ -23,15 +26,15 @@ impl Policy for Lfu {
         "LFU"
     }
 
-    fn used(&mut self, unit: usize, _at: Position, _usage: Use) {
+    fn used(&mut self, unit: UnitId, _at: Position, _usage: Use) {
         self.uses[unit] += 1;
     }
 
-    fn set_evictable(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: UnitId) {
         self.offered.insert(unit, self.uses[unit] as f64);
     }
 
-    fn set_in_use(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: UnitId) {
         self.offered.remove(unit);
     }
 
@@ -40,11 +43,11 @@ impl Policy for Lfu {
         self.offered.len()
     }
 
-    fn victim(&self, _at: Position) -> Option<usize> {
+    fn victim(&self, _at: Position) -> Option<UnitId> {
         self.offered.first()
     }
 
-    fn score(&self, unit: usize, _at: Position) -> f64 {
+    fn score(&self, unit: UnitId, _at: Position) -> f64 {
         self.uses[unit] as f64
     }
 }

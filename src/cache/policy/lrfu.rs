@@ -1,7 +1,10 @@
 //! Least recently and frequently used first: uses count less the longer they are ago.
 
+use typed_index_collections::TiVec;
+
 use super::heap::UnitHeap;
 use super::{Policy, Position, Shape, Use};
+use crate::index::UnitId;
 
 /// Passes after which a use counts half.
 pub(super) const HALF_LIFE_PASSES: f64 = 16.0;
@@ -13,14 +16,14 @@ pub(super) const HALF_LIFE_PASSES: f64 = 16.0;
 #[derive(Debug)]
 pub struct Lrfu {
     /// By unit: see above; minus infinity for a unit that was never used.
-    level: Vec<f64>,
+    level: TiVec<UnitId, f64>,
     offered: UnitHeap,
 }
 
 impl Lrfu {
     /// A policy that knows nothing yet.
     pub fn new(shape: Shape) -> Self {
-        Self { level: vec![f64::NEG_INFINITY; shape.unit_count()], offered: UnitHeap::new(shape.unit_count()) }
+        Self { level: vec![f64::NEG_INFINITY; shape.unit_count()].into(), offered: UnitHeap::new(shape.unit_count()) }
     }
 }
 
@@ -29,16 +32,16 @@ impl Policy for Lrfu {
         "LRFU"
     }
 
-    fn used(&mut self, unit: usize, at: Position, _usage: Use) {
+    fn used(&mut self, unit: UnitId, at: Position, _usage: Use) {
         let now = at.pass as f64 / HALF_LIFE_PASSES;
         self.level[unit] = ((self.level[unit] - now).exp2() + 1.0).log2() + now;
     }
 
-    fn set_evictable(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: UnitId) {
         self.offered.insert(unit, self.level[unit]);
     }
 
-    fn set_in_use(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: UnitId) {
         self.offered.remove(unit);
     }
 
@@ -47,11 +50,11 @@ impl Policy for Lrfu {
         self.offered.len()
     }
 
-    fn victim(&self, _at: Position) -> Option<usize> {
+    fn victim(&self, _at: Position) -> Option<UnitId> {
         self.offered.first()
     }
 
-    fn score(&self, unit: usize, _at: Position) -> f64 {
+    fn score(&self, unit: UnitId, _at: Position) -> f64 {
         self.level[unit]
     }
 }

@@ -1,16 +1,19 @@
 //! Least recently used first.
 
+use typed_index_collections::TiVec;
+
 use super::{Policy, Position, Shape, Use};
 use crate::cache::list::{Links, List};
+use crate::index::UnitId;
 
 /// Evicts what was let go of longest ago.
 #[derive(Debug)]
 pub struct Lru {
-    links: Links<usize>,
-    list: List<usize>,
+    links: Links<UnitId>,
+    list: List<UnitId>,
     /// By unit: when it was last offered, counted in offers from 1; 0 for never.
-    offered_at: Vec<u64>,
-    is_offered: Vec<bool>,
+    offered_at: TiVec<UnitId, u64>,
+    is_offered: TiVec<UnitId, bool>,
     offers: u64,
 }
 
@@ -21,8 +24,8 @@ impl Lru {
         Self {
             links: Links::new(count),
             list: List::new(),
-            offered_at: vec![0; count],
-            is_offered: vec![false; count],
+            offered_at: vec![0; count].into(),
+            is_offered: vec![false; count].into(),
             offers: 0,
         }
     }
@@ -33,9 +36,9 @@ impl Policy for Lru {
         "LRU"
     }
 
-    fn used(&mut self, _unit: usize, _at: Position, _usage: Use) {}
+    fn used(&mut self, _unit: UnitId, _at: Position, _usage: Use) {}
 
-    fn set_evictable(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: UnitId) {
         if std::mem::replace(&mut self.is_offered[unit], true) {
             return;
         }
@@ -44,7 +47,7 @@ impl Policy for Lru {
         self.list.push_back(&mut self.links, unit);
     }
 
-    fn set_in_use(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: UnitId) {
         if std::mem::replace(&mut self.is_offered[unit], false) {
             self.list.remove(&mut self.links, unit);
         }
@@ -55,11 +58,11 @@ impl Policy for Lru {
         self.is_offered.iter().filter(|offered| **offered).count()
     }
 
-    fn victim(&self, _at: Position) -> Option<usize> {
+    fn victim(&self, _at: Position) -> Option<UnitId> {
         self.list.front()
     }
 
-    fn score(&self, unit: usize, _at: Position) -> f64 {
+    fn score(&self, unit: UnitId, _at: Position) -> f64 {
         self.offered_at[unit] as f64
     }
 }

@@ -22,6 +22,8 @@ pub use lfu::Lfu;
 pub use lrfu::Lrfu;
 pub use lru::Lru;
 
+use crate::index::UnitId;
+
 /// The units that exist: `layer_count` layers, in the order in which they are computed, of `expert_count` experts each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -38,14 +40,24 @@ impl Shape {
     }
 
     /// The number of a unit.
-    pub fn unit(self, layer: usize, expert: usize) -> usize {
+    pub fn unit(self, layer: usize, expert: usize) -> UnitId {
         debug_assert!(layer < self.layer_count && expert < self.expert_count);
-        layer * self.expert_count + expert
+        UnitId(layer * self.expert_count + expert)
     }
 
     /// The layer of a unit.
-    pub fn layer(self, unit: usize) -> usize {
-        unit / self.expert_count
+    pub fn layer(self, unit: UnitId) -> usize {
+        unit.0 / self.expert_count
+    }
+
+    /// The expert that a unit is of its layer.
+    pub fn expert(self, unit: UnitId) -> usize {
+        unit.0 % self.expert_count
+    }
+
+    /// All units, in order.
+    pub fn units(self) -> impl Iterator<Item = UnitId> {
+        (0..self.unit_count()).map(UnitId)
     }
 }
 
@@ -81,25 +93,25 @@ pub trait Policy: Send + std::fmt::Debug {
     fn name(&self) -> &'static str;
 
     /// A unit is used, in RAM or not. Called exactly once per (unit, pass), no later than the start of its layer.
-    fn used(&mut self, unit: usize, at: Position, usage: Use);
+    fn used(&mut self, unit: UnitId, at: Position, usage: Use);
 
     /// A unit may be evicted from now on. Nothing happens when it is offered already.
-    fn set_evictable(&mut self, unit: usize);
+    fn set_evictable(&mut self, unit: UnitId);
 
     /// A unit may not be evicted any more: it is held, being read, or gone. Nothing happens when it is not offered.
-    fn set_in_use(&mut self, unit: usize);
+    fn set_in_use(&mut self, unit: UnitId);
 
     /// The offered unit to evict at this point, `None` when none is offered. It stays offered until it is withdrawn.
-    fn victim(&self, at: Position) -> Option<usize>;
+    fn victim(&self, at: Position) -> Option<UnitId>;
 
     /// How much a unit deserves its slot, offered or not, in RAM or not: of two units of one policy at one position,
     /// the larger value is to be kept. What is about to be read as a speculative prefetch should be worth more than the victim.
-    fn score(&self, unit: usize, at: Position) -> f64;
+    fn score(&self, unit: UnitId, at: Position) -> f64;
 
     /// What a unit would be worth if its layer uses it with this probability (0 to 1) when its turn comes next, to be
     /// compared with the [`Self::score`] of another. A policy without estimates takes what is foreseen to be worth more
     /// than anything.
-    fn predicted_score(&self, unit: usize, probability: f32, at: Position) -> f64 {
+    fn predicted_score(&self, unit: UnitId, probability: f32, at: Position) -> f64 {
         let _ = (unit, probability, at);
         f64::INFINITY
     }
@@ -110,7 +122,7 @@ pub trait Policy: Send + std::fmt::Debug {
 
     /// Tells what earlier runs know: how often a token uses this unit, 0 to 1. To be called before the first use; a
     /// policy that has no use for it ignores it.
-    fn remember(&mut self, unit: usize, uses_per_token: f32) {
+    fn remember(&mut self, unit: UnitId, uses_per_token: f32) {
         let _ = (unit, uses_per_token);
     }
 }

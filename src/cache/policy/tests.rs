@@ -1,5 +1,7 @@
 //! Every policy beside a model of it that is plain and slow.
 
+use typed_index_collections::TiVec;
+
 use super::forecast::{HALF_LIFE_TOKENS, PROMPT_TOKENS_MAX, WEIGHT};
 use super::*;
 use crate::common::Random;
@@ -10,9 +12,9 @@ const SHAPE: Shape = Shape { layer_count: 4, expert_count: 6 };
 struct Driven {
     policy: Box<dyn Policy>,
     /// In the order in which they were offered.
-    offered: Vec<usize>,
+    offered: Vec<UnitId>,
     /// By unit: the uses so far.
-    uses: Vec<Vec<(Position, Use)>>,
+    uses: TiVec<UnitId, Vec<(Position, Use)>>,
     /// Tokens of each pass.
     passes: Vec<u32>,
     at: Position,
@@ -24,7 +26,7 @@ impl Driven {
     fn new(policy: Box<dyn Policy>) -> Self {
         let count = SHAPE.unit_count();
         let at = Position { pass: 0, layer: 0 };
-        let uses = vec![Vec::new(); count];
+        let uses = vec![Vec::new(); count].into();
         Self { policy, offered: Vec::new(), uses, passes: Vec::new(), at, offers_unused: true }
     }
 
@@ -51,7 +53,7 @@ impl Driven {
                         self.set_in_use(victim);
                     }
                 }
-                let other = random.below(SHAPE.unit_count());
+                let other = UnitId(random.below(SHAPE.unit_count()));
                 match random.below(4) {
                     0 => self.set_in_use(other),
                     1 if self.offers_unused => self.set_evictable(other),
@@ -62,34 +64,34 @@ impl Driven {
         }
     }
 
-    fn set_evictable(&mut self, unit: usize) {
+    fn set_evictable(&mut self, unit: UnitId) {
         self.policy.set_evictable(unit);
         if !self.offered.contains(&unit) {
             self.offered.push(unit);
         }
     }
 
-    fn set_in_use(&mut self, unit: usize) {
+    fn set_in_use(&mut self, unit: UnitId) {
         self.policy.set_in_use(unit);
         self.offered.retain(|&offered| offered != unit);
     }
 
-    fn victim(&self) -> Option<usize> {
+    fn victim(&self) -> Option<UnitId> {
         self.policy.victim(self.at)
     }
 
     /// The first of the offered units with the smallest value.
-    fn least(&self, value: impl Fn(usize) -> f64) -> Option<usize> {
+    fn least(&self, value: impl Fn(UnitId) -> f64) -> Option<UnitId> {
         self.offered.iter().copied().min_by(|&a, &b| value(a).total_cmp(&value(b)))
     }
 
-    fn decayed_uses(&self, unit: usize, half_life_passes: f64) -> f64 {
+    fn decayed_uses(&self, unit: UnitId, half_life_passes: f64) -> f64 {
         let since = |at: Position| (self.at.pass - at.pass) as f64;
         self.uses[unit].iter().map(|&(at, _)| (-since(at) / half_life_passes).exp2()).sum()
     }
 
     /// The forecast's estimate, token by token.
-    fn wait(&self, unit: usize) -> f64 {
+    fn wait(&self, unit: UnitId) -> f64 {
         let mut averages = [0.0; HALF_LIFE_TOKENS.len()];
         let kept = HALF_LIFE_TOKENS.map(|half_life| (-1.0 / half_life).exp2());
         let layer = SHAPE.layer(unit);
@@ -143,7 +145,7 @@ fn lrfu_sums_decayed_uses() {
 fn the_forecast_is_what_the_whole_past_gives() {
     for seed in 0..3 {
         Driven::new(PolicyKind::Forecast.build(SHAPE)).run(seed, |driven| {
-            for unit in 0..SHAPE.unit_count() {
+            for unit in SHAPE.units() {
                 let (found, right) = (1.0 / driven.policy.score(unit, driven.at), driven.wait(unit));
                 assert!((found / right - 1.0).abs() < 1e-3, "unit {unit}: {found} instead of {right}");
             }
@@ -168,7 +170,7 @@ fn the_forecast_evicts_what_it_expects_last_as_far_as_classes_tell() {
 #[test]
 fn of_equal_units_the_one_of_the_layer_just_computed_goes_first() {
     let mut policy = Forecast::new(SHAPE);
-    let units: Vec<usize> = (0..SHAPE.layer_count).map(|layer| SHAPE.unit(layer, 0)).collect();
+    let units: Vec<UnitId> = (0..SHAPE.layer_count).map(|layer| SHAPE.unit(layer, 0)).collect();
     for pass in 0..40 {
         for (layer, &unit) in units.iter().enumerate() {
             policy.used(unit, Position { pass, layer }, Use::DECODE);
@@ -231,7 +233,7 @@ fn what_earlier_runs_know_decides_until_something_is_used() {
     policy.remember(hot, 0.6);
     [hot, unknown, cold].iter().for_each(|&unit| policy.set_evictable(unit));
     let at = Position { pass: 0, layer: 0 };
-    let order: Vec<usize> = (0..3)
+    let order: Vec<UnitId> = (0..3)
         .map(|_| {
             let victim = policy.victim(at).unwrap();
             policy.set_in_use(victim);

@@ -14,7 +14,7 @@ use super::WaiterSet;
 use super::list::{Links, List};
 use super::policy::{Policy, Position, Use};
 use crate::error::Result;
-use crate::index::{SlotNumber, WaiterId};
+use crate::index::{SlotNumber, UnitId, WaiterId};
 use crate::memory::{Arena, Backing};
 use slot::{Before, Slot};
 pub use slot::{NewBlock, SlotCount, SlotState, TakeFor};
@@ -38,7 +38,7 @@ pub struct Pool {
     copied: List<SlotNumber>,
     policy: Box<dyn Policy>,
     /// By unit: the slot that it is in. Only that of an offered unit is ever looked at.
-    slot_of_unit: Vec<u32>,
+    slot_of_unit: TiVec<UnitId, u32>,
 }
 
 impl Pool {
@@ -79,7 +79,7 @@ impl Pool {
             guessed: List::new(),
             copied: List::new(),
             policy,
-            slot_of_unit: vec![0; unit_count],
+            slot_of_unit: vec![0; unit_count].into(),
         }
     }
 
@@ -95,7 +95,7 @@ impl Pool {
 
     /// A block is wanted, now or later in this pass; `slot` is where it is, if it is in one. To be called once for each block and
     /// pass.
-    pub fn used(&mut self, unit: usize, slot: Option<SlotNumber>, at: Position, usage: Use) {
+    pub fn used(&mut self, unit: UnitId, slot: Option<SlotNumber>, at: Position, usage: Use) {
         // What is offered is ranked by what was known then: it is offered anew.
         let is_offered = |slot: &Slot| !slot.guess && !slot.copied;
         let offered = slot.filter(|&slot| self.is_listed(slot) && is_offered(&self.slots[slot]));
@@ -109,19 +109,19 @@ impl Pool {
     }
 
     /// Tells the policy what earlier runs know of a unit; to be called before the first use.
-    pub fn remember(&mut self, unit: usize, uses_per_token: f32) {
+    pub fn remember(&mut self, unit: UnitId, uses_per_token: f32) {
         self.policy.remember(unit, uses_per_token);
     }
 
     /// Whether reading a unit ahead of need is likely to gain: its layer, when its turn comes, is foreseen to use it with this
     /// probability, and what would go for it is worth less.
-    pub fn would_gain(&self, unit: usize, probability: f32, at: Position) -> bool {
+    pub fn would_gain(&self, unit: UnitId, probability: f32, at: Position) -> bool {
         let is_better = |victim| self.policy.predicted_score(unit, probability, at) > self.policy.score(victim, at);
         self.has_spare() || self.policy.victim(at).is_some_and(is_better)
     }
 
     /// How much a unit deserves a slot, in one or not: see [`Policy::score`].
-    pub fn score(&self, unit: usize, at: Position) -> f64 {
+    pub fn score(&self, unit: UnitId, at: Position) -> f64 {
         self.policy.score(unit, at)
     }
 

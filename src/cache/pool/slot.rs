@@ -1,7 +1,7 @@
 //! A slot, and what is known of it.
 
 use crate::cache::WaiterSet;
-use crate::index::SlotNumber;
+use crate::index::{SlotNumber, UnitId};
 
 /// What is in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct NewBlock {
     /// Its number.
     pub block: usize,
     /// Its number in the pool's policy.
-    pub unit: usize,
+    pub unit: UnitId,
     /// The slot that it gets if that one is empty: blocks that all have a slot then lie in their own order.
     pub preferred_slot: SlotNumber,
     /// Where its first byte will be within the slot.
@@ -53,7 +53,7 @@ pub struct NewBlock {
 #[derive(Clone, Debug)]
 pub(super) struct Slot {
     pub(super) block: usize,
-    pub(super) unit: usize,
+    pub(super) unit: UnitId,
     pub(super) state: SlotState,
     pub(super) users: u32,
     pub(super) waiters: WaiterSet,
@@ -77,7 +77,7 @@ pub(super) struct Slot {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Before {
     pub(super) block: usize,
-    pub(super) unit: usize,
+    pub(super) unit: UnitId,
     pub(super) head_padding: usize,
 }
 
@@ -86,7 +86,7 @@ impl Slot {
     pub(super) fn new() -> Self {
         Self {
             block: 0,
-            unit: 0,
+            unit: UnitId(0),
             state: SlotState::Empty,
             users: 0,
             waiters: WaiterSet::default(),

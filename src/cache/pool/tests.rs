@@ -1,7 +1,7 @@
 //! One pool, step by step.
 
 use super::*;
-use crate::index::{SlotNumber, WaiterId};
+use crate::index::{SlotNumber, UnitId, WaiterId};
 use std::sync::Arc;
 
 use crate::cache::policy::{PolicyKind, Shape};
@@ -18,7 +18,7 @@ fn pool(slot_count: usize) -> Pool {
 
 fn take(pool: &mut Pool, block: usize, preferred_slot: usize, purpose: TakeFor) -> Option<(SlotNumber, Option<usize>)> {
     let preferred_slot = SlotNumber(preferred_slot);
-    pool.take(NewBlock { block, unit: block, preferred_slot, head_padding: 0 }, HERE, purpose)
+    pool.take(NewBlock { block, unit: UnitId(block), preferred_slot, head_padding: 0 }, HERE, purpose)
 }
 
 fn load(pool: &mut Pool, block: usize, purpose: TakeFor) -> Option<SlotNumber> {
@@ -106,7 +106,7 @@ fn a_guess_gains_where_there_is_room_or_less_to_lose() {
     assert_eq!(pool.empty_count(), 1);
     assert!(pool.would_gain(foreseen, 0.0, HERE));
     pool.remember(held, 1.0);
-    let new = NewBlock { block: held, unit: held, preferred_slot: SlotNumber(0), head_padding: 0 };
+    let new = NewBlock { block: held.0, unit: held, preferred_slot: SlotNumber(0), head_padding: 0 };
     let (slot, _) = pool.take(new, HERE, TakeFor::Demand).unwrap();
     assert!(!pool.would_gain(foreseen, 1.0, HERE), "nothing can be had");
     pool.loaded(slot);
@@ -227,7 +227,7 @@ fn what_the_host_has_a_copy_of_goes_first_and_nothing_is_lost_for_a_guess() {
     pool.set_copied(slots[1], true);
     pool.set_copied(slots[2], true);
     pool.join(slots[2], WaiterId(0));
-    assert!(pool.would_gain(0, 0.0, HERE), "a copy costs nothing");
+    assert!(pool.would_gain(UnitId(0), 0.0, HERE), "a copy costs nothing");
     assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((slots[1], Some(1))), "2 is in use");
     pool.leave(slots[2], WaiterId(0));
     pool.set_copied(slots[2], false);
@@ -239,9 +239,9 @@ fn a_copy_that_is_dropped_gets_a_slot_only_from_what_is_worth_less() {
     let shape = Shape { layer_count: 1, expert_count: 4 };
     let slots = SlotCount { now: 1, most: 1 };
     let mut pool = Pool::new(64, slots, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
-    let new = |block| NewBlock { block, unit: block, preferred_slot: SlotNumber(0), head_padding: 0 };
+    let new = |block| NewBlock { block, unit: UnitId(block), preferred_slot: SlotNumber(0), head_padding: 0 };
     for (unit, uses_per_token) in [(0, 0.5), (1, 0.9), (2, 0.1)] {
-        pool.remember(unit, uses_per_token);
+        pool.remember(UnitId(unit), uses_per_token);
     }
     let (slot, _) = pool.take_for_copy(new(0), HERE).unwrap();
     assert_eq!(pool.take_for_copy(new(1), HERE), None, "its bytes are still on their way");
