@@ -2,6 +2,7 @@
 //!
 //! They are read behind what somebody waits for and before what is only guessed, and no trial asks whether that pays.
 
+use crate::index::BlockId;
 use crate::io::{DirectFile, Engine, Priority, Request};
 
 use super::core::{Core, SlotId, State};
@@ -12,7 +13,7 @@ pub(super) struct Certain {
     /// The layers, in the order of the pass.
     layers: Vec<CertainLayer>,
     /// What was read for the layer that was entered last.
-    current: Vec<(usize, SlotId)>,
+    current: Vec<(BlockId, SlotId)>,
     /// Experts are announced for a pass whose first demand is still to come.
     is_announcing: bool,
 }
@@ -21,7 +22,7 @@ struct CertainLayer {
     expert_layer: usize,
     experts: Vec<usize>,
     /// Blocks that are being read, or were.
-    reads: Vec<(usize, SlotId)>,
+    reads: Vec<(BlockId, SlotId)>,
     /// Nothing of it is left to be read.
     is_complete: bool,
 }
@@ -126,7 +127,7 @@ impl Core {
         }
     }
 
-    fn let_go(&self, state: &mut State, engine: &dyn Engine, reads: &[(usize, SlotId)]) {
+    fn let_go(&self, state: &mut State, engine: &dyn Engine, reads: &[(BlockId, SlotId)]) {
         for &(block, id) in reads {
             if state.location[block] == Some(id) && state.pools[id.pool].is_prefetched(id.slot) {
                 state.is_certain[block] = false;

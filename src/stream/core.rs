@@ -10,7 +10,7 @@ use crate::cache::policy::{PolicyKind, Position};
 use crate::cache::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
-use crate::index::{ReadToken, SlotNumber, WaiterId};
+use crate::index::{BlockId, ReadToken, SlotNumber, WaiterId};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::placement::Task;
@@ -34,11 +34,11 @@ pub(super) struct SlotId {
 pub(super) struct State {
     pub(super) pools: Vec<Pool>,
     /// By block: the slot that it is in or being read into.
-    pub(super) location: Vec<Option<SlotId>>,
+    pub(super) location: TiVec<BlockId, Option<SlotId>>,
     /// By block: how many copies of it the host keeps in memory of its own, a GPU's.
-    pub(super) copies: Vec<u16>,
+    pub(super) copies: TiVec<BlockId, u16>,
     /// By block: whether it is being read, or was, because a layer to come is certain to use it, and was not used since.
-    pub(super) is_certain: Vec<bool>,
+    pub(super) is_certain: TiVec<BlockId, bool>,
     pub(super) order: Order,
     /// Where the computation is, as policies count it.
     pub(super) position: Position,
@@ -69,7 +69,7 @@ pub(super) struct Failure {
 
 impl State {
     /// Whether a block has to be read before it can be used.
-    pub(super) fn is_missing(&self, block: usize) -> bool {
+    pub(super) fn is_missing(&self, block: BlockId) -> bool {
         self.location[block].is_none() && self.copies[block] == 0
     }
 
@@ -133,9 +133,9 @@ impl Core {
         let slots_now: Vec<usize> = slots_per_pool.iter().map(|slots| slots.now).collect();
         let state = State {
             pools,
-            location: vec![None; streamed.blocks.len()],
-            copies: vec![0; streamed.blocks.len()],
-            is_certain: vec![false; streamed.blocks.len()],
+            location: vec![None; streamed.blocks.len()].into(),
+            copies: vec![0; streamed.blocks.len()].into(),
+            is_certain: vec![false; streamed.blocks.len()].into(),
             order: Order::new(&streamed.likely_order()),
             position: Position { pass: 0, layer: 0 },
             pins: Pins::new(&streamed, &slots_now),
@@ -195,7 +195,7 @@ impl Core {
         state: &mut State,
         files: &[DirectFile],
         pool: usize,
-        block: usize,
+        block: BlockId,
         priority: Priority,
         requests: &mut Vec<Request>,
     ) -> Option<SlotId> {
@@ -234,7 +234,7 @@ impl Core {
     }
 
     /// A block as its pool gets to know it; its first byte will be `head_padding` bytes into the slot.
-    pub(super) fn new_block(&self, block: usize, head_padding: usize) -> NewBlock {
+    pub(super) fn new_block(&self, block: BlockId, head_padding: usize) -> NewBlock {
         let (tensor, number) = self.streamed.tensor_of(block);
         NewBlock {
             block,
@@ -290,7 +290,7 @@ impl Core {
     }
 
     /// Notes an event of a block, if someone wants to know.
-    pub(super) fn record(&self, event: Event, block: usize) {
+    pub(super) fn record(&self, event: Event, block: BlockId) {
         let Some(timeline) = &self.timeline else { return };
         let (tensor, expert) = self.streamed.tensor_of(block);
         let bytes = self.streamed.blocks[block].size_bytes;

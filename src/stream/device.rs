@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::BlockId;
 use crate::memory::HostMemory;
 use crate::plan::{in_gigabytes, vram_budget};
 
@@ -84,7 +85,7 @@ impl Session {
         }
     }
 
-    fn block_of(&self, tensor: usize, expert: usize) -> Result<usize> {
+    fn block_of(&self, tensor: usize, expert: usize) -> Result<BlockId> {
         let all = &self.running()?.core.streamed;
         let streamed = all.find(tensor).map(|index| &all.tensors[index]);
         let streamed = streamed.filter(|streamed| streamed.is_expert && expert < streamed.block_count);
@@ -97,7 +98,7 @@ impl Session {
 }
 
 impl Core {
-    fn add_copy(&self, block: usize) {
+    fn add_copy(&self, block: BlockId) {
         let mut state = self.state.lock();
         state.copies[block] += 1;
         if let Some(id) = state.location[block] {
@@ -105,7 +106,7 @@ impl Core {
         }
     }
 
-    fn remove_copy(&self, block: usize, may_rescue: bool) -> Option<*mut u8> {
+    fn remove_copy(&self, block: BlockId, may_rescue: bool) -> Option<*mut u8> {
         let mut state = self.state.lock();
         state.copies[block] = state.copies[block].saturating_sub(1);
         if state.copies[block] > 0 {
@@ -129,7 +130,7 @@ impl Core {
         Some(state.pools[pool].address(slot))
     }
 
-    fn rescued(&self, block: usize) {
+    fn rescued(&self, block: BlockId) {
         let mut state = self.state.lock();
         let Some(id) = state.location[block] else { return };
         let awaited_by = state.pools[id.pool].loaded(id.slot);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cache::{SlotState, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
-use crate::index::{ReadToken, WaiterId};
+use crate::index::{BlockId, ReadToken, WaiterId};
 use crate::io::{Priority, Request};
 
 use super::certain::Knowledge;
@@ -34,10 +34,10 @@ pub struct Block {
 /// A thread must hold at most one fetch that is not finished: two could each wait for slots that the other holds.
 pub struct Fetch {
     session: Arc<Session>,
-    first_block: usize,
+    first_block: BlockId,
     pool: usize,
     /// Demanded, no slot yet; in reverse order.
-    missing: Vec<usize>,
+    missing: Vec<BlockId>,
     /// Demanded, in a slot that is ours, not delivered.
     awaited: Vec<SlotId>,
     /// Delivered by the latest `next` or `early`.
@@ -69,7 +69,7 @@ impl Fetch {
     pub(super) fn new(session: Arc<Session>) -> Self {
         Self {
             session,
-            first_block: 0,
+            first_block: BlockId(0),
             pool: 0,
             missing: Vec::new(),
             awaited: Vec::new(),
@@ -537,7 +537,7 @@ impl Fetch {
         std::mem::take(&mut state.want_room)
     }
 
-    fn verify(&self, running: &Running, first_block: usize, delivered: &[Block]) -> Result<()> {
+    fn verify(&self, running: &Running, first_block: BlockId, delivered: &[Block]) -> Result<()> {
         let Some(verifier) = &running.verifier else { return Ok(()) };
         for block in delivered {
             let extent = running.core.streamed.blocks[first_block + block.expert];

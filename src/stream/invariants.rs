@@ -9,7 +9,7 @@ impl State {
     /// Panics unless blocks, slots and counts agree.
     pub(super) fn check_invariants(&self) {
         self.pools.iter().for_each(crate::cache::Pool::check);
-        for (block, location) in self.location.iter().enumerate() {
+        for (block, location) in self.location.iter_enumerated() {
             let Some(id) = location else { continue };
             let pool = &self.pools[id.pool];
             assert_eq!(pool.block(id.slot), block, "{id:?} holds another block");

@@ -1,10 +1,12 @@
 //! The streamed tensors as blocks and slot classes.
 
+use typed_index_collections::TiVec;
+
 use super::rows::Table;
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
-use crate::index::UnitId;
+use crate::index::{BlockId, UnitId};
 use crate::io::Alignment;
 use crate::plan::SlotClass;
 
@@ -20,7 +22,7 @@ pub(super) struct BlockExtent {
 #[derive(Clone, Debug)]
 pub(super) struct StreamedTensor {
     pub(super) name: String,
-    pub(super) first_block: usize,
+    pub(super) first_block: BlockId,
     pub(super) block_count: usize,
     pub(super) is_expert: bool,
     /// Tensors of one layer are needed together.
@@ -42,7 +44,7 @@ pub(super) struct StreamedTensor {
 #[derive(Debug)]
 pub(super) struct StreamedTensors {
     pub(super) tensors: Vec<StreamedTensor>,
-    pub(super) blocks: Vec<BlockExtent>,
+    pub(super) blocks: TiVec<BlockId, BlockExtent>,
     pub(super) classes: Vec<SlotClass>,
     /// What is looked up instead, a row at a time.
     pub(super) tables: Vec<Table>,
@@ -64,7 +66,7 @@ impl StreamedTensors {
                 as u64;
         let mut this = Self {
             tensors: Vec::new(),
-            blocks: Vec::new(),
+            blocks: TiVec::new(),
             classes: Vec::new(),
             tables: Vec::new(),
             expert_layers: Vec::new(),
@@ -90,7 +92,7 @@ impl StreamedTensors {
             this.by_tensor[tensor] = Some(this.tensors.len());
             this.tensors.push(StreamedTensor {
                 name: info.name.clone(),
-                first_block: this.blocks.len(),
+                first_block: this.blocks.next_key(),
                 block_count,
                 is_expert,
                 layer: layer_of(&info.name).unwrap_or(u32::MAX),
@@ -182,7 +184,7 @@ impl StreamedTensors {
     }
 
     /// The tensor that a block belongs to, and its number there.
-    pub(super) fn tensor_of(&self, block: usize) -> (&StreamedTensor, usize) {
+    pub(super) fn tensor_of(&self, block: BlockId) -> (&StreamedTensor, usize) {
         let index = self.tensors.partition_point(|tensor| tensor.first_block <= block) - 1;
         (&self.tensors[index], block - self.tensors[index].first_block)
     }

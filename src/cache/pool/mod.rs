@@ -14,7 +14,7 @@ use super::WaiterSet;
 use super::list::{Links, List};
 use super::policy::{Policy, Position, Use};
 use crate::error::Result;
-use crate::index::{SlotNumber, UnitId, WaiterId};
+use crate::index::{BlockId, SlotNumber, UnitId, WaiterId};
 use crate::memory::{Arena, Backing};
 use slot::{Before, Slot};
 pub use slot::{NewBlock, SlotCount, SlotState, TakeFor};
@@ -132,7 +132,7 @@ impl Pool {
 
     /// As [`Self::take`], for a block that comes from elsewhere than the drive and would otherwise be lost: `None` also when every block
     /// that could go for it is worth more.
-    pub fn take_for_copy(&mut self, new: NewBlock, at: Position) -> Option<(SlotNumber, Option<usize>)> {
+    pub fn take_for_copy(&mut self, new: NewBlock, at: Position) -> Option<(SlotNumber, Option<BlockId>)> {
         let score = self.policy.score(new.unit, at);
         let is_better = |victim| score > self.policy.score(victim, at);
         match self.has_spare() || self.policy.victim(at).is_some_and(is_better) {
@@ -157,7 +157,7 @@ impl Pool {
 
     /// Takes a slot for a block and marks it Loading. Returns it with the block that lost it, if one did; `None` when every
     /// slot is in use, or, for a read ahead of need, not worth taking.
-    pub fn take(&mut self, new: NewBlock, at: Position, purpose: TakeFor) -> Option<(SlotNumber, Option<usize>)> {
+    pub fn take(&mut self, new: NewBlock, at: Position, purpose: TakeFor) -> Option<(SlotNumber, Option<BlockId>)> {
         let (slot, before) = match self.take_empty(new.preferred_slot) {
             Some(slot) if !self.memory.provide(self.offset_of(slot)) => {
                 self.add_empty(slot);
@@ -284,7 +284,7 @@ impl Pool {
     }
 
     /// The block in a slot.
-    pub fn block(&self, slot: SlotNumber) -> usize {
+    pub fn block(&self, slot: SlotNumber) -> BlockId {
         self.slots[slot].block
     }
 

@@ -3,7 +3,7 @@
 use super::Pool;
 use super::slot::{Slot, SlotState};
 use crate::cache::WaiterSet;
-use crate::index::SlotNumber;
+use crate::index::{BlockId, SlotNumber};
 
 impl Pool {
     /// The read into a Loading or Draining slot is over. Returns who waits for it; nobody means that the slot may be taken.
@@ -56,7 +56,7 @@ impl Pool {
 
     /// The read into a Loading slot was taken back before it began: the block that lost the slot to it is still there and gets it
     /// back, unless `is_elsewhere` by now; returns it. Otherwise the slot is Empty.
-    pub fn give_back(&mut self, slot: SlotNumber, is_elsewhere: impl FnOnce(usize) -> bool) -> Option<usize> {
+    pub fn give_back(&mut self, slot: SlotNumber, is_elsewhere: impl FnOnce(BlockId) -> bool) -> Option<BlockId> {
         self.assert_idle_read(slot);
         let is_open = self.is_open(slot);
         let entry = &mut self.slots[slot];

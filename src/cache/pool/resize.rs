@@ -2,12 +2,12 @@
 
 use super::Pool;
 use super::slot::SlotState;
-use crate::index::SlotNumber;
+use crate::index::{BlockId, SlotNumber};
 
 impl Pool {
     /// Opens or closes slots until `slot_count` may be used, and calls `evicted` with each block that lost its slot. What is closed
     /// goes back to the system. A slot that is in use or being read into stays until a later call; nothing new comes into it.
-    pub fn resize(&mut self, slot_count: usize, mut evicted: impl FnMut(usize)) {
+    pub fn resize(&mut self, slot_count: usize, mut evicted: impl FnMut(BlockId)) {
         let slots = |from: usize, to: usize| (from..to).map(SlotNumber);
         let is_untouched = |slot: &SlotNumber| !self.slots[*slot].touched;
         self.untouched_count += slots(self.slot_count, slot_count).filter(is_untouched).count();

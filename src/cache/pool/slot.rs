@@ -1,7 +1,7 @@
 //! A slot, and what is known of it.
 
 use crate::cache::WaiterSet;
-use crate::index::{SlotNumber, UnitId};
+use crate::index::{BlockId, SlotNumber, UnitId};
 
 /// What is in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct SlotCount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewBlock {
     /// Its number.
-    pub block: usize,
+    pub block: BlockId,
     /// Its number in the pool's policy.
     pub unit: UnitId,
     /// The slot that it gets if that one is empty: blocks that all have a slot then lie in their own order.
@@ -52,7 +52,7 @@ pub struct NewBlock {
 /// A slot of a pool.
 #[derive(Clone, Debug)]
 pub(super) struct Slot {
-    pub(super) block: usize,
+    pub(super) block: BlockId,
     pub(super) unit: UnitId,
     pub(super) state: SlotState,
     pub(super) users: u32,
@@ -76,7 +76,7 @@ pub(super) struct Slot {
 /// A block that lost its slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Before {
-    pub(super) block: usize,
+    pub(super) block: BlockId,
     pub(super) unit: UnitId,
     pub(super) head_padding: usize,
 }
@@ -85,7 +85,7 @@ impl Slot {
     /// Nothing was ever in it.
     pub(super) fn new() -> Self {
         Self {
-            block: 0,
+            block: BlockId(0),
             unit: UnitId(0),
             state: SlotState::Empty,
             users: 0,

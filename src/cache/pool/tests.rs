@@ -1,7 +1,7 @@
 //! One pool, step by step.
 
 use super::*;
-use crate::index::{SlotNumber, UnitId, WaiterId};
+use crate::index::{BlockId, SlotNumber, UnitId, WaiterId};
 use std::sync::Arc;
 
 use crate::cache::policy::{PolicyKind, Shape};
@@ -16,9 +16,14 @@ fn pool(slot_count: usize) -> Pool {
     Pool::new(64, slots, PolicyKind::Lru.build(shape), shape.unit_count()).unwrap()
 }
 
-fn take(pool: &mut Pool, block: usize, preferred_slot: usize, purpose: TakeFor) -> Option<(SlotNumber, Option<usize>)> {
+fn take(
+    pool: &mut Pool,
+    block: usize,
+    preferred_slot: usize,
+    purpose: TakeFor,
+) -> Option<(SlotNumber, Option<BlockId>)> {
     let preferred_slot = SlotNumber(preferred_slot);
-    pool.take(NewBlock { block, unit: UnitId(block), preferred_slot, head_padding: 0 }, HERE, purpose)
+    pool.take(NewBlock { block: BlockId(block), unit: UnitId(block), preferred_slot, head_padding: 0 }, HERE, purpose)
 }
 
 fn load(pool: &mut Pool, block: usize, purpose: TakeFor) -> Option<SlotNumber> {
@@ -35,9 +40,9 @@ fn the_least_recently_used_block_goes_first() {
     assert_eq!(pool.untouched_bytes(), 0);
     pool.join(slots[0], WaiterId(0));
     pool.leave(slots[0], WaiterId(0));
-    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand).unwrap(), (slots[1], Some(1)));
-    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand).unwrap(), (slots[2], Some(2)));
-    assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand).unwrap(), (slots[0], Some(0)));
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand).unwrap(), (slots[1], Some(BlockId(1))));
+    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand).unwrap(), (slots[2], Some(BlockId(2))));
+    assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand).unwrap(), (slots[0], Some(BlockId(0))));
     assert_eq!(take(&mut pool, 6, 0, TakeFor::Demand), None, "a Loading slot is never given away");
 }
 
@@ -64,9 +69,9 @@ fn a_slot_in_use_or_permanent_stays() {
     pool.loaded(kept);
     assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), None);
     pool.leave(used, WaiterId(0));
-    assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(0))));
+    assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(BlockId(0)))));
     pool.set_pinned(kept, false);
-    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((kept, Some(1))));
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((kept, Some(BlockId(1)))));
 }
 
 #[test]
@@ -91,8 +96,8 @@ fn guesses_never_push_each_other_out_but_yield_to_demand_last_first() {
     assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch).unwrap().0, used);
     pool.loaded(used);
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Prefetch), None);
-    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((used, Some(3))));
-    assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand), Some((last, Some(1))));
+    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((used, Some(BlockId(3)))));
+    assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand), Some((last, Some(BlockId(1)))));
     assert!(pool.join(first, WaiterId(0)), "the first use of a guess is reported");
     assert!(!pool.join(first, WaiterId(0)));
 }
@@ -106,7 +111,7 @@ fn a_guess_gains_where_there_is_room_or_less_to_lose() {
     assert_eq!(pool.empty_count(), 1);
     assert!(pool.would_gain(foreseen, 0.0, HERE));
     pool.remember(held, 1.0);
-    let new = NewBlock { block: held.0, unit: held, preferred_slot: SlotNumber(0), head_padding: 0 };
+    let new = NewBlock { block: BlockId(held.0), unit: held, preferred_slot: SlotNumber(0), head_padding: 0 };
     let (slot, _) = pool.take(new, HERE, TakeFor::Demand).unwrap();
     assert!(!pool.would_gain(foreseen, 1.0, HERE), "nothing can be had");
     pool.loaded(slot);
@@ -124,7 +129,7 @@ fn a_wrong_guess_is_let_go_and_one_that_was_taken_back_leaves_an_empty_slot() {
     assert_eq!(pool.give_back(queued, |_| false), None);
     assert!(!pool.is_prefetched(read));
     assert_eq!(take(&mut pool, 2, 1, TakeFor::Prefetch), Some((queued, None)));
-    assert_eq!(take(&mut pool, 3, 1, TakeFor::Prefetch), Some((read, Some(0))));
+    assert_eq!(take(&mut pool, 3, 1, TakeFor::Prefetch), Some((read, Some(BlockId(0)))));
 }
 
 #[test]
@@ -133,14 +138,14 @@ fn what_a_guess_took_a_slot_from_comes_back_when_the_guess_is_taken_back() {
     let slot = load(&mut pool, 0, TakeFor::Demand).unwrap();
     load(&mut pool, 1, TakeFor::Demand).unwrap();
     let guess = |pool: &mut Pool| take(pool, 2, 0, TakeFor::Prefetch);
-    assert_eq!(guess(&mut pool), Some((slot, Some(0))));
-    assert_eq!(pool.give_back(slot, |block| block != 0), Some(0));
-    assert_eq!((pool.state(slot), pool.block(slot), pool.is_prefetched(slot)), (SlotState::Ready, 0, false));
+    assert_eq!(guess(&mut pool), Some((slot, Some(BlockId(0)))));
+    assert_eq!(pool.give_back(slot, |block| block != BlockId(0)), Some(BlockId(0)));
+    assert_eq!((pool.state(slot), pool.block(slot), pool.is_prefetched(slot)), (SlotState::Ready, BlockId(0), false));
     assert!(!pool.join(slot, WaiterId(0)), "it is a hit like any other");
     pool.leave(slot, WaiterId(0));
     // Read again into another slot meanwhile, it stays there.
-    assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch), Some((SlotNumber(1), Some(1))));
-    assert_eq!(pool.give_back(SlotNumber(1), |block| block == 1), None);
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Prefetch), Some((SlotNumber(1), Some(BlockId(1)))));
+    assert_eq!(pool.give_back(SlotNumber(1), |block| block == BlockId(1)), None);
     assert_eq!(pool.empty_count(), 1);
 }
 
@@ -164,7 +169,7 @@ fn a_guess_that_is_broken_off_leaves_an_empty_slot_once_its_last_read_is_over() 
 /// The blocks that lose their slots.
 fn resize(pool: &mut Pool, slot_count: usize) -> Vec<usize> {
     let mut evicted = Vec::new();
-    pool.resize(slot_count, |block| evicted.push(block));
+    pool.resize(slot_count, |block| evicted.push(block.0));
     evicted
 }
 
@@ -179,7 +184,7 @@ fn closed_slots_lose_their_blocks_and_are_empty_when_they_open_again() {
     assert_eq!((pool.slot_count(), pool.untouched_bytes()), (1, 0));
     assert_eq!(
         take(&mut pool, 5, 3, TakeFor::Demand),
-        Some((SlotNumber(0), Some(0))),
+        Some((SlotNumber(0), Some(BlockId(0)))),
         "a home that is closed is no home"
     );
     assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), None);
@@ -217,7 +222,7 @@ fn a_slot_that_should_have_closed_is_like_any_other_when_there_is_room_again() {
     assert_eq!(resize(&mut pool, 2), [0; 0]);
     pool.leave(used, WaiterId(0));
     take(&mut pool, 0, 0, TakeFor::Demand).unwrap();
-    assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(1))));
+    assert_eq!(take(&mut pool, 2, 0, TakeFor::Demand), Some((used, Some(BlockId(1)))));
 }
 
 #[test]
@@ -228,10 +233,10 @@ fn what_the_host_has_a_copy_of_goes_first_and_nothing_is_lost_for_a_guess() {
     pool.set_copied(slots[2], true);
     pool.join(slots[2], WaiterId(0));
     assert!(pool.would_gain(UnitId(0), 0.0, HERE), "a copy costs nothing");
-    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((slots[1], Some(1))), "2 is in use");
+    assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((slots[1], Some(BlockId(1)))), "2 is in use");
     pool.leave(slots[2], WaiterId(0));
     pool.set_copied(slots[2], false);
-    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((slots[0], Some(0))), "2 was used later");
+    assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((slots[0], Some(BlockId(0)))), "2 was used later");
 }
 
 #[test]
@@ -239,7 +244,8 @@ fn a_copy_that_is_dropped_gets_a_slot_only_from_what_is_worth_less() {
     let shape = Shape { layer_count: 1, expert_count: 4 };
     let slots = SlotCount { now: 1, most: 1 };
     let mut pool = Pool::new(64, slots, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
-    let new = |block| NewBlock { block, unit: UnitId(block), preferred_slot: SlotNumber(0), head_padding: 0 };
+    let new =
+        |block| NewBlock { block: BlockId(block), unit: UnitId(block), preferred_slot: SlotNumber(0), head_padding: 0 };
     for (unit, uses_per_token) in [(0, 0.5), (1, 0.9), (2, 0.1)] {
         pool.remember(UnitId(unit), uses_per_token);
     }
@@ -247,7 +253,7 @@ fn a_copy_that_is_dropped_gets_a_slot_only_from_what_is_worth_less() {
     assert_eq!(pool.take_for_copy(new(1), HERE), None, "its bytes are still on their way");
     pool.loaded(slot);
     assert_eq!(pool.take_for_copy(new(2), HERE), None, "2 is worth less");
-    assert_eq!(pool.take_for_copy(new(1), HERE), Some((slot, Some(0))));
+    assert_eq!(pool.take_for_copy(new(1), HERE), Some((slot, Some(BlockId(0)))));
 }
 
 #[derive(Debug, Default)]

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
+use typed_index_collections::{TiSlice, TiVec};
+
 use crate::cache::Pool;
+use crate::index::BlockId;
 use crate::plan::{FIRST_RING, Pass, Step, pinned};
 
 use crate::stream::core::SlotId;
@@ -12,7 +15,7 @@ use crate::stream::tensors::StreamedTensors;
 /// What is kept, and the times that decide it.
 pub(in crate::stream) struct Pins {
     /// By block: never evicted.
-    pinned: Vec<bool>,
+    pinned: TiVec<BlockId, bool>,
     /// Slots of each class that the rest flows through.
     ring: usize,
     /// By tensor: seconds from its multiplication's start until the next tensor is wanted.
@@ -22,7 +25,7 @@ pub(in crate::stream) struct Pins {
 impl Pins {
     pub(in crate::stream) fn new(streamed: &StreamedTensors, slots: &[usize]) -> Self {
         let mut this = Self {
-            pinned: vec![false; streamed.blocks.len()],
+            pinned: vec![false; streamed.blocks.len()].into(),
             ring: FIRST_RING,
             compute_seconds: vec![0.0; streamed.tensors.len()],
         };
@@ -30,7 +33,7 @@ impl Pins {
         this
     }
 
-    pub(in crate::stream) fn is_pinned(&self, block: usize) -> bool {
+    pub(in crate::stream) fn is_pinned(&self, block: BlockId) -> bool {
         self.pinned[block]
     }
 
@@ -56,7 +59,7 @@ impl Pins {
         order: &[usize],
         bytes_per_second: f64,
         pools: &mut [Pool],
-        location: &[Option<SlotId>],
+        location: &TiSlice<BlockId, Option<SlotId>>,
     ) -> bool {
         let slots: Vec<usize> = pools.iter().map(Pool::slot_count).collect();
         let step = |&tensor: &usize| Step {
@@ -83,7 +86,7 @@ impl Pins {
         slots: &[usize],
         order: &[usize],
         pools: &mut [Pool],
-        location: &[Option<SlotId>],
+        location: &TiSlice<BlockId, Option<SlotId>>,
     ) {
         self.choose(streamed, slots, order);
         for &tensor in order {

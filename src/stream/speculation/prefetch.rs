@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::index::BlockId;
 use crate::io::{Cancelled, DirectFile, Engine, Priority, Request};
 use crate::predict::{Confidence, Predicted, Successor, Trial, Visit};
 
@@ -36,7 +37,7 @@ pub(in crate::stream) struct Speculation {
     /// Whether a router named them, and not the usage profile.
     by_router: bool,
     /// Blocks of it that are being read, or were.
-    reads: Vec<(usize, SlotId)>,
+    reads: Vec<(BlockId, SlotId)>,
     /// Waiting time in total when the pass began.
     waited_before: Duration,
     /// Whether the pass is one that looking ahead could help: of a single token.
@@ -117,7 +118,7 @@ impl Core {
             return;
         }
         let State { speculation, location, copies, .. } = state;
-        let has_none = |block: usize| location[block].is_none() && copies[block] == 0;
+        let has_none = |block: BlockId| location[block].is_none() && copies[block] == 0;
         let is_missing = |expert| self.blocks_of(layer, expert).any(|(_, block)| has_none(block));
         let named = |expert, probability| Named { expert, probability, is_missing: is_missing(expert) };
         speculation.layer = layer;
@@ -161,7 +162,7 @@ impl Core {
     }
 
     /// The blocks of an expert in all matrices of an expert layer that have it.
-    fn blocks_of(&self, layer: usize, expert: usize) -> impl Iterator<Item = (&StreamedTensor, usize)> {
+    fn blocks_of(&self, layer: usize, expert: usize) -> impl Iterator<Item = (&StreamedTensor, BlockId)> {
         let tensors = self.streamed.expert_layers[layer].iter().map(|&index| &self.streamed.tensors[index]);
         tensors
             .filter(move |tensor| expert < tensor.block_count)
@@ -211,7 +212,7 @@ impl Core {
     }
 
     /// Lets a speculative prefetch go that is not wanted. As far as the drive has not begun with it, it is not read any more.
-    pub(in crate::stream) fn take_back(&self, state: &mut State, engine: &dyn Engine, block: usize, id: SlotId) {
+    pub(in crate::stream) fn take_back(&self, state: &mut State, engine: &dyn Engine, block: BlockId, id: SlotId) {
         let State { pools, location, copies, .. } = state;
         let pool = &mut pools[id.pool];
         let Some(Cancelled { begun_bytes, is_in_flight }) = engine.cancel(self.token(id)) else {

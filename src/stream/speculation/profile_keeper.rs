@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::BlockId;
 use crate::io::{DirectFile, Engine, Priority};
 use crate::predict::{Store, UsageProfile};
 
@@ -70,7 +71,7 @@ impl Drop for ProfileKeeper {
 
 impl Core {
     /// Tells the policies how often each expert was used. Returns the blocks of those that were, the hottest expert last.
-    fn remember(&self, usage_profile: &UsageProfile) -> Vec<usize> {
+    fn remember(&self, usage_profile: &UsageProfile) -> Vec<BlockId> {
         let mut state = self.state.lock();
         let mut experts = Vec::new();
         for layer in 0..usage_profile.layer_count() {
@@ -95,7 +96,7 @@ impl Core {
     }
 
     /// Reads blocks, the last one first, into slots that are empty, while the drive has nothing else to do.
-    fn warm(&self, files: &[DirectFile], engine: &dyn Engine, mut blocks: Vec<usize>) {
+    fn warm(&self, files: &[DirectFile], engine: &dyn Engine, mut blocks: Vec<BlockId>) {
         let mut requests = Vec::new();
         let mut state = self.state.lock();
         while let Some(block) = blocks.pop() {
