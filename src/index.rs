@@ -53,6 +53,8 @@ macro_rules! index_types {
 index_types! {
     /// A read in flight, by its caller's number for it; not a token of text.
     ReadToken;
+    /// A streamed tensor, among those that are; not an index of [`crate::gguf::Gguf::tensors`].
+    StreamedId;
     /// What is read and used as a whole: a streamed dense tensor, or one expert of a streamed matrix.
     BlockId;
     /// A fetch, among those that exist.

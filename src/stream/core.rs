@@ -10,7 +10,7 @@ use crate::cache::policy::{PolicyKind, Position};
 use crate::cache::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
-use crate::index::{BlockId, ReadToken, SlotNumber, WaiterId};
+use crate::index::{BlockId, ReadToken, SlotNumber, StreamedId, WaiterId};
 use crate::io::{Destination, DirectFile, Priority, Request, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::placement::Task;
@@ -177,13 +177,14 @@ impl Core {
     }
 
     /// The dense tensors in the order of use, once a whole pass has shown it.
-    fn dense_order(&self, state: &State) -> Option<Vec<usize>> {
-        let is_dense = |tensor: &usize| !self.streamed.tensors[*tensor].is_expert;
-        let mut is_new = vec![true; self.streamed.tensors.len()];
+    fn dense_order(&self, state: &State) -> Option<Vec<StreamedId>> {
+        let is_dense = |tensor: &StreamedId| !self.streamed.tensors[*tensor].is_expert;
+        let mut is_new: TiVec<StreamedId, bool> = vec![true; self.streamed.tensors.len()].into();
         // A looped model uses a tensor several times in a pass; it stays, or does not, at its first use.
-        let first_use = |tensor: &usize| std::mem::take(&mut is_new[*tensor]);
-        let order: Vec<usize> = state.order.learned()?.iter().copied().filter(is_dense).filter(first_use).collect();
-        let dense_count = (0..self.streamed.tensors.len()).filter(is_dense).count();
+        let first_use = |tensor: &StreamedId| std::mem::take(&mut is_new[*tensor]);
+        let order: Vec<StreamedId> =
+            state.order.learned()?.iter().copied().filter(is_dense).filter(first_use).collect();
+        let dense_count = self.streamed.tensors.keys().filter(is_dense).count();
         // A pass that leaves tensors out says nothing about them.
         (order.len() == dense_count).then_some(order)
     }

@@ -257,13 +257,14 @@ impl Fetch {
         }
         if let Some(since) = waiting_since {
             core.counters.stall_time.add_time(since.elapsed());
-            if self.pass.knowledge_of(&core.streamed.tensors[self.pass.tensor().unwrap_or(0)]) != Knowledge::Impossible
+            if self.pass.knowledge_of(&core.streamed.tensors[self.pass.tensor().unwrap_or_default()])
+                != Knowledge::Impossible
             {
                 core.counters.certain_stall_time.add_time(since.elapsed());
             }
             core.record(Event::WaitEnd, self.first_block);
         }
-        if !core.streamed.tensors[self.pass.tensor().unwrap_or(0)].is_expert {
+        if !core.streamed.tensors[self.pass.tensor().unwrap_or_default()].is_expert {
             self.pass.computes();
         }
         for &SlotId { pool, slot } in &self.held {

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::cache::policy::{Position, Use};
-use crate::index::WaiterId;
+use crate::index::{StreamedId, WaiterId};
 use crate::predict::{Recent, Visit};
 
 use super::certain::{Certain, Knowledge};
@@ -18,7 +18,7 @@ use super::trace::Routing;
 /// A demand as its pass sees it.
 pub(super) struct Demand<'a> {
     /// The tensor, as the session numbers those that are streamed.
-    pub(super) tensor: usize,
+    pub(super) tensor: StreamedId,
     pub(super) streamed: &'a StreamedTensor,
     /// The distinct experts; 0 for a dense tensor.
     pub(super) experts: &'a [usize],
@@ -47,7 +47,7 @@ pub(super) struct Pass {
     /// What is certain of it.
     pub(super) certain: Certain,
     /// The tensor of the latest demand.
-    tensor: Option<usize>,
+    tensor: Option<StreamedId>,
     /// Since when a dense tensor is computed on, or was, until the next is wanted.
     computing_since: Option<Instant>,
     /// The expert layer that the latest demand is the first one of, if it is.
@@ -66,7 +66,7 @@ pub(super) struct Pass {
 
 impl Pass {
     /// The tensor of the latest demand.
-    pub(super) fn tensor(&self) -> Option<usize> {
+    pub(super) fn tensor(&self) -> Option<StreamedId> {
         self.tensor
     }
 
@@ -141,7 +141,7 @@ impl Pass {
     /// just before it.
     fn announce(&self, core: &Core, state: &mut State, demand: &Demand<'_>) {
         let all = &core.streamed;
-        let announced: &[usize] = match self.entered {
+        let announced: &[StreamedId] = match self.entered {
             Some(layer) => &all.expert_layers[layer],
             None if demand.streamed.expert_layer.is_none() => std::slice::from_ref(&demand.tensor),
             None => &[],

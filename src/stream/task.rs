@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::forecast::{Kernels, Learned, problem_of};
 use crate::gguf::Gguf;
 use crate::hw::{MemoryReport, Profile};
+use crate::index::StreamedId;
 use crate::io::{Alignment, DirectFile};
 use crate::placement::{Allocation, Placement, Task};
 use crate::plan::{Mode, Place, decide, in_gigabytes, minimum_bytes, tables_claim};
@@ -93,7 +94,7 @@ fn allocation(tensors: &[usize], streamed: &StreamedTensors) -> Allocation {
     if tensors.iter().any(|&tensor| streamed.table(tensor).is_some()) {
         return Allocation::Table;
     }
-    let found: Option<Vec<usize>> = tensors.iter().map(|&tensor| streamed.find(tensor)).collect();
+    let found: Option<Vec<StreamedId>> = tensors.iter().map(|&tensor| streamed.find(tensor)).collect();
     match found.as_deref() {
         None | Some([]) => Allocation::Fixed,
         Some([tensor]) if !streamed.tensors[*tensor].is_expert => Allocation::Dense(streamed.tensors[*tensor].pool),

@@ -6,7 +6,7 @@ use super::rows::Table;
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
-use crate::index::{BlockId, UnitId};
+use crate::index::{BlockId, StreamedId, UnitId};
 use crate::io::Alignment;
 use crate::plan::SlotClass;
 
@@ -43,19 +43,19 @@ pub(super) struct StreamedTensor {
 /// Everything that is streamed.
 #[derive(Debug)]
 pub(super) struct StreamedTensors {
-    pub(super) tensors: Vec<StreamedTensor>,
+    pub(super) tensors: TiVec<StreamedId, StreamedTensor>,
     pub(super) blocks: TiVec<BlockId, BlockExtent>,
     pub(super) classes: Vec<SlotClass>,
     /// What is looked up instead, a row at a time.
     pub(super) tables: Vec<Table>,
     /// The layers that have experts, in order: the tensors that hold them.
-    pub(super) expert_layers: Vec<Vec<usize>>,
+    pub(super) expert_layers: Vec<Vec<StreamedId>>,
     /// Of each of them, whether its experts follow from the token, by a table.
     pub(super) is_hash_routed: Vec<bool>,
     /// Of each of `tensors`, whether it holds the experts that its layer's router chooses.
-    is_routed: Vec<bool>,
+    is_routed: TiVec<StreamedId, bool>,
     /// By index in [`Gguf::tensors`].
-    by_tensor: Vec<Option<usize>>,
+    by_tensor: Vec<Option<StreamedId>>,
 }
 
 impl StreamedTensors {
@@ -65,13 +65,13 @@ impl StreamedTensors {
             files.iter().map(|file| file.offset_bytes.max(file.memory_bytes)).fold(crate::hw::page_size(), usize::max)
                 as u64;
         let mut this = Self {
-            tensors: Vec::new(),
+            tensors: TiVec::new(),
             blocks: TiVec::new(),
             classes: Vec::new(),
             tables: Vec::new(),
             expert_layers: Vec::new(),
             is_hash_routed: Vec::new(),
-            is_routed: Vec::new(),
+            is_routed: TiVec::new(),
             by_tensor: vec![None; gguf.tensors().len()],
         };
         for &tensor in streamed {
@@ -89,7 +89,7 @@ impl StreamedTensors {
             let pool = this.class_of(slot_bytes, block_count, !is_expert);
             let first_in_pool = this.classes[pool].block_count - block_count;
             this.is_routed.push(role_of(info) == Role::Expert);
-            this.by_tensor[tensor] = Some(this.tensors.len());
+            this.by_tensor[tensor] = Some(this.tensors.next_key());
             this.tensors.push(StreamedTensor {
                 name: info.name.clone(),
                 first_block: this.blocks.next_key(),
@@ -160,7 +160,7 @@ impl StreamedTensors {
     }
 
     /// The streamed tensor with an index of [`Gguf::tensors`], if that one is streamed.
-    pub(super) fn find(&self, tensor: usize) -> Option<usize> {
+    pub(super) fn find(&self, tensor: usize) -> Option<StreamedId> {
         self.by_tensor.get(tensor).copied().flatten()
     }
 
@@ -185,19 +185,20 @@ impl StreamedTensors {
 
     /// The tensor that a block belongs to, and its number there.
     pub(super) fn tensor_of(&self, block: BlockId) -> (&StreamedTensor, usize) {
-        let index = self.tensors.partition_point(|tensor| tensor.first_block <= block) - 1;
+        let after = self.tensors.raw.partition_point(|tensor| tensor.first_block <= block);
+        let index = StreamedId(after - 1);
         (&self.tensors[index], block - self.tensors[index].first_block)
     }
 
     /// All tensors in the order in which a pass is likely to use them.
-    pub(super) fn likely_order(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.tensors.len()).collect();
+    pub(super) fn likely_order(&self) -> Vec<StreamedId> {
+        let mut order: Vec<StreamedId> = self.tensors.keys().collect();
         order.sort_by_key(|&tensor| (self.tensors[tensor].layer, self.tensors[tensor].rank_in_layer));
         order
     }
 
     /// Those of them that every pass uses.
-    pub(super) fn dense_in_likely_order(&self) -> Vec<usize> {
+    pub(super) fn dense_in_likely_order(&self) -> Vec<StreamedId> {
         self.likely_order().into_iter().filter(|&tensor| !self.tensors[tensor].is_expert).collect()
     }
 }

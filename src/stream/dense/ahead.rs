@@ -1,6 +1,7 @@
 //! Reading ahead of need: what comes after a tensor in the learned order, into slots whose contents are no longer needed.
 
 use crate::config::PrefetchSetting;
+use crate::index::StreamedId;
 use crate::io::{DirectFile, Priority, Request};
 
 use super::Walk;
@@ -21,7 +22,7 @@ impl Core {
         state: &mut State,
         files: &[DirectFile],
         setting: PrefetchSetting,
-        (after, walk): (usize, &Walk),
+        (after, walk): (StreamedId, &Walk),
         experts: &[usize],
         requests: &mut Vec<Request>,
     ) {

@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use crate::index::StreamedId;
+
 /// Passes of one user that are remembered: an encoder's, a decoder's, and some to spare.
 const PASSES_MAX: usize = 4;
 
@@ -17,11 +19,11 @@ const USES_MAX: usize = 1 << 16;
 #[derive(Debug)]
 pub struct Order {
     /// All tensors, each once, in the likely order.
-    likely: Arc<[usize]>,
+    likely: Arc<[StreamedId]>,
     /// The pass that was learned last, by whomever.
-    learned: Option<Arc<[usize]>>,
+    learned: Option<Arc<[StreamedId]>>,
     /// The first tensor ever used.
-    first: Option<usize>,
+    first: Option<StreamedId>,
     passes: u64,
 }
 
@@ -29,23 +31,23 @@ pub struct Order {
 #[derive(Debug, Default)]
 pub struct Walk {
     /// Passes that this user makes, the latest first.
-    known: Vec<Arc<[usize]>>,
+    known: Vec<Arc<[StreamedId]>>,
     /// Where the latest use is in the first of them.
     position: Option<usize>,
     /// What was used since the pass began.
-    recorded: Vec<usize>,
+    recorded: Vec<StreamedId>,
     /// Whether the next use begins a pass, as a user knows that tells.
     told: Option<bool>,
 }
 
 impl Order {
     /// Starts from a likely order: all tensors, each once, in the likely order.
-    pub fn new(likely: &[usize]) -> Self {
+    pub fn new(likely: &[StreamedId]) -> Self {
         Self { likely: likely.into(), learned: None, first: None, passes: 0 }
     }
 
     /// A user uses a tensor. Says whether a pass begins with that.
-    pub fn observe(&mut self, walk: &mut Walk, tensor: usize) -> bool {
+    pub fn observe(&mut self, walk: &mut Walk, tensor: StreamedId) -> bool {
         let is_first = *self.first.get_or_insert(tensor) == tensor;
         let begins = match &mut walk.told {
             Some(told) => std::mem::take(told),
@@ -68,7 +70,7 @@ impl Order {
     }
 
     /// The pass that was learned last, use by use; `None` before the first was complete.
-    pub fn learned(&self) -> Option<&[usize]> {
+    pub fn learned(&self) -> Option<&[StreamedId]> {
         self.learned.as_deref()
     }
 }
@@ -80,8 +82,8 @@ impl Walk {
     }
 
     /// What follows the latest use, nearest first, across the end of the pass and once around at most.
-    pub fn after(&self) -> impl Iterator<Item = usize> + '_ {
-        let pass: &[usize] = self.known.first().map_or(&[], |pass| pass);
+    pub fn after(&self) -> impl Iterator<Item = StreamedId> + '_ {
+        let pass: &[StreamedId] = self.known.first().map_or(&[], |pass| pass);
         let (before, after) = match self.position {
             Some(position) => (&pass[..position], &pass[position + 1..]),
             None => (&pass[..0], &pass[..0]),
@@ -108,26 +110,26 @@ impl Walk {
         order.learned = self.known.first().cloned();
     }
 
-    fn step(&mut self, tensor: usize) {
+    fn step(&mut self, tensor: StreamedId) {
         let before = self.recorded.last().copied();
         if self.recorded.len() < USES_MAX {
             self.recorded.push(tensor);
         }
         let expected = self.position.map_or(0, |position| position + 1);
-        let is_expected = |pass: &[usize]| pass.get(expected) == Some(&tensor);
+        let is_expected = |pass: &[StreamedId]| pass.get(expected) == Some(&tensor);
         if self.known.first().is_some_and(|pass| is_expected(pass)) {
             self.position = Some(expected);
             return;
         }
         // Another pass than the latest, or one that nobody has seen: go on where the same two follow each other.
-        let follows = |pass: &[usize], at: usize| pass[at] == tensor && (at == 0 || Some(pass[at - 1]) == before);
-        let place = |pass: &[usize]| (0..pass.len()).find(|&at| follows(pass, at));
+        let follows = |pass: &[StreamedId], at: usize| pass[at] == tensor && (at == 0 || Some(pass[at - 1]) == before);
+        let place = |pass: &[StreamedId]| (0..pass.len()).find(|&at| follows(pass, at));
         if let Some((index, at)) = self.known.iter().enumerate().find_map(|(i, pass)| Some((i, place(pass)?))) {
             self.known[..=index].rotate_right(1);
             self.position = Some(at);
             return;
         }
-        let anywhere = |pass: &Arc<[usize]>| pass.iter().position(|&other| other == tensor);
+        let anywhere = |pass: &Arc<[StreamedId]>| pass.iter().position(|&other| other == tensor);
         self.position = self.known.first().and_then(anywhere);
     }
 }
@@ -137,27 +139,27 @@ mod tests {
     use super::*;
 
     fn observe(order: &mut Order, walk: &mut Walk, tensors: &[usize]) -> usize {
-        tensors.iter().filter(|&&tensor| order.observe(walk, tensor)).count()
+        tensors.iter().filter(|&&tensor| order.observe(walk, StreamedId(tensor))).count()
     }
 
     fn after(walk: &Walk) -> Vec<usize> {
-        walk.after().collect()
+        walk.after().map(usize::from).collect()
     }
 
     #[test]
     fn a_pass_teaches_the_order_and_a_new_pass_replaces_it() {
-        let (mut order, mut walk) = (Order::new(&[0, 1, 2, 3]), Walk::default());
+        let (mut order, mut walk) = (Order::new(&[0, 1, 2, 3].map(StreamedId)), Walk::default());
         assert_eq!(observe(&mut order, &mut walk, &[2]), 1);
         assert_eq!(after(&walk), [3, 0, 1], "the likely order, for want of another");
         observe(&mut order, &mut walk, &[0, 1, 3, 2, 0]);
         assert_eq!((after(&walk), order.passes()), (vec![1, 3, 2], 2));
         observe(&mut order, &mut walk, &[3, 1, 2, 0]);
-        assert_eq!((after(&walk), order.learned()), (vec![3, 1, 2], Some(&[2, 0, 3, 1][..])));
+        assert_eq!((after(&walk), order.learned()), (vec![3, 1, 2], Some(&[2, 0, 3, 1].map(StreamedId)[..])));
     }
 
     #[test]
     fn a_tensor_may_have_several_successors_in_a_pass() {
-        let (mut order, mut walk) = (Order::new(&[0, 1, 2]), Walk::default());
+        let (mut order, mut walk) = (Order::new(&[0, 1, 2].map(StreamedId)), Walk::default());
         // Two loops over 0 and 1, the second of which ends with 2.
         let pass = [0, 1, 0, 1, 2];
         let mut begun = 0;
@@ -169,7 +171,7 @@ mod tests {
         walk.begin_pass();
         let mut expected: Vec<usize> = pass.to_vec();
         for tensor in pass {
-            order.observe(&mut walk, tensor);
+            order.observe(&mut walk, StreamedId(tensor));
             expected.rotate_left(1);
             assert_eq!(after(&walk), expected[..4]);
         }
@@ -177,24 +179,24 @@ mod tests {
 
     #[test]
     fn a_user_that_does_not_tell_begins_with_the_first_tensor() {
-        let (mut order, mut walk) = (Order::new(&[0, 1]), Walk::default());
+        let (mut order, mut walk) = (Order::new(&[0, 1].map(StreamedId)), Walk::default());
         assert_eq!(observe(&mut order, &mut walk, &[0, 1, 0, 1, 0]), 3);
     }
 
     #[test]
     fn users_at_the_same_time_learn_their_own_order() {
-        let mut order = Order::new(&[2, 0, 1]);
+        let mut order = Order::new(&[2, 0, 1].map(StreamedId));
         let (mut one, mut other) = (Walk::default(), Walk::default());
         for (mine, theirs) in [(0, 2), (1, 0), (2, 1), (0, 2), (1, 0)] {
-            order.observe(&mut one, mine);
-            order.observe(&mut other, theirs);
+            order.observe(&mut one, StreamedId(mine));
+            order.observe(&mut other, StreamedId(theirs));
         }
         assert_eq!((after(&one), after(&other)), (vec![2, 0], vec![1, 2]));
     }
 
     #[test]
     fn passes_of_two_kinds_are_told_apart_from_where_they_differ() {
-        let (mut order, mut walk) = (Order::new(&[0, 1, 2, 3]), Walk::default());
+        let (mut order, mut walk) = (Order::new(&[0, 1, 2, 3].map(StreamedId)), Walk::default());
         let pass = |order: &mut Order, walk: &mut Walk, tensors: &[usize]| {
             walk.begin_pass();
             observe(order, walk, tensors);
@@ -211,14 +213,14 @@ mod tests {
 
     #[test]
     fn whoever_never_begins_another_pass_is_not_recorded_without_end() {
-        let (mut order, mut walk) = (Order::new(&[0, 1]), Walk::default());
+        let (mut order, mut walk) = (Order::new(&[0, 1].map(StreamedId)), Walk::default());
         walk.begin_pass();
         (0..USES_MAX + 10).for_each(|_| {
-            order.observe(&mut walk, 1);
+            order.observe(&mut walk, StreamedId(1));
         });
         assert_eq!(walk.recorded.len(), USES_MAX);
         walk.begin_pass();
-        order.observe(&mut walk, 0);
+        order.observe(&mut walk, StreamedId(0));
         assert_eq!((order.learned(), after(&walk)), (None, vec![1]));
     }
 }

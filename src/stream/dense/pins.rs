@@ -6,7 +6,7 @@ use std::time::Duration;
 use typed_index_collections::{TiSlice, TiVec};
 
 use crate::cache::Pool;
-use crate::index::BlockId;
+use crate::index::{BlockId, StreamedId};
 use crate::plan::{FIRST_RING, Pass, Step, pinned};
 
 use crate::stream::core::SlotId;
@@ -19,7 +19,7 @@ pub(in crate::stream) struct Pins {
     /// Slots of each class that the rest flows through.
     ring: usize,
     /// By tensor: seconds from its multiplication's start until the next tensor is wanted.
-    compute_seconds: Vec<f64>,
+    compute_seconds: TiVec<StreamedId, f64>,
 }
 
 impl Pins {
@@ -27,7 +27,7 @@ impl Pins {
         let mut this = Self {
             pinned: vec![false; streamed.blocks.len()].into(),
             ring: FIRST_RING,
-            compute_seconds: vec![0.0; streamed.tensors.len()],
+            compute_seconds: vec![0.0; streamed.tensors.len()].into(),
         };
         this.choose(streamed, slots, &streamed.dense_in_likely_order());
         this
@@ -43,7 +43,7 @@ impl Pins {
 
     /// A multiplication with a tensor took this long. Pauses between tokens come along now and then: a longer time is
     /// believed slowly.
-    pub(in crate::stream) fn computed(&mut self, tensor: usize, time: Duration) {
+    pub(in crate::stream) fn computed(&mut self, tensor: StreamedId, time: Duration) {
         let (seconds, known) = (time.as_secs_f64(), self.compute_seconds[tensor]);
         self.compute_seconds[tensor] = match known {
             0.0 => seconds,
@@ -56,13 +56,13 @@ impl Pins {
     pub(in crate::stream) fn retune(
         &mut self,
         streamed: &StreamedTensors,
-        order: &[usize],
+        order: &[StreamedId],
         bytes_per_second: f64,
         pools: &mut [Pool],
         location: &TiSlice<BlockId, Option<SlotId>>,
     ) -> bool {
         let slots: Vec<usize> = pools.iter().map(Pool::slot_count).collect();
-        let step = |&tensor: &usize| Step {
+        let step = |&tensor: &StreamedId| Step {
             class: streamed.tensors[tensor].pool,
             read_seconds: streamed.blocks[streamed.tensors[tensor].first_block].size_bytes as f64 / bytes_per_second,
             compute_seconds: self.compute_seconds[tensor],
@@ -84,7 +84,7 @@ impl Pins {
         &mut self,
         streamed: &StreamedTensors,
         slots: &[usize],
-        order: &[usize],
+        order: &[StreamedId],
         pools: &mut [Pool],
         location: &TiSlice<BlockId, Option<SlotId>>,
     ) {
@@ -97,7 +97,7 @@ impl Pins {
         }
     }
 
-    fn choose(&mut self, streamed: &StreamedTensors, slots: &[usize], order: &[usize]) {
+    fn choose(&mut self, streamed: &StreamedTensors, slots: &[usize], order: &[StreamedId]) {
         let classes = order.iter().map(|&tensor| streamed.tensors[tensor].pool);
         for (&tensor, pinned) in order.iter().zip(pinned(classes, slots, self.ring)) {
             self.pinned[streamed.tensors[tensor].first_block] = pinned;
