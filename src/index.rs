@@ -55,6 +55,8 @@ index_types! {
     ReadToken;
     /// A streamed tensor, among those that are; not an index of [`crate::gguf::Gguf::tensors`].
     StreamedId;
+    /// A layer that has experts which its router chooses, counted among those; not the layer's number in the model.
+    ExpertLayer;
     /// What is read and used as a whole: a streamed dense tensor, or one expert of a streamed matrix.
     BlockId;
     /// A fetch, among those that exist.

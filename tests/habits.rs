@@ -165,7 +165,10 @@ fn what_is_stored_is_what_was_used() {
         for layer in 0..LAYERS {
             for expert in 0..EXPERTS {
                 let uses = tokens.iter().filter(|token| token[layer].contains(&(expert as i32))).count();
-                assert_eq!(usage_profile.uses_per_token(layer, expert), Some(uses as f32 / 50.0));
+                assert_eq!(
+                    usage_profile.uses_per_token(hypura::index::ExpertLayer(layer), expert),
+                    Some(uses as f32 / 50.0)
+                );
             }
         }
         let second = session(&model, directory.path(), SLOTS, &[("HYPURA_PREFETCH", "off")]);

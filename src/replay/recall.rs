@@ -1,6 +1,7 @@
 //! How well a trace's experts are foreseen by usage profile that is learned while it runs.
 
 use super::trace::{LayerUse, Trace};
+use crate::index::ExpertLayer;
 use crate::predict::{Predicted, Recent, UsageProfile};
 
 /// What the generated tokens used of their layers, and how much of it was foreseen.
@@ -54,23 +55,23 @@ pub fn profile_recall(trace: &Trace) -> ProfileRecall {
     for turn in trace.passes.chunk_by(|one, other| one.turn == other.turn) {
         let mut recent = Recent::default();
         for pass in turn.iter().filter(|pass| pass.is_decode) {
-            let mut layer_before: Option<(usize, Vec<usize>)> = None;
+            let mut layer_before: Option<(ExpertLayer, Vec<usize>)> = None;
             for layer in &pass.layers {
-                let used = experts(layer);
+                let (number, used) = (ExpertLayer(layer.layer), experts(layer));
                 if let Some((before, experts)) = &layer_before {
                     usage_profile.predict_next_layer(*before, experts, &mut predicted);
                     recall.next_layer.count(&used, experts_of(&predicted));
                 }
-                let token_before: Vec<usize> = recent.experts(layer.layer).collect();
+                let token_before: Vec<usize> = recent.experts(number).collect();
                 if !token_before.is_empty() {
-                    usage_profile.predict_next_token(layer.layer, &token_before, &mut predicted);
+                    usage_profile.predict_next_token(number, &token_before, &mut predicted);
                     recall.next_token.count(&used, experts_of(&predicted));
                     recall.repetition.count(&used, token_before.iter().copied());
                 }
-                recall.popularity.count(&used, popular(&usage_profile, layer.layer).into_iter());
+                recall.popularity.count(&used, popular(&usage_profile, number).into_iter());
                 let routing: Vec<i32> = used.iter().map(|&expert| expert as i32).collect();
-                usage_profile.observe(&mut recent, layer.layer, &routing, 1);
-                layer_before = Some((layer.layer, used));
+                usage_profile.observe(&mut recent, number, &routing, 1);
+                layer_before = Some((number, used));
             }
         }
     }
@@ -85,7 +86,7 @@ fn experts_of(predicted: &[Predicted]) -> impl Iterator<Item = usize> + '_ {
     predicted.iter().map(|predicted| predicted.expert)
 }
 
-fn popular(usage_profile: &UsageProfile, layer: usize) -> Vec<usize> {
+fn popular(usage_profile: &UsageProfile, layer: ExpertLayer) -> Vec<usize> {
     let mut experts: Vec<usize> = (0..usage_profile.expert_count()).collect();
     let frequency = |expert: usize| usage_profile.uses_per_token(layer, expert).unwrap_or(0.0);
     experts.sort_by(|&one, &other| frequency(other).total_cmp(&frequency(one)));

@@ -2,7 +2,7 @@
 //!
 //! They are read behind what somebody waits for and before what is only guessed, and no trial asks whether that pays.
 
-use crate::index::BlockId;
+use crate::index::{BlockId, ExpertLayer};
 use crate::io::{DirectFile, Engine, Priority, Request};
 
 use super::core::{Core, SlotId, State};
@@ -19,7 +19,7 @@ pub(super) struct Certain {
 }
 
 struct CertainLayer {
-    expert_layer: usize,
+    expert_layer: ExpertLayer,
     experts: Vec<usize>,
     /// Blocks that are being read, or were.
     reads: Vec<(BlockId, SlotId)>,
@@ -53,7 +53,7 @@ impl Core {
         state: &mut State,
         engine: &dyn Engine,
         certain: &mut Certain,
-        expert_layer: usize,
+        expert_layer: ExpertLayer,
         experts: &[usize],
     ) {
         if !std::mem::replace(&mut certain.is_announcing, true) {
@@ -104,7 +104,7 @@ impl Core {
         state: &mut State,
         engine: &dyn Engine,
         certain: &mut Certain,
-        expert_layer: usize,
+        expert_layer: ExpertLayer,
     ) -> Knowledge {
         let left = std::mem::take(&mut certain.current);
         self.let_go(state, engine, &left);

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::cache::policy::{Position, Use};
-use crate::index::{StreamedId, WaiterId};
+use crate::index::{ExpertLayer, StreamedId, WaiterId};
 use crate::predict::{Recent, Visit};
 
 use super::certain::{Certain, Knowledge};
@@ -51,9 +51,9 @@ pub(super) struct Pass {
     /// Since when a dense tensor is computed on, or was, until the next is wanted.
     computing_since: Option<Instant>,
     /// The expert layer that the latest demand is the first one of, if it is.
-    entered: Option<usize>,
+    entered: Option<ExpertLayer>,
     /// The expert layer that the pass is in, or was in last.
-    expert_layer: Option<usize>,
+    expert_layer: Option<ExpertLayer>,
     /// Of that layer: whether its experts were known in advance.
     knowledge: Knowledge,
     /// The latest expert layer that was entered, and the choices of the last few tokens there.
@@ -125,7 +125,7 @@ impl Pass {
     }
 
     /// An expert layer is entered.
-    fn enter_layer(&mut self, state: &mut State, layer: usize, is_first: bool, demand: &Demand<'_>) {
+    fn enter_layer(&mut self, state: &mut State, layer: ExpertLayer, is_first: bool, demand: &Demand<'_>) {
         let before = (self.visit.number > 0).then_some(self.visit.layer);
         let next = state.speculation.enter(before, layer, is_first);
         self.visit = Visit { layer, visitor: demand.waiter, number: self.visit.number + 1, is_first, next };
@@ -156,7 +156,7 @@ impl Pass {
         }
     }
 
-    fn record_trace(&self, running: &Running, state: &State, layer: usize, demand: &Demand<'_>) {
+    fn record_trace(&self, running: &Running, state: &State, layer: ExpertLayer, demand: &Demand<'_>) {
         let Some(trace) = &running.trace else { return };
         let (all, streamed) = (&running.core.streamed, demand.streamed);
         let routing = Routing {

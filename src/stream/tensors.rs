@@ -6,7 +6,7 @@ use super::rows::Table;
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
-use crate::index::{BlockId, StreamedId, UnitId};
+use crate::index::{BlockId, ExpertLayer, StreamedId, UnitId};
 use crate::io::Alignment;
 use crate::plan::SlotClass;
 
@@ -28,7 +28,7 @@ pub(super) struct StreamedTensor {
     /// Tensors of one layer are needed together.
     pub(super) layer: u32,
     /// Index in [`StreamedTensors::expert_layers`]; none of experts that the layer's router does not choose.
-    pub(super) expert_layer: Option<usize>,
+    pub(super) expert_layer: Option<ExpertLayer>,
     /// Where it is likely to come among them.
     pub(super) rank_in_layer: usize,
     /// The pool that its blocks live in.
@@ -49,9 +49,9 @@ pub(super) struct StreamedTensors {
     /// What is looked up instead, a row at a time.
     pub(super) tables: Vec<Table>,
     /// The layers that have experts, in order: the tensors that hold them.
-    pub(super) expert_layers: Vec<Vec<StreamedId>>,
+    pub(super) expert_layers: TiVec<ExpertLayer, Vec<StreamedId>>,
     /// Of each of them, whether its experts follow from the token, by a table.
-    pub(super) is_hash_routed: Vec<bool>,
+    pub(super) is_hash_routed: TiVec<ExpertLayer, bool>,
     /// Of each of `tensors`, whether it holds the experts that its layer's router chooses.
     is_routed: TiVec<StreamedId, bool>,
     /// By index in [`Gguf::tensors`].
@@ -69,8 +69,8 @@ impl StreamedTensors {
             blocks: TiVec::new(),
             classes: Vec::new(),
             tables: Vec::new(),
-            expert_layers: Vec::new(),
-            is_hash_routed: Vec::new(),
+            expert_layers: TiVec::new(),
+            is_hash_routed: TiVec::new(),
             is_routed: TiVec::new(),
             by_tensor: vec![None; gguf.tensors().len()],
         };
@@ -134,7 +134,7 @@ impl StreamedTensors {
             if layer.replace(tensor.layer) != Some(tensor.layer) {
                 self.expert_layers.push(Vec::new());
             }
-            let last = self.expert_layers.len() - 1;
+            let Some(last) = self.expert_layers.last_key() else { continue };
             tensor.expert_layer = Some(last);
             self.expert_layers[last].push(index);
         }

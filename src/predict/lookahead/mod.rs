@@ -18,8 +18,10 @@ mod test_numbers;
 mod tests;
 mod votes;
 
+use typed_index_collections::TiVec;
+
 use crate::gguf::Gguf;
-use crate::index::WaiterId;
+use crate::index::{ExpertLayer, WaiterId};
 
 use carry::Carry;
 use fit::Fit;
@@ -43,7 +45,7 @@ const GOOD: f32 = 0.9;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Successor {
     /// Which one.
-    pub layer: usize,
+    pub layer: ExpertLayer,
     /// Whether the same tokens reach it, and not those of the next pass.
     pub is_in_pass: bool,
 }
@@ -52,7 +54,7 @@ pub struct Successor {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Visit {
     /// Which layer, counted among the expert layers.
-    pub layer: usize,
+    pub layer: ExpertLayer,
     /// Who enters it, and how many layers that one entered before: consecutive numbers belong together.
     pub visitor: WaiterId,
     /// See `visitor`.
@@ -82,7 +84,7 @@ pub struct Sight {
 
 /// What is known of the routers of a model.
 pub struct Lookahead {
-    layers: Vec<Layer>,
+    layers: TiVec<ExpertLayer, Layer>,
     /// What was foreseen last.
     predicted: Predicted,
     input: Vec<f32>,
@@ -97,7 +99,7 @@ struct Layer {
     router: Option<Router>,
     norms: Norms,
     /// The layer that it was reached from last, and how.
-    reached: Option<(usize, Carry)>,
+    reached: Option<(ExpertLayer, Carry)>,
     /// Experts that a token uses of it.
     used: usize,
     /// Of what it wanted, what its router named, and the usage profile.
@@ -160,7 +162,7 @@ impl Lookahead {
         Self::of(numbers.iter().map(layer).collect())
     }
 
-    fn of(layers: Vec<Layer>) -> Self {
+    fn of(layers: TiVec<ExpertLayer, Layer>) -> Self {
         Self {
             layers,
             predicted: Predicted::default(),
@@ -215,10 +217,10 @@ impl Lookahead {
         if !is_carried || sight.row_length != before.row_length || from == to {
             return;
         }
-        let (low, high) = self.layers.split_at_mut(from.max(to));
+        let (low, high) = self.layers.raw.split_at_mut(from.max(to).0);
         let (from, this) = match from < to {
-            true => (&mut low[from], &mut high[0]),
-            false => (&mut high[0], &mut low[to]),
+            true => (&mut low[from.0], &mut high[0]),
+            false => (&mut high[0], &mut low[to.0]),
         };
         let Some(Router { gate, fit }) = &mut this.router else { return };
         if gate.width() != sight.row_length || sight.inputs.is_empty() || sight.routing.is_empty() {
@@ -232,7 +234,7 @@ impl Lookahead {
         fit.learn(gate, &this.norms, carry.put_in(), sight.last_input(), sight.last_routing());
     }
 
-    fn choose(&mut self, sight: &Sight, next: usize) -> Option<()> {
+    fn choose(&mut self, sight: &Sight, next: ExpertLayer) -> Option<()> {
         let Self { layers, predicted, input, logits, ranking, votes } = self;
         let (from, to) = (&layers[sight.visit.layer], &layers[next]);
         let (Some(Router { gate, fit }), Some((layer, carry))) = (&to.router, &to.reached) else { return None };

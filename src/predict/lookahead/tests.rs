@@ -117,9 +117,15 @@ impl Model {
                     let choices = choices.unwrap_or_default();
                     right += routing.iter().filter(|&&expert| choices.contains(&(expert as usize))).count();
                 }
-                let next = Successor { layer: (layer + 1) % LAYERS, is_in_pass: layer + 1 < LAYERS };
+                let next = Successor { layer: ExpertLayer((layer + 1) % LAYERS), is_in_pass: layer + 1 < LAYERS };
                 let number = token * LAYERS as u64 + layer as u64;
-                let visit = Visit { layer, visitor: WaiterId(0), number, is_first: layer == 0, next: Some(next) };
+                let visit = Visit {
+                    layer: ExpertLayer(layer),
+                    visitor: WaiterId(0),
+                    number,
+                    is_first: layer == 0,
+                    next: Some(next),
+                };
                 let inputs = if self.kind.is_latent { router } else { experts };
                 let sight = Sight { visit, is_part: false, row_length: WIDTH, inputs, routing, experts: Vec::new() };
                 choices = self.lookahead.name(&sight).map(<[usize]>::to_vec);
@@ -184,11 +190,11 @@ fn of_what_has_no_relation_nothing_is_named() {
     let mut named = 0;
     for number in 0..200 {
         let layer = number as usize % LAYERS;
-        let next = Some(Successor { layer: (layer + 1) % LAYERS, is_in_pass: layer + 1 < LAYERS });
+        let next = Some(Successor { layer: ExpertLayer((layer + 1) % LAYERS), is_in_pass: layer + 1 < LAYERS });
         let inputs = model.numbers.near(0.0, 1.0, WIDTH);
         let other = model.numbers.near(0.0, 1.0, WIDTH);
         let routing = model.route(layer, 0, &other);
-        let visit = Visit { layer, visitor: WaiterId(0), number, is_first: layer == 0, next };
+        let visit = Visit { layer: ExpertLayer(layer), visitor: WaiterId(0), number, is_first: layer == 0, next };
         let sight = Sight { visit, is_part: false, row_length: WIDTH, inputs, routing, experts: Vec::new() };
         named += usize::from(model.lookahead.name(&sight).is_some());
         model.lookahead.learn(&before, &sight);
@@ -202,11 +208,11 @@ fn rows_of_another_width_are_no_input_of_the_router() {
     let mut model = Model::new(KIND);
     model.run(8);
     let visit = Visit {
-        layer: 1,
+        layer: ExpertLayer(1),
         visitor: WaiterId(0),
         number: 0,
         is_first: false,
-        next: Some(Successor { layer: 2, is_in_pass: true }),
+        next: Some(Successor { layer: ExpertLayer(2), is_in_pass: true }),
     };
     let sight = Sight { visit, is_part: false, row_length: 7, inputs: vec![0.5; 7], routing: vec![1], experts: vec![] };
     assert_eq!(model.lookahead.name(&sight), None);

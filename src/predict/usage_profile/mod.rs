@@ -17,6 +17,9 @@ mod store;
 pub use recent::Recent;
 pub use store::Store;
 
+use typed_index_collections::TiVec;
+
+use crate::index::ExpertLayer;
 use recent::{Entered, Rows};
 
 /// Tokens that a layer's counts are of at most.
@@ -44,7 +47,7 @@ pub struct Predicted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageProfile {
     expert_count: usize,
-    layers: Vec<Layer>,
+    layers: TiVec<ExpertLayer, Layer>,
     /// Whether anything was counted since [`Self::take_news`].
     has_news: bool,
 }
@@ -88,7 +91,7 @@ impl UsageProfile {
 
     /// Counts a batch: `routing` names the experts of a layer, the same number for each of `tokens` tokens, all below
     /// the number of experts. `recent` is what the same user, whose batches follow one another, did before.
-    pub fn observe(&mut self, recent: &mut Recent, layer: usize, routing: &[i32], tokens: usize) {
+    pub fn observe(&mut self, recent: &mut Recent, layer: ExpertLayer, routing: &[i32], tokens: usize) {
         let Entered { rows, layer_before, token_before } = recent.enter(layer, self.layers.len(), routing, tokens);
         if rows.experts().is_empty() {
             return;
@@ -105,26 +108,26 @@ impl UsageProfile {
             count_pairs(&mut counted.next_token, self.expert_count, before, rows);
         }
         if let Some(before) = layer_before {
-            count_pairs(&mut self.layers[layer - 1].next_layer, self.expert_count, before, rows);
+            count_pairs(&mut self.layers[ExpertLayer(layer.0 - 1)].next_layer, self.expert_count, before, rows);
         }
     }
 
     /// How often a token uses an expert, 0 to 1; `None` while nothing is known of the layer.
-    pub fn uses_per_token(&self, layer: usize, expert: usize) -> Option<f32> {
+    pub fn uses_per_token(&self, layer: ExpertLayer, expert: usize) -> Option<f32> {
         let layer = &self.layers[layer];
         (layer.tokens > 0).then(|| layer.frequency(expert))
     }
 
     /// Foresees the layer after one that used these experts: all that followed any of them, the likeliest first.
-    pub fn predict_next_layer(&self, layer: usize, experts: &[usize], predicted: &mut Vec<Predicted>) {
+    pub fn predict_next_layer(&self, layer: ExpertLayer, experts: &[usize], predicted: &mut Vec<Predicted>) {
         predicted.clear();
-        if let [this, next, ..] = &self.layers[layer..] {
+        if let [this, next, ..] = &self.layers.raw[layer.0..] {
             rank(this, &this.next_layer, next, experts, predicted);
         }
     }
 
     /// Foresees what the next token uses of a layer, of which this one used these experts.
-    pub fn predict_next_token(&self, layer: usize, experts: &[usize], predicted: &mut Vec<Predicted>) {
+    pub fn predict_next_token(&self, layer: ExpertLayer, experts: &[usize], predicted: &mut Vec<Predicted>) {
         predicted.clear();
         let this = &self.layers[layer];
         rank(this, &this.next_token, this, experts, predicted);
@@ -132,18 +135,18 @@ impl UsageProfile {
 
     /// A copy of a layer, to be put together by [`Self::of_layers`]: copying all at once would take too long under a
     /// lock.
-    pub fn layer(&self, layer: usize) -> Layer {
+    pub fn layer(&self, layer: ExpertLayer) -> Layer {
         self.layers[layer].clone()
     }
 
     /// Layers of a model with at most `expert_count` experts each.
     pub fn of_layers(expert_count: usize, layers: Vec<Layer>) -> Self {
-        Self { expert_count, layers, has_news: false }
+        Self { expert_count, layers: layers.into(), has_news: false }
     }
 
-    /// The layers' number.
-    pub fn layer_count(&self) -> usize {
-        self.layers.len()
+    /// The layers, in order.
+    pub fn layers(&self) -> impl Iterator<Item = ExpertLayer> + use<> {
+        (0..self.layers.len()).map(ExpertLayer)
     }
 
     /// Experts of a layer, at most.

@@ -1,14 +1,17 @@
 //! What a user of a model did last, so that its next batch can be told what it follows.
 
+use typed_index_collections::TiVec;
+
 use super::ROWS_MAX;
+use crate::index::ExpertLayer;
 
 /// What each layer used in the latest two batches of one user: of one context, whose batches follow one another.
 #[derive(Debug, Default)]
 pub struct Recent {
     /// The layer that came last.
-    layer: Option<usize>,
+    layer: Option<ExpertLayer>,
     /// By layer: the latest batch, and the one before it.
-    rows: Vec<[Rows; 2]>,
+    rows: TiVec<ExpertLayer, [Rows; 2]>,
 }
 
 /// The experts of some tokens of a batch, the same number for each.
@@ -35,7 +38,7 @@ impl Recent {
     /// A layer is entered by a batch.
     pub(super) fn enter(
         &mut self,
-        layer: usize,
+        layer: ExpertLayer,
         layer_count: usize,
         routing: &[i32],
         token_count: usize,
@@ -45,7 +48,7 @@ impl Recent {
         self.rows[layer].swap(0, 1);
         self.rows[layer][0].fill(routing, token_count);
         let [rows, before] = &self.rows[layer];
-        let layer_before = layer.checked_sub(1).map(|above| &self.rows[above][0]);
+        let layer_before = layer.0.checked_sub(1).map(|above| &self.rows[ExpertLayer(above)][0]);
         Entered {
             rows,
             layer_before: layer_before.filter(|before| follows && before.token_count == token_count),
@@ -56,7 +59,7 @@ impl Recent {
     }
 
     /// The experts that a layer used in the latest batch, once for each token that did.
-    pub fn experts(&self, layer: usize) -> impl Iterator<Item = usize> + '_ {
+    pub fn experts(&self, layer: ExpertLayer) -> impl Iterator<Item = usize> + '_ {
         self.rows.get(layer).into_iter().flat_map(|[rows, _]| rows.experts.iter().map(|&expert| usize::from(expert)))
     }
 }

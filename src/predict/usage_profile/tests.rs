@@ -18,7 +18,7 @@ fn run(usage_profile: &mut UsageProfile, tokens: &[[[i32; 2]; 3]]) {
     let mut recent = Recent::default();
     for token in tokens {
         for (layer, experts) in token.iter().enumerate() {
-            usage_profile.observe(&mut recent, layer, experts, 1);
+            usage_profile.observe(&mut recent, ExpertLayer(layer), experts, 1);
         }
     }
 }
@@ -36,7 +36,7 @@ fn experts(predicted: &[Predicted]) -> Vec<usize> {
     predicted.iter().map(|predicted| predicted.expert).collect()
 }
 
-fn next_layer(usage_profile: &UsageProfile, layer: usize, used: &[usize]) -> Vec<Predicted> {
+fn next_layer(usage_profile: &UsageProfile, layer: ExpertLayer, used: &[usize]) -> Vec<Predicted> {
     let mut predicted = Vec::new();
     usage_profile.predict_next_layer(layer, used, &mut predicted);
     predicted
@@ -49,11 +49,11 @@ fn uses_and_pairs_are_those_counted_by_hand() {
     run(&mut usage_profile, &tokens);
     let has = |experts: [i32; 2], expert: usize| experts.contains(&(expert as i32));
     for layer in 0..LAYERS.len() {
-        let counted = usage_profile.layer(layer);
+        let counted = usage_profile.layer(ExpertLayer(layer));
         for one in 0..EXPERTS {
             let uses = tokens.iter().filter(|token| has(token[layer], one)).count();
             assert_eq!(usize::from(counted.uses[one]), uses);
-            assert_eq!(usage_profile.uses_per_token(layer, one), Some(uses as f32 / 300.0));
+            assert_eq!(usage_profile.uses_per_token(ExpertLayer(layer), one), Some(uses as f32 / 300.0));
             for other in 0..EXPERTS {
                 let pair = one * EXPERTS + other;
                 let together = tokens
@@ -73,16 +73,16 @@ fn what_follows_is_foreseen_and_a_stranger_by_what_is_popular() {
     // Layer 0 alternates; the next layer answers 0,1 with 4,5 and 2,3 with 1,2.
     let tokens: Vec<_> = (0..40).map(|token| [[[0, 1], [4, 5], [0, 3]], [[2, 3], [1, 2], [0, 5]]][token % 2]).collect();
     run(&mut usage_profile, &tokens);
-    let predicted = next_layer(&usage_profile, 0, &[0, 1]);
+    let predicted = next_layer(&usage_profile, ExpertLayer(0), &[0, 1]);
     assert_eq!(experts(&predicted[..2]), [4, 5]);
     assert!(predicted[0].probability > 0.9 && predicted[2].probability < 0.1, "{predicted:?}");
-    assert_eq!(experts(&next_layer(&usage_profile, 0, &[3, 2])[..2]), [1, 2]);
+    assert_eq!(experts(&next_layer(&usage_profile, ExpertLayer(0), &[3, 2])[..2]), [1, 2]);
     let mut again = Vec::new();
-    usage_profile.predict_next_token(0, &[0, 1], &mut again);
+    usage_profile.predict_next_token(ExpertLayer(0), &[0, 1], &mut again);
     assert_eq!(experts(&again[..2]), [2, 3], "the layer alternates");
-    assert_eq!(experts(&next_layer(&usage_profile, 1, &[0])[..1]), [0], "every token uses 0 there");
-    assert!(next_layer(&usage_profile, 2, &[0]).is_empty(), "nothing comes after the last layer");
-    assert!(next_layer(&new(), 0, &[0]).is_empty(), "nothing is known yet");
+    assert_eq!(experts(&next_layer(&usage_profile, ExpertLayer(1), &[0])[..1]), [0], "every token uses 0 there");
+    assert!(next_layer(&usage_profile, ExpertLayer(2), &[0]).is_empty(), "nothing comes after the last layer");
+    assert!(next_layer(&new(), ExpertLayer(0), &[0]).is_empty(), "nothing is known yet");
 }
 
 #[test]
@@ -95,20 +95,20 @@ fn of_a_large_batch_some_tokens_count_and_layers_are_joined_row_by_row() {
         (0..tokens).map(|token| if token < tokens / 2 { first } else { second }).collect()
     };
     for (layer, routing) in [(0, halves(0, 2)), (1, halves(1, 3))] {
-        usage_profile.observe(&mut recent, layer, &routing, tokens);
+        usage_profile.observe(&mut recent, ExpertLayer(layer), &routing, tokens);
     }
-    let layer = usage_profile.layer(0);
+    let layer = usage_profile.layer(ExpertLayer(0));
     let half = (ROWS_MAX / 2) as u16;
     assert_eq!((layer.tokens, &layer.uses[..3]), (2 * half, &[half, 0, half][..]));
     let pairs: Vec<usize> = (0..EXPERTS * EXPERTS).filter(|&pair| layer.next_layer[pair] > 0).collect();
     assert_eq!(pairs, [1, 2 * EXPERTS + 3]);
     // Another number of tokens, as in the last layer of a prompt, cannot be joined with it; nor can a layer that was
     // skipped.
-    usage_profile.observe(&mut recent, 2, &[0], 1);
-    usage_profile.observe(&mut recent, 0, &[0], 1);
-    usage_profile.observe(&mut recent, 2, &[0], 1);
-    assert!(usage_profile.layer(1).next_layer.iter().all(|&count| count == 0));
-    assert_eq!(recent.experts(2).collect::<Vec<_>>(), [0]);
+    usage_profile.observe(&mut recent, ExpertLayer(2), &[0], 1);
+    usage_profile.observe(&mut recent, ExpertLayer(0), &[0], 1);
+    usage_profile.observe(&mut recent, ExpertLayer(2), &[0], 1);
+    assert!(usage_profile.layer(ExpertLayer(1)).next_layer.iter().all(|&count| count == 0));
+    assert_eq!(recent.experts(ExpertLayer(2)).collect::<Vec<_>>(), [0]);
 }
 
 #[test]
@@ -118,11 +118,11 @@ fn users_at_the_same_time_do_not_follow_each_other() {
     for (recent, layer, expert) in
         [(&mut one, 0, 0), (&mut other, 0, 2)].map(|(recent, layer, expert)| (recent, layer, [expert]))
     {
-        usage_profile.observe(recent, layer, &expert, 1);
+        usage_profile.observe(recent, ExpertLayer(layer), &expert, 1);
     }
-    usage_profile.observe(&mut one, 1, &[1], 1);
-    usage_profile.observe(&mut other, 1, &[3], 1);
-    let layer = usage_profile.layer(0);
+    usage_profile.observe(&mut one, ExpertLayer(1), &[1], 1);
+    usage_profile.observe(&mut other, ExpertLayer(1), &[3], 1);
+    let layer = usage_profile.layer(ExpertLayer(0));
     let pairs: Vec<usize> = (0..EXPERTS * EXPERTS).filter(|&pair| layer.next_layer[pair] > 0).collect();
     assert_eq!(pairs, [1, 2 * EXPERTS + 3]);
 }
@@ -132,14 +132,14 @@ fn old_habits_fade() {
     let mut usage_profile = new();
     let max = usize::from(TOKENS_MAX);
     run(&mut usage_profile, &vec![[[0, 1]; 3]; max]);
-    assert_eq!(usage_profile.uses_per_token(0, 0), Some(1.0));
+    assert_eq!(usage_profile.uses_per_token(ExpertLayer(0), 0), Some(1.0));
     run(&mut usage_profile, &vec![[[2, 3]; 3]; max]);
-    assert!(usage_profile.uses_per_token(0, 2).unwrap() > 0.7);
-    assert!(usage_profile.uses_per_token(0, 0).unwrap() > 0.1, "not at once");
+    assert!(usage_profile.uses_per_token(ExpertLayer(0), 2).unwrap() > 0.7);
+    assert!(usage_profile.uses_per_token(ExpertLayer(0), 0).unwrap() > 0.1, "not at once");
     run(&mut usage_profile, &vec![[[2, 3]; 3]; 12 * max]);
-    assert_eq!(usage_profile.uses_per_token(0, 0), Some(0.0));
-    assert_eq!(next_layer(&usage_profile, 0, &[2, 3])[0].expert, 2);
-    assert!(usage_profile.layer(0).tokens <= TOKENS_MAX);
+    assert_eq!(usage_profile.uses_per_token(ExpertLayer(0), 0), Some(0.0));
+    assert_eq!(next_layer(&usage_profile, ExpertLayer(0), &[2, 3])[0].expert, 2);
+    assert!(usage_profile.layer(ExpertLayer(0)).tokens <= TOKENS_MAX);
 }
 
 #[test]
@@ -153,9 +153,9 @@ fn without_pairs_uses_are_counted_and_the_store_is_read() {
     Store::new(directory.path().to_owned(), "a").load(&mut without);
     run(&mut without, &[[[0, 1], [2, 3], [4, 5]]; 10]);
     let mut predicted = Vec::new();
-    without.predict_next_layer(0, &[0], &mut predicted);
+    without.predict_next_layer(ExpertLayer(0), &[0], &mut predicted);
     assert!(predicted.is_empty());
-    assert_eq!(without.uses_per_token(0, 0), Some(1.0));
+    assert_eq!(without.uses_per_token(ExpertLayer(0), 0), Some(1.0));
 }
 
 #[test]
@@ -171,10 +171,10 @@ fn a_model_too_large_for_pairs_has_its_uses_counted() {
     let mut usage_profile = UsageProfile::new(&numbers, 512);
     let mut recent = Recent::default();
     for layer in 0..3 {
-        usage_profile.observe(&mut recent, layer, &[511, 7], 1);
+        usage_profile.observe(&mut recent, ExpertLayer(layer), &[511, 7], 1);
     }
-    assert_eq!(usage_profile.uses_per_token(1, 511), Some(1.0));
-    assert!(next_layer(&usage_profile, 0, &[7]).is_empty());
+    assert_eq!(usage_profile.uses_per_token(ExpertLayer(1), 511), Some(1.0));
+    assert!(next_layer(&usage_profile, ExpertLayer(0), &[7]).is_empty());
 }
 
 #[test]
@@ -222,11 +222,11 @@ fn runs_of_a_model_share_a_file_and_models_do_not() {
     run(&mut one, &[[[0, 1]; 3]; 100]);
     run(&mut other, &[[[0, 2]; 3]; 100]);
     first.save(one.clone());
-    assert_eq!(stored(&place, "a").uses_per_token(0, 1), Some(1.0));
+    assert_eq!(stored(&place, "a").uses_per_token(ExpertLayer(0), 1), Some(1.0));
     second.save(other);
     let both = stored(&place, "a");
-    assert_eq!([0, 1, 2].map(|expert| both.uses_per_token(1, expert).unwrap()), [1.0, 0.5, 0.5]);
-    assert!(stored(&place, "b").uses_per_token(0, 0).is_none());
+    assert_eq!([0, 1, 2].map(|expert| both.uses_per_token(ExpertLayer(1), expert).unwrap()), [1.0, 0.5, 0.5]);
+    assert!(stored(&place, "b").uses_per_token(ExpertLayer(0), 0).is_none());
 
     // Saved again, with nothing new from others, it stays what it is.
     let mut third = Store::new(place.clone(), "a");
@@ -247,10 +247,10 @@ fn layers_that_a_run_does_not_stream_are_kept() {
     let mut part = UsageProfile::new(&LAYERS[1..], EXPERTS);
     let mut store = Store::new(directory.path().to_owned(), "a");
     store.load(&mut part);
-    assert_eq!(part.layer_count(), 2);
-    assert_eq!(part.uses_per_token(0, 2), Some(1.0));
+    assert_eq!(part.layers().count(), 2);
+    assert_eq!(part.uses_per_token(ExpertLayer(0), 2), Some(1.0));
     store.save(part);
-    assert_eq!(stored(directory.path(), "a").uses_per_token(0, 0), Some(1.0));
+    assert_eq!(stored(directory.path(), "a").uses_per_token(ExpertLayer(0), 0), Some(1.0));
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn rubbish_is_ignored_and_replaced() {
     assert_eq!(usage_profile, new());
     run(&mut usage_profile, &[[[0, 1]; 3]; 10]);
     store.save(usage_profile);
-    assert_eq!(stored(directory.path(), "a").uses_per_token(0, 1), Some(1.0));
+    assert_eq!(stored(directory.path(), "a").uses_per_token(ExpertLayer(0), 1), Some(1.0));
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::index::BlockId;
+use typed_index_collections::TiVec;
+
+use crate::index::{BlockId, ExpertLayer};
 use crate::io::{Cancelled, DirectFile, Engine, Priority, Request};
 use crate::predict::{Confidence, Predicted, Successor, Trial, Visit};
 
@@ -28,11 +30,11 @@ pub(in crate::stream) struct Speculation {
     /// How sure routers are.
     confidence: Confidence,
     /// The expert layer that was entered last.
-    current: Option<usize>,
+    current: Option<ExpertLayer>,
     /// By expert layer, what came after it last. Layers that no pass uses come after none.
-    successors: Vec<Option<Successor>>,
-    /// The layer that something was foreseen for, and its experts.
-    layer: usize,
+    successors: TiVec<ExpertLayer, Option<Successor>>,
+    /// The layer that something was foreseen for, until it is entered, and its experts.
+    layer: Option<ExpertLayer>,
     named: Vec<Named>,
     /// Whether a router named them, and not the usage profile.
     by_router: bool,
@@ -60,8 +62,8 @@ impl Speculation {
             trial: Trial::new(forced),
             confidence: Confidence::new(layer_count),
             current: None,
-            successors: vec![None; layer_count],
-            layer: usize::MAX,
+            successors: vec![None; layer_count].into(),
+            layer: None,
             named: Vec::new(),
             by_router: false,
             reads: Vec::new(),
@@ -77,8 +79,8 @@ impl Speculation {
     /// An expert layer is entered, after another one by the same user: returns what will come next, if it was seen before.
     pub(in crate::stream) fn enter(
         &mut self,
-        before: Option<usize>,
-        layer: usize,
+        before: Option<ExpertLayer>,
+        layer: ExpertLayer,
         is_first: bool,
     ) -> Option<Successor> {
         if let Some(before) = before {
@@ -102,7 +104,7 @@ impl Core {
     pub(in crate::stream) fn prefetch(
         &self,
         files: &[DirectFile],
-        layer: usize,
+        layer: ExpertLayer,
         naming: Naming<'_>,
         requests: &mut Vec<Request>,
     ) {
@@ -121,7 +123,7 @@ impl Core {
         let has_none = |block: BlockId| location[block].is_none() && copies[block] == 0;
         let is_missing = |expert| self.blocks_of(layer, expert).any(|(_, block)| has_none(block));
         let named = |expert, probability| Named { expert, probability, is_missing: is_missing(expert) };
-        speculation.layer = layer;
+        speculation.layer = Some(layer);
         speculation.named.clear();
         speculation.by_router = matches!(naming, Naming::ByRouter(_));
         match naming {
@@ -141,7 +143,7 @@ impl Core {
     }
 
     /// Adds reads for what is missing of the likely ones among the experts named, as far as what would go for them is worth less.
-    fn read_likely(&self, state: &mut State, files: &[DirectFile], layer: usize, requests: &mut Vec<Request>) {
+    fn read_likely(&self, state: &mut State, files: &[DirectFile], layer: ExpertLayer, requests: &mut Vec<Request>) {
         for index in 0..state.speculation.named.len() {
             let Named { expert, probability, is_missing } = state.speculation.named[index];
             if !is_missing || probability < PROBABILITY_MIN {
@@ -162,7 +164,7 @@ impl Core {
     }
 
     /// The blocks of an expert in all matrices of an expert layer that have it.
-    fn blocks_of(&self, layer: usize, expert: usize) -> impl Iterator<Item = (&StreamedTensor, BlockId)> {
+    fn blocks_of(&self, layer: ExpertLayer, expert: usize) -> impl Iterator<Item = (&StreamedTensor, BlockId)> {
         let tensors = self.streamed.expert_layers[layer].iter().map(|&index| &self.streamed.tensors[index]);
         tensors
             .filter(move |tensor| expert < tensor.block_count)
@@ -184,7 +186,7 @@ impl Core {
         if speculation.pass_counts && !visit.is_first {
             self.counters.wanted_in_steps.add(wanted.len() as u64);
         }
-        if speculation.layer == layer {
+        if speculation.layer == Some(layer) {
             let counters = if speculation.by_router { &self.counters.by_router } else { &self.counters.by_profile };
             counters.wanted.add(wanted.len() as u64);
             for (rank, named) in speculation.named.iter().enumerate() {
@@ -195,7 +197,7 @@ impl Core {
                 }
             }
         }
-        speculation.layer = usize::MAX;
+        speculation.layer = None;
         let reads = std::mem::take(&mut speculation.reads);
         for &(block, id) in &reads {
             if state.location[block] != Some(id) || !state.pools[id.pool].is_prefetched(id.slot) {
@@ -248,13 +250,15 @@ mod tests {
         let mut speculation = Speculation::new(false, 4);
         let mut before = None;
         for pass in 0..2 {
-            for layer in 0..3 {
-                let next = speculation.enter(before.replace(layer), layer, layer == 0);
-                let after = Successor { layer: (layer + 1) % 3, is_in_pass: layer != 2 };
+            for (layer, next_layer) in
+                [(0, 1), (1, 2), (2, 0)].map(|(layer, next)| (ExpertLayer(layer), ExpertLayer(next)))
+            {
+                let next = speculation.enter(before.replace(layer), layer, layer == ExpertLayer(0));
+                let after = Successor { layer: next_layer, is_in_pass: layer != ExpertLayer(2) };
                 assert_eq!(next, (pass > 0).then_some(after));
             }
         }
-        assert!(speculation.successors.iter().flatten().all(|successor| successor.layer != 3));
+        assert!(speculation.successors.iter().flatten().all(|successor| successor.layer != ExpertLayer(3)));
     }
 
     #[test]

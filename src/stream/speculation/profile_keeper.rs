@@ -74,7 +74,7 @@ impl Core {
     fn remember(&self, usage_profile: &UsageProfile) -> Vec<BlockId> {
         let mut state = self.state.lock();
         let mut experts = Vec::new();
-        for layer in 0..usage_profile.layer_count() {
+        for layer in usage_profile.layers() {
             for expert in 0..usage_profile.expert_count() {
                 let uses_per_token =
                     usage_profile.uses_per_token(layer, expert).filter(|&uses_per_token| uses_per_token > 0.0);
@@ -144,10 +144,10 @@ impl Core {
         if !usage_profile.take_news() {
             return;
         }
-        let (layer_count, expert_count) = (usage_profile.layer_count(), usage_profile.expert_count());
+        let (layers, expert_count) = (usage_profile.layers(), usage_profile.expert_count());
         drop(usage_profile);
         // Layer by layer, so that no fetch waits for long.
-        let layers = (0..layer_count).map(|layer| self.usage_profile.lock().layer(layer)).collect();
+        let layers = layers.map(|layer| self.usage_profile.lock().layer(layer)).collect();
         store.save(UsageProfile::of_layers(expert_count, layers));
     }
 }
