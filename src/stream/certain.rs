@@ -5,7 +5,8 @@
 use crate::index::{BlockId, ExpertLayer};
 use crate::io::{DirectFile, Engine, Priority, Request};
 
-use super::core::{Core, SlotId, State};
+use super::core::Core;
+use super::slots::{SlotId, Slots};
 
 /// What a fetch is certain to demand in the pass that it computes or is about to.
 #[derive(Default)]
@@ -44,54 +45,46 @@ impl Certain {
     pub(super) fn begin_pass(&mut self) {
         self.is_announcing = false;
     }
-}
 
-impl Core {
     /// Notes which experts of a layer the coming pass will use.
-    pub(super) fn announce_experts(
-        &self,
-        state: &mut State,
+    pub(super) fn announce(
+        &mut self,
+        core: &Core,
+        slots: &mut Slots,
         engine: &dyn Engine,
-        certain: &mut Certain,
         expert_layer: ExpertLayer,
         experts: &[usize],
     ) {
-        if !std::mem::replace(&mut certain.is_announcing, true) {
-            self.forget_certain(state, engine, certain);
+        if !std::mem::replace(&mut self.is_announcing, true) {
+            self.forget(core, slots, engine);
         }
-        if certain.layers.iter().all(|layer| layer.expert_layer != expert_layer) {
+        if self.layers.iter().all(|layer| layer.expert_layer != expert_layer) {
             let experts = experts.to_vec();
-            certain.layers.push(CertainLayer { expert_layer, experts, reads: Vec::new(), is_complete: false });
+            self.layers.push(CertainLayer { expert_layer, experts, reads: Vec::new(), is_complete: false });
         }
     }
 
     /// Adds reads for what is missing of the announced experts, as far as what would go for them is worth less.
-    pub(super) fn read_certain(
-        &self,
-        state: &mut State,
-        files: &[DirectFile],
-        certain: &mut Certain,
-        requests: &mut Vec<Request>,
-    ) {
-        for layer in certain.layers.iter_mut().filter(|layer| !layer.is_complete) {
+    pub(super) fn read(&mut self, core: &Core, slots: &mut Slots, files: &[DirectFile], requests: &mut Vec<Request>) {
+        for layer in self.layers.iter_mut().filter(|layer| !layer.is_complete) {
             let CertainLayer { expert_layer, experts, reads, is_complete } = layer;
             *is_complete = true;
-            for &index in &self.streamed.expert_layers[*expert_layer] {
-                let tensor = &self.streamed.tensors[index];
+            for &index in &core.streamed.expert_layers[*expert_layer] {
+                let tensor = &core.streamed.tensors[index];
                 for &expert in experts.iter().filter(|&&expert| expert < tensor.block_count) {
                     let block = tensor.first_block + expert;
-                    if !state.is_missing(block) {
+                    if !slots.is_missing(block) {
                         continue;
                     }
-                    let gains = state.pools[tensor.pool].would_gain(tensor.first_unit + expert, 1.0, state.position);
-                    let read = || self.read(state, files, tensor.pool, block, Priority::Ahead, requests);
+                    let gains = slots.pools[tensor.pool].would_gain(tensor.first_unit + expert, 1.0, slots.position);
+                    let read = || core.read(slots, files, tensor.pool, block, Priority::Ahead, requests);
                     let Some(id) = gains.then(read).flatten() else {
                         *is_complete = false;
                         break; // this pool is full; another may not be
                     };
-                    state.is_certain[block] = true;
-                    self.counters.certain_reads.add(1);
-                    self.counters.certain_bytes.add(self.streamed.blocks[block].size_bytes as u64);
+                    slots.is_certain[block] = true;
+                    core.counters.certain_reads.add(1);
+                    core.counters.certain_bytes.add(core.streamed.blocks[block].size_bytes as u64);
                     reads.push((block, id));
                 }
             }
@@ -99,40 +92,38 @@ impl Core {
     }
 
     /// An expert layer is entered: returns what was known of it. What was read for the layer before and not used is let go.
-    pub(super) fn enter_certain(
-        &self,
-        state: &mut State,
+    pub(super) fn enter(
+        &mut self,
+        core: &Core,
+        slots: &mut Slots,
         engine: &dyn Engine,
-        certain: &mut Certain,
         expert_layer: ExpertLayer,
     ) -> Knowledge {
-        let left = std::mem::take(&mut certain.current);
-        self.let_go(state, engine, &left);
-        match certain.layers.iter().position(|layer| layer.expert_layer == expert_layer) {
+        let_go(core, slots, engine, &std::mem::take(&mut self.current));
+        match self.layers.iter().position(|layer| layer.expert_layer == expert_layer) {
             Some(index) => {
-                certain.current = certain.layers.remove(index).reads;
+                self.current = self.layers.remove(index).reads;
                 Knowledge::Complete
             }
-            None if self.streamed.is_hash_routed[expert_layer] => Knowledge::Missing,
+            None if core.streamed.is_hash_routed[expert_layer] => Knowledge::Missing,
             None => Knowledge::Impossible,
         }
     }
 
     /// Forgets what was announced, and lets go of what was read for it and not used: the pass has failed, or is over.
-    pub(super) fn forget_certain(&self, state: &mut State, engine: &dyn Engine, certain: &mut Certain) {
-        let current = std::mem::take(&mut certain.current);
-        self.let_go(state, engine, &current);
-        for layer in std::mem::take(&mut certain.layers) {
-            self.let_go(state, engine, &layer.reads);
+    pub(super) fn forget(&mut self, core: &Core, slots: &mut Slots, engine: &dyn Engine) {
+        let_go(core, slots, engine, &std::mem::take(&mut self.current));
+        for layer in std::mem::take(&mut self.layers) {
+            let_go(core, slots, engine, &layer.reads);
         }
     }
+}
 
-    fn let_go(&self, state: &mut State, engine: &dyn Engine, reads: &[(BlockId, SlotId)]) {
-        for &(block, id) in reads {
-            if state.location[block] == Some(id) && state.pools[id.pool].is_prefetched(id.slot) {
-                state.is_certain[block] = false;
-                self.take_back(state, engine, block, id);
-            }
+fn let_go(core: &Core, slots: &mut Slots, engine: &dyn Engine, reads: &[(BlockId, SlotId)]) {
+    for &(block, id) in reads {
+        if slots.is_prefetched(block, id) {
+            slots.is_certain[block] = false;
+            core.take_back(slots, engine, block, id);
         }
     }
 }

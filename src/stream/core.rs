@@ -6,43 +6,28 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use typed_index_collections::TiVec;
 
-use crate::cache::policy::{PolicyKind, Position};
+use crate::cache::policy::PolicyKind;
 use crate::cache::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
 use crate::index::{BlockId, ReadToken, SlotNumber, StreamedId, WaiterId};
-use crate::io::{Destination, DirectFile, Priority, Request, Sink};
+use crate::io::{Cancelled, Destination, DirectFile, Engine, Priority, Request, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::placement::Task;
 use crate::predict::UsageProfile;
 use crate::stats::Counters;
 
-use super::dense::{Order, Pins};
+use super::dense::Order;
+use super::slots::{SlotId, Slots};
 use super::speculation::Speculation;
 use super::tensors::StreamedTensors;
 use super::timeline::{Event, Timeline};
 use crate::forecast::Pace;
 
-/// A slot: its pool and its number there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlotId {
-    pub(super) pool: usize,
-    pub(super) slot: SlotNumber,
-}
-
 /// What the lock guards.
 pub(super) struct State {
-    pub(super) pools: Vec<Pool>,
-    /// By block: the slot that it is in or being read into.
-    pub(super) location: TiVec<BlockId, Option<SlotId>>,
-    /// By block: how many copies of it the host keeps in memory of its own, a GPU's.
-    pub(super) copies: TiVec<BlockId, u16>,
-    /// By block: whether it is being read, or was, because a layer to come is certain to use it, and was not used since.
-    pub(super) is_certain: TiVec<BlockId, bool>,
+    pub(super) slots: Slots,
     pub(super) order: Order,
-    /// Where the computation is, as policies count it.
-    pub(super) position: Position,
-    pub(super) pins: Pins,
     pub(super) speculation: Speculation,
     pub(super) pace: Pace,
     /// The latest failure. Nothing is handed out until a later demand has found its cause gone.
@@ -52,12 +37,10 @@ pub(super) struct State {
     pub(super) fetches: WaiterSet,
     /// Those that sleep until a slot can be had.
     pub(super) want_room: WaiterSet,
-    pub(super) reads_in_flight: usize,
     /// Slots that are being read into to warm the cache.
     pub(super) warming: Vec<SlotId>,
     /// The session ends.
     pub(super) stopping: bool,
-    reading_since: Instant,
 }
 
 /// A failure, told from those before and after it.
@@ -68,11 +51,6 @@ pub(super) struct Failure {
 }
 
 impl State {
-    /// Whether a block has to be read before it can be used.
-    pub(super) fn is_missing(&self, block: BlockId) -> bool {
-        self.location[block].is_none() && self.copies[block] == 0
-    }
-
     /// Whether nothing more needs to be read.
     pub(super) fn is_over(&self) -> bool {
         self.stopping || self.failure.is_some()
@@ -130,25 +108,17 @@ impl Core {
         let next_token =
             |next: &mut ReadToken, pool: &Pool| Some(std::mem::replace(next, *next + pool.largest_slot_count()));
         let first_token = pools.iter().scan(ReadToken(0), next_token).collect();
-        let slots_now: Vec<usize> = slots_per_pool.iter().map(|slots| slots.now).collect();
         let state = State {
-            pools,
-            location: vec![None; streamed.blocks.len()].into(),
-            copies: vec![0; streamed.blocks.len()].into(),
-            is_certain: vec![false; streamed.blocks.len()].into(),
+            slots: Slots::new(pools, &streamed),
             order: Order::new(&streamed.likely_order()),
-            position: Position { pass: 0, layer: 0 },
-            pins: Pins::new(&streamed, &slots_now),
             speculation: Speculation::new(prefetch == PrefetchSetting::On, streamed.expert_layers.len()),
             pace: Pace::default(),
             failure: None,
             failure_count: 0,
             fetches: WaiterSet::default(),
             want_room: WaiterSet::default(),
-            reads_in_flight: 0,
             warming: Vec::new(),
             stopping: false,
-            reading_since: Instant::now(),
         };
         Ok(Arc::new(Self {
             state: Mutex::new(state),
@@ -168,11 +138,11 @@ impl Core {
 
     /// How many tokens requests can have: one per slot.
     pub(super) fn token_count(&self) -> usize {
-        self.state.lock().pools.iter().map(Pool::largest_slot_count).sum()
+        self.state.lock().slots.pools.iter().map(Pool::largest_slot_count).sum()
     }
 
     fn pool_bytes_of(&self, state: &State) -> u64 {
-        let pools = state.pools.iter().zip(&self.streamed.classes);
+        let pools = state.slots.pools.iter().zip(&self.streamed.classes);
         pools.map(|(pool, class)| pool.slot_count() as u64 * class.slot_bytes).sum()
     }
 
@@ -193,39 +163,39 @@ impl Core {
     /// when no slot can be had at this priority now.
     pub(super) fn read(
         &self,
-        state: &mut State,
+        slots: &mut Slots,
         files: &[DirectFile],
         pool: usize,
         block: BlockId,
         priority: Priority,
         requests: &mut Vec<Request>,
     ) -> Option<SlotId> {
-        assert!(state.location[block].is_none(), "a block is read that has a slot already");
+        assert!(slots.location[block].is_none(), "a block is read that has a slot already");
         let extent = self.streamed.blocks[block];
         let range = files[extent.file].widen(extent.offset, extent.size_bytes);
         let new = self.new_block(block, range.head_padding);
         assert_eq!(self.streamed.tensor_of(block).0.pool, pool, "a block belongs into slots of its own size");
         let purpose = if priority == Priority::Demand { TakeFor::Demand } else { TakeFor::Prefetch };
-        let (slot, evicted) = state.pools[pool].take(new, state.position, purpose)?;
+        let (slot, evicted) = slots.pools[pool].take(new, slots.position, purpose)?;
         if let Some(evicted) = evicted {
-            state.location[evicted] = None;
+            slots.location[evicted] = None;
         }
-        if state.pins.is_pinned(block) {
-            state.pools[pool].set_pinned(slot, true);
+        if slots.pins.is_pinned(block) {
+            slots.pools[pool].set_pinned(slot, true);
         }
         let id = SlotId { pool, slot };
-        state.location[block] = Some(id);
-        state.is_certain[block] = false;
-        state.pools[pool].set_copied(slot, state.copies[block] > 0);
-        self.count_read_time(state);
-        state.reads_in_flight += 1;
+        slots.location[block] = Some(id);
+        slots.is_certain[block] = false;
+        slots.pools[pool].set_copied(slot, slots.copies[block] > 0);
+        self.count_read_time(slots);
+        slots.reads_in_flight += 1;
         self.record(Event::ReadBegin, block);
         // SAFETY: the slot is as large as any widened block of its class and page-aligned; it is Loading, so by the
         // pool's invariants nobody reads it or gives it away until `finished` has marked it Ready.
-        let destination = unsafe { Destination::new(state.pools[pool].address(slot)) };
+        let destination = unsafe { Destination::new(slots.pools[pool].address(slot)) };
         requests.push(Request {
             token: self.token(id),
-            generation: state.pools[pool].generation(slot),
+            generation: slots.pools[pool].generation(slot),
             file: extent.file,
             range,
             destination,
@@ -234,8 +204,47 @@ impl Core {
         Some(id)
     }
 
+    /// Lets a read ahead of need go that is not wanted. As far as the drive has not begun with it, it is not read any more.
+    pub(super) fn take_back(&self, slots: &mut Slots, engine: &dyn Engine, block: BlockId, id: SlotId) {
+        let Slots { pools, location, copies, .. } = slots;
+        let pool = &mut pools[id.pool];
+        let Some(Cancelled { begun_bytes, is_in_flight }) = engine.cancel(self.token(id)) else {
+            pool.expire(id.slot);
+            self.counters.prefetch_wasted.add(1);
+            return;
+        };
+        location[block] = None;
+        if begun_bytes > 0 {
+            pool.drain(id.slot, is_in_flight);
+            self.counters.read_bytes.add(begun_bytes as u64);
+            self.counters.prefetch_wasted.add(1);
+        } else {
+            if let Some(before) = pool.give_back(id.slot, |before| location[before].is_some()) {
+                location[before] = Some(id);
+                pool.set_copied(id.slot, copies[before] > 0);
+            }
+            self.counters.prefetch_cancelled.add(1);
+        }
+        if !is_in_flight {
+            self.count_read_time(slots);
+            slots.reads_in_flight -= 1;
+        }
+    }
+
+    /// Gives a block a slot whose bytes come from a copy of the host's instead of the drive, if it is worth one. Returns where they go.
+    pub(super) fn take_for_copy(&self, slots: &mut Slots, block: BlockId) -> Option<*mut u8> {
+        let pool = self.streamed.tensor_of(block).0.pool;
+        let (slot, evicted) = slots.pools[pool].take_for_copy(self.new_block(block, 0), slots.position)?;
+        if let Some(evicted) = evicted {
+            slots.location[evicted] = None;
+        }
+        slots.location[block] = Some(SlotId { pool, slot });
+        self.counters.rescued_bytes.add(self.streamed.blocks[block].size_bytes as u64);
+        Some(slots.pools[pool].address(slot))
+    }
+
     /// A block as its pool gets to know it; its first byte will be `head_padding` bytes into the slot.
-    pub(super) fn new_block(&self, block: BlockId, head_padding: usize) -> NewBlock {
+    fn new_block(&self, block: BlockId, head_padding: usize) -> NewBlock {
         let (tensor, number) = self.streamed.tensor_of(block);
         NewBlock {
             block,
@@ -246,9 +255,9 @@ impl Core {
     }
 
     /// Brings the time with a read in flight up to date: a busy drive may not pause for minutes.
-    pub(super) fn count_read_time(&self, state: &mut State) {
-        let since = std::mem::replace(&mut state.reading_since, Instant::now());
-        if state.reads_in_flight > 0 {
+    pub(super) fn count_read_time(&self, slots: &mut Slots) {
+        let since = std::mem::replace(&mut slots.counted_until, Instant::now());
+        if slots.reads_in_flight > 0 {
             self.counters.read_time.add_time(since.elapsed());
         }
     }
@@ -256,15 +265,15 @@ impl Core {
     /// Reads of another engine's begin, and are over: for the time with a read in flight.
     pub(super) fn reads_begin(&self) {
         let mut state = self.state.lock();
-        self.count_read_time(&mut state);
-        state.reads_in_flight += 1;
+        self.count_read_time(&mut state.slots);
+        state.slots.reads_in_flight += 1;
     }
 
     /// See [`Self::reads_begin`].
     pub(super) fn reads_end(&self) {
         let mut state = self.state.lock();
-        self.count_read_time(&mut state);
-        state.reads_in_flight -= 1;
+        self.count_read_time(&mut state.slots);
+        state.slots.reads_in_flight -= 1;
     }
 
     /// Chooses anew which dense tensors stay, once there are passes to judge by and then less and less often. Returns the
@@ -274,10 +283,10 @@ impl Core {
         if complete < 2 || !complete.is_power_of_two() {
             return None;
         }
-        self.count_read_time(state);
+        self.count_read_time(&mut state.slots);
         let bytes_per_second = self.counters.read_bytes_per_second()?;
         let order = self.dense_order(state).filter(|order| !order.is_empty())?;
-        let State { pins, pools, location, .. } = state;
+        let Slots { pins, pools, location, .. } = &mut state.slots;
         pins.retune(&self.streamed, &order, bytes_per_second, pools, location).then(|| pins.ring())
     }
 
@@ -367,16 +376,16 @@ impl Tenant for Core {
     }
 
     fn untouched_bytes(&self) -> u64 {
-        self.state.lock().pools.iter().map(Pool::untouched_bytes).sum()
+        self.state.lock().slots.pools.iter().map(Pool::untouched_bytes).sum()
     }
 
     fn resize(&self, budget_bytes: u64) {
         let Ok(slots) = self.task.divide(budget_bytes) else { return };
         let mut state = self.state.lock();
         let slots: Vec<usize> =
-            slots.iter().zip(&state.pools).map(|(&slots, pool)| slots.min(pool.largest_slot_count())).collect();
+            slots.iter().zip(&state.slots.pools).map(|(&slots, pool)| slots.min(pool.largest_slot_count())).collect();
         let order = self.dense_order(&state).unwrap_or_else(|| self.streamed.dense_in_likely_order());
-        let State { pins, pools, location, .. } = &mut *state;
+        let Slots { pins, pools, location, .. } = &mut state.slots;
         pins.fit(&self.streamed, &slots, &order, pools, location);
         for (pool, &slots) in pools.iter_mut().zip(&slots) {
             pool.resize(slots, |block| location[block] = None);
@@ -391,26 +400,26 @@ impl Sink for Core {
     fn finished(&self, token: ReadToken, outcome: Result<()>) {
         let id = self.slot_of(token);
         let mut state = self.state.lock();
-        self.count_read_time(&mut state);
-        state.reads_in_flight -= 1;
+        self.count_read_time(&mut state.slots);
+        state.slots.reads_in_flight -= 1;
         let warmed = state.warming.iter().position(|&warming| warming == id);
         warmed.map(|index| state.warming.swap_remove(index));
-        let block = state.pools[id.pool].block(id.slot);
+        let block = state.slots.pools[id.pool].block(id.slot);
         // What was broken off has been counted already, as far as it went.
-        let is_draining = state.pools[id.pool].state(id.slot) == SlotState::Draining;
+        let is_draining = state.slots.pools[id.pool].state(id.slot) == SlotState::Draining;
         self.record(Event::ReadEnd, block);
         let awaited_by = match outcome {
             Ok(()) => {
                 if !is_draining {
                     self.counters.read_bytes.add(self.streamed.blocks[block].size_bytes as u64);
                 }
-                state.pools[id.pool].loaded(id.slot)
+                state.slots.pools[id.pool].loaded(id.slot)
             }
             Err(_) => {
                 if !is_draining {
-                    state.location[block] = None;
+                    state.slots.location[block] = None;
                 }
-                state.pools[id.pool].failed(id.slot)
+                state.slots.pools[id.pool].failed(id.slot)
             }
         };
         match outcome {

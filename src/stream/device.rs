@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::cache::WaiterSet;
 use crate::error::{Error, ErrorCode, Result};
 use crate::index::BlockId;
 use crate::memory::HostMemory;
 use crate::plan::{in_gigabytes, vram_budget};
 
-use super::core::{Core, SlotId};
 use super::session::Session;
 
 impl Session {
@@ -48,7 +48,7 @@ impl Session {
         let block = self.block_of(tensor, expert)?;
         let state = core.state.lock();
         let streamed = core.streamed.tensor_of(block).0;
-        Ok(state.pools[streamed.pool].score(streamed.first_unit + expert, state.position))
+        Ok(state.slots.pools[streamed.pool].score(streamed.first_unit + expert, state.slots.position))
     }
 
     /// The host has a copy of an expert now.
@@ -56,7 +56,12 @@ impl Session {
     /// # Errors
     /// `InvalidArgument` for what is not a streamed expert; what the first demand may fail with.
     pub fn add_copy(&self, tensor: usize, expert: usize) -> Result<()> {
-        self.running()?.core.add_copy(self.block_of(tensor, expert)?);
+        let block = self.block_of(tensor, expert)?;
+        let slots = &mut self.running()?.core.state.lock().slots;
+        slots.copies[block] += 1;
+        if let Some(id) = slots.location[block] {
+            slots.pools[id.pool].set_copied(id.slot, true);
+        }
         Ok(())
     }
 
@@ -65,7 +70,19 @@ impl Session {
     /// # Errors
     /// As [`Self::add_copy`].
     pub fn remove_copy(&self, tensor: usize, expert: usize, may_rescue: bool) -> Result<Option<*mut u8>> {
-        Ok(self.running()?.core.remove_copy(self.block_of(tensor, expert)?, may_rescue))
+        let (core, block) = (&self.running()?.core, self.block_of(tensor, expert)?);
+        let mut state = core.state.lock();
+        let may_rescue = may_rescue && !state.is_over();
+        let slots = &mut state.slots;
+        slots.copies[block] = slots.copies[block].saturating_sub(1);
+        if slots.copies[block] > 0 {
+            return Ok(None);
+        }
+        if let Some(id) = slots.location[block] {
+            slots.pools[id.pool].set_copied(id.slot, false);
+            return Ok(None);
+        }
+        Ok(if may_rescue { core.take_for_copy(slots, block) } else { None })
     }
 
     /// The bytes of a copy are where [`Self::remove_copy`] said.
@@ -73,7 +90,13 @@ impl Session {
     /// # Errors
     /// As [`Self::add_copy`].
     pub fn rescued(&self, tensor: usize, expert: usize) -> Result<()> {
-        self.running()?.core.rescued(self.block_of(tensor, expert)?);
+        let (core, block) = (&self.running()?.core, self.block_of(tensor, expert)?);
+        let mut state = core.state.lock();
+        let Some(id) = state.slots.location[block] else { return Ok(()) };
+        let awaited_by = state.slots.pools[id.pool].loaded(id.slot);
+        let wake = if awaited_by == WaiterSet::default() { state.want_room } else { awaited_by };
+        drop(state);
+        core.wake(wake);
         Ok(())
     }
 
@@ -94,48 +117,5 @@ impl Session {
             return Err(Error::new(ErrorCode::InvalidArgument, message));
         };
         Ok(streamed.first_block + expert)
-    }
-}
-
-impl Core {
-    fn add_copy(&self, block: BlockId) {
-        let mut state = self.state.lock();
-        state.copies[block] += 1;
-        if let Some(id) = state.location[block] {
-            state.pools[id.pool].set_copied(id.slot, true);
-        }
-    }
-
-    fn remove_copy(&self, block: BlockId, may_rescue: bool) -> Option<*mut u8> {
-        let mut state = self.state.lock();
-        state.copies[block] = state.copies[block].saturating_sub(1);
-        if state.copies[block] > 0 {
-            return None;
-        }
-        if let Some(id) = state.location[block] {
-            state.pools[id.pool].set_copied(id.slot, false);
-            return None;
-        }
-        if !may_rescue || state.is_over() {
-            return None;
-        }
-        let pool = self.streamed.tensor_of(block).0.pool;
-        let position = state.position;
-        let (slot, evicted) = state.pools[pool].take_for_copy(self.new_block(block, 0), position)?;
-        if let Some(evicted) = evicted {
-            state.location[evicted] = None;
-        }
-        state.location[block] = Some(SlotId { pool, slot });
-        self.counters.rescued_bytes.add(self.streamed.blocks[block].size_bytes as u64);
-        Some(state.pools[pool].address(slot))
-    }
-
-    fn rescued(&self, block: BlockId) {
-        let mut state = self.state.lock();
-        let Some(id) = state.location[block] else { return };
-        let awaited_by = state.pools[id.pool].loaded(id.slot);
-        let wake = if awaited_by == Default::default() { state.want_room } else { awaited_by };
-        drop(state);
-        self.wake(wake);
     }
 }

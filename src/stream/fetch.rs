@@ -10,9 +10,11 @@ use crate::index::{BlockId, ReadToken, WaiterId};
 use crate::io::{Priority, Request};
 
 use super::certain::Knowledge;
-use super::core::{Core, SlotId, State};
+use super::core::{Core, State};
+use super::dense::read_ahead;
 use super::pass::{Demand, Pass};
 use super::session::{Running, Session};
+use super::slots::SlotId;
 use super::tensors::StreamedTensor;
 use super::timeline::Event;
 
@@ -126,8 +128,10 @@ impl Fetch {
         self.look_up(core, &mut state, streamed, waiter);
         self.request_missing(core, &mut state, waiter);
         let Self { wanted, requests, pass, .. } = self;
-        core.read_certain(&mut state, &session.files, &mut pass.certain, requests);
-        core.read_ahead(&mut state, &session.files, session.config.prefetch, (index, &pass.walk), wanted, requests);
+        pass.certain.read(core, &mut state.slots, &session.files, requests);
+        if session.config.prefetch != PrefetchSetting::Off {
+            read_ahead(core, &mut state.slots, &session.files, (index, &pass.walk), wanted, requests);
+        }
         drop(state);
         self.submit(running);
         let Self { pass, experts, row_counts, .. } = self;
@@ -141,7 +145,7 @@ impl Fetch {
     fn look_up(&mut self, core: &Core, state: &mut State, streamed: &StreamedTensor, waiter: WaiterId) {
         for index in 0..self.wanted.len() {
             let block = streamed.first_block + self.wanted[index];
-            let hit = match state.location[block] {
+            let hit = match state.slots.location[block] {
                 Some(id) => {
                     self.awaited.push(id);
                     self.join(core, state, id, waiter)
@@ -187,8 +191,8 @@ impl Fetch {
         if state.failure.is_some() {
             return;
         }
-        core.announce_experts(&mut state, &*running.engine, &mut self.pass.certain, layer, &experts);
-        core.read_certain(&mut state, &session.files, &mut self.pass.certain, &mut self.requests);
+        self.pass.certain.announce(core, &mut state.slots, &*running.engine, layer, &experts);
+        self.pass.certain.read(core, &mut state.slots, &session.files, &mut self.requests);
         drop(state);
         self.submit(running);
     }
@@ -229,7 +233,7 @@ impl Fetch {
             self.request_missing(core, &mut state, waiter);
             let Self { awaited, held, .. } = self;
             awaited.retain(|&id| {
-                let ready = state.pools[id.pool].state(id.slot) == SlotState::Ready;
+                let ready = state.slots.pools[id.pool].state(id.slot) == SlotState::Ready;
                 if ready {
                     held.push(id);
                 }
@@ -268,10 +272,10 @@ impl Fetch {
             self.pass.computes();
         }
         for &SlotId { pool, slot } in &self.held {
-            core.record(Event::ComputeBegin, state.pools[pool].block(slot));
+            core.record(Event::ComputeBegin, state.slots.pools[pool].block(slot));
         }
         deliver.extend(self.held.iter().map(|&SlotId { pool, slot }| {
-            let pool = &state.pools[pool];
+            let pool = &state.slots.pools[pool];
             Block { expert: pool.block(slot) - self.first_block, data: pool.data(slot) }
         }));
         drop(state);
@@ -303,7 +307,7 @@ impl Fetch {
         let Some(running) = self.session.started() else { return true };
         let state = running.core.state.lock();
         let is_over = self.awaited.is_empty() && self.missing.is_empty();
-        let is_ready = |id: &SlotId| state.pools[id.pool].state(id.slot) == SlotState::Ready;
+        let is_ready = |id: &SlotId| state.slots.pools[id.pool].state(id.slot) == SlotState::Ready;
         is_over || state.failure.is_some() || self.awaited.iter().any(is_ready)
     }
 
@@ -332,8 +336,8 @@ impl Fetch {
         self.request_missing(core, &mut state, waiter);
         for &expert in self.experts.iter().filter(|&&expert| expert < streamed.block_count) {
             let block = streamed.first_block + expert;
-            let Some(id) = state.location[block] else { continue };
-            let pool = &mut state.pools[id.pool];
+            let Some(id) = state.slots.location[block] else { continue };
+            let pool = &mut state.slots.pools[id.pool];
             // What was read ahead is left to the demand that it was read for, which counts it.
             if pool.state(id.slot) != SlotState::Ready || pool.is_prefetched(id.slot) {
                 continue;
@@ -394,10 +398,10 @@ impl Fetch {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
             let freed = self.release_held(&running.core, &mut state, waiter);
-            if let Some(tensor) = self.pass.tensor().filter(|&tensor| !running.core.streamed.tensors[tensor].is_expert)
-            {
-                let (files, setting) = (&session.files, session.config.prefetch);
-                running.core.read_ahead(&mut state, files, setting, (tensor, &self.pass.walk), &[], &mut self.requests);
+            let dense = self.pass.tensor().filter(|&tensor| !running.core.streamed.tensors[tensor].is_expert);
+            if let Some(tensor) = dense.filter(|_| session.config.prefetch != PrefetchSetting::Off) {
+                let after = (tensor, &self.pass.walk);
+                read_ahead(&running.core, &mut state.slots, &session.files, after, &[], &mut self.requests);
             }
             drop(state);
             self.submit(running);
@@ -468,16 +472,16 @@ impl Fetch {
 
     /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.
     fn join(&mut self, core: &Core, state: &mut State, id: SlotId, waiter: WaiterId) -> bool {
-        let loading = state.pools[id.pool].state(id.slot) == SlotState::Loading;
-        let was_prefetched = state.pools[id.pool].join(id.slot, waiter);
+        let loading = state.slots.pools[id.pool].state(id.slot) == SlotState::Loading;
+        let was_prefetched = state.slots.pools[id.pool].join(id.slot, waiter);
         if was_prefetched {
-            let block = state.pools[id.pool].block(id.slot);
-            let was_certain = std::mem::take(&mut state.is_certain[block]);
+            let block = state.slots.pools[id.pool].block(id.slot);
+            let was_certain = std::mem::take(&mut state.slots.is_certain[block]);
             let counter = if was_certain { &core.counters.certain_used } else { &core.counters.prefetch_used };
             counter.add(1);
         }
         if loading && (was_prefetched || state.warming.contains(&id)) {
-            self.promotions.push((core.token(id), state.pools[id.pool].generation(id.slot)));
+            self.promotions.push((core.token(id), state.slots.pools[id.pool].generation(id.slot)));
         }
         !was_prefetched && !loading
     }
@@ -493,12 +497,13 @@ impl Fetch {
     /// Starts reads for what has no slot, as far as slots can be had.
     fn request_missing(&mut self, core: &Core, state: &mut State, waiter: WaiterId) {
         while let Some(&block) = self.missing.last() {
-            let id = match state.location[block] {
+            let id = match state.slots.location[block] {
                 // Another fetch has asked for it since, or guessed it.
                 Some(id) => id,
                 None => {
                     let files = &self.session.files;
-                    let read = core.read(state, files, self.pool, block, Priority::Demand, &mut self.requests);
+                    let read =
+                        core.read(&mut state.slots, files, self.pool, block, Priority::Demand, &mut self.requests);
                     let Some(id) = read else { return };
                     id
                 }
@@ -515,7 +520,7 @@ impl Fetch {
         let Self { awaited, missing, .. } = self;
         let before = awaited.len();
         awaited.retain(|id| {
-            let pool = &mut state.pools[id.pool];
+            let pool = &mut state.slots.pools[id.pool];
             let has_failed = pool.state(id.slot) == SlotState::Failed;
             if has_failed {
                 missing.push(pool.block(id.slot));
@@ -532,8 +537,8 @@ impl Fetch {
             return WaiterSet::default();
         }
         for id in self.held.drain(..) {
-            core.record(Event::ComputeEnd, state.pools[id.pool].block(id.slot));
-            state.pools[id.pool].leave(id.slot, waiter);
+            core.record(Event::ComputeEnd, state.slots.pools[id.pool].block(id.slot));
+            state.slots.pools[id.pool].leave(id.slot, waiter);
         }
         std::mem::take(&mut state.want_room)
     }
@@ -559,7 +564,7 @@ impl Drop for Fetch {
         self.end();
         if let (Some(running), Some(waiter)) = (self.session.started(), self.waiter) {
             let mut state = running.core.state.lock();
-            running.core.forget_certain(&mut state, &*running.engine, &mut self.pass.certain);
+            self.pass.certain.forget(&running.core, &mut state.slots, &*running.engine);
             state.fetches.remove(waiter);
         }
     }

@@ -8,10 +8,10 @@ use crate::index::SlotNumber;
 impl State {
     /// Panics unless blocks, slots and counts agree.
     pub(super) fn check_invariants(&self) {
-        self.pools.iter().for_each(crate::cache::Pool::check);
-        for (block, location) in self.location.iter_enumerated() {
+        self.slots.pools.iter().for_each(crate::cache::Pool::check);
+        for (block, location) in self.slots.location.iter_enumerated() {
             let Some(id) = location else { continue };
-            let pool = &self.pools[id.pool];
+            let pool = &self.slots.pools[id.pool];
             assert_eq!(pool.block(id.slot), block, "{id:?} holds another block");
             let state = pool.state(id.slot);
             assert!(
@@ -26,13 +26,13 @@ impl State {
                     .filter(|&slot| states.contains(&pool.state(slot)))
                     .count()
             };
-            self.pools.iter().map(count).sum()
+            self.slots.pools.iter().map(count).sum()
         };
-        let located = self.location.iter().flatten().count();
+        let located = self.slots.location.iter().flatten().count();
         assert_eq!(located, in_state(&[SlotState::Loading, SlotState::Ready]), "every block in RAM can be found");
-        assert_eq!(self.reads_in_flight, in_state(&[SlotState::Loading, SlotState::Draining]), "reads in flight");
+        assert_eq!(self.slots.reads_in_flight, in_state(&[SlotState::Loading, SlotState::Draining]), "reads in flight");
         for id in &self.warming {
-            assert_eq!(self.pools[id.pool].state(id.slot), SlotState::Loading, "{id:?} is not being warmed");
+            assert_eq!(self.slots.pools[id.pool].state(id.slot), SlotState::Loading, "{id:?} is not being warmed");
         }
     }
 }

@@ -22,6 +22,7 @@ mod pass;
 mod resize_tests;
 mod rows;
 mod session;
+mod slots;
 mod speculation;
 mod task;
 mod tensors;

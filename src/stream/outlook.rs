@@ -191,7 +191,7 @@ impl Outlook {
     /// foreseen shows nothing.
     pub(super) fn learn(&self) {
         let state = self.core.state.lock();
-        let as_foreseen = state.pools.iter().map(Pool::slot_count).eq(self.placement.slots.iter().copied());
+        let as_foreseen = state.slots.pools.iter().map(Pool::slot_count).eq(self.placement.slots.iter().copied());
         let measured = state.pace.measured().filter(|_| as_foreseen && !self.is_toy);
         drop(state);
         let learned = measured.and_then(|measured| {

@@ -76,17 +76,18 @@ impl Pass {
         let previous = self.tensor.replace(demand.tensor);
         let begins_pass = state.order.observe(&mut self.walk, demand.tensor);
         if let (Some(previous), Some(since)) = (previous, self.computing_since.take()) {
-            state.pins.computed(previous, since.elapsed());
+            state.slots.pins.computed(previous, since.elapsed());
         }
         let notes = if begins_pass { self.begin(core, state, demand.tokens, now) } else { Notes::default() };
         state.pace.demand(now, &core.counters);
-        state.position = Position { pass: state.order.passes(), layer: demand.streamed.policy_layer };
+        state.slots.position = Position { pass: state.order.passes(), layer: demand.streamed.policy_layer };
         self.note_layer(demand.streamed, begins_pass);
         if let Some(layer) = self.entered {
             self.record_trace(running, state, layer, demand);
             self.enter_layer(state, layer, begins_pass, demand);
-            core.settle_speculation(state, &*running.engine, self.visit, demand.experts);
-            self.knowledge = core.enter_certain(state, &*running.engine, &mut self.certain, layer);
+            let (State { speculation, slots, .. }, engine) = (&mut *state, &*running.engine);
+            speculation.settle(core, slots, engine, self.visit, demand.experts);
+            self.knowledge = self.certain.enter(core, slots, engine, layer);
         }
         self.announce(core, state, demand);
         notes
@@ -107,7 +108,7 @@ impl Pass {
 
     fn begin(&mut self, core: &Core, state: &mut State, tokens: usize, now: Instant) -> Notes {
         core.counters.tokens.add(tokens as u64);
-        core.count_read_time(state);
+        core.count_read_time(&mut state.slots);
         let learn = state.pace.begin_pass(now, tokens, &core.counters);
         let new_ring = core.retune(state);
         state.speculation.begin_pass(core.counters.stall_time.time(), tokens);
@@ -146,12 +147,12 @@ impl Pass {
             None if demand.streamed.expert_layer.is_none() => std::slice::from_ref(&demand.tensor),
             None => &[],
         };
-        let position = state.position;
+        let position = state.slots.position;
         for tensor in announced.iter().map(|&tensor| &all.tensors[tensor]) {
             for &expert in demand.experts.iter().filter(|&&expert| expert < tensor.block_count) {
-                let slot = state.location[tensor.first_block + expert].map(|id| id.slot);
+                let slot = state.slots.location[tensor.first_block + expert].map(|id| id.slot);
                 let usage = Use { token_count: demand.tokens as u32, routed_count: demand.row_counts[expert] };
-                state.pools[tensor.pool].used(tensor.first_unit + expert, slot, position, usage);
+                state.slots.pools[tensor.pool].used(tensor.first_unit + expert, slot, position, usage);
             }
         }
     }
@@ -169,7 +170,7 @@ impl Pass {
                 .map(|&tensor| all.blocks[all.tensors[tensor].first_block].size_bytes)
                 .sum(),
         };
-        trace.record(&routing, |expert| state.location[streamed.first_block + expert as usize].is_some());
+        trace.record(&routing, |expert| state.slots.location[streamed.first_block + expert as usize].is_some());
     }
 
     /// What goes into the latest demand's multiplication, if that is an expert layer's first one.

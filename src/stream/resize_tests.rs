@@ -45,17 +45,17 @@ fn resize_under_load(model: &Model, seed: u64) {
         stop.store(true, Ordering::Relaxed);
     });
     // Once the last reads ahead are done nothing is in use any more, so everything closes, and all of it opens again.
-    while core.state.lock().reads_in_flight > 0 {
+    while core.state.lock().slots.reads_in_flight > 0 {
         std::thread::yield_now();
     }
     core.resize(0);
-    let resident = core.state.lock().location.iter().flatten().count();
-    let slots: usize = core.state.lock().pools.iter().map(crate::cache::Pool::slot_count).sum();
+    let resident = core.state.lock().slots.location.iter().flatten().count();
+    let slots: usize = core.state.lock().slots.pools.iter().map(crate::cache::Pool::slot_count).sum();
     assert!(resident <= slots, "{resident} blocks in {slots} slots");
     core.resize(u64::MAX);
     assert_eq!(core.pool_bytes(), all);
     model.sweep(&session).unwrap();
-    let missing = core.state.lock().location.iter().filter(|location| location.is_none()).count();
+    let missing = core.state.lock().slots.location.iter().filter(|location| location.is_none()).count();
     assert_eq!(missing, 0, "with all memory back, all blocks stay");
 }
 

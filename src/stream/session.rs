@@ -464,8 +464,9 @@ fn claim(streamed: &StreamedTensors) -> Claim {
 
 fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Statistics, vram_bytes: &AtomicU64) -> String {
     let mut state = core.state.lock();
-    core.count_read_time(&mut state);
+    core.count_read_time(&mut state.slots);
     let resident_bytes: u64 = state
+        .slots
         .location
         .iter()
         .zip(&core.streamed.blocks)

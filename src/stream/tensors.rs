@@ -190,6 +190,18 @@ impl StreamedTensors {
         (&self.tensors[index], block - self.tensors[index].first_block)
     }
 
+    /// The blocks of an expert in all matrices of an expert layer that have it.
+    pub(super) fn blocks_of(
+        &self,
+        layer: ExpertLayer,
+        expert: usize,
+    ) -> impl Iterator<Item = (&StreamedTensor, BlockId)> {
+        let tensors = self.expert_layers[layer].iter().map(|&index| &self.tensors[index]);
+        tensors
+            .filter(move |tensor| expert < tensor.block_count)
+            .map(move |tensor| (tensor, tensor.first_block + expert))
+    }
+
     /// All tensors in the order in which a pass is likely to use them.
     pub(super) fn likely_order(&self) -> Vec<StreamedId> {
         let mut order: Vec<StreamedId> = self.tensors.keys().collect();

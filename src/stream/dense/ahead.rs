@@ -1,11 +1,11 @@
 //! Reading ahead of need: what comes after a tensor in the learned order, into slots whose contents are no longer needed.
 
-use crate::config::PrefetchSetting;
 use crate::index::StreamedId;
 use crate::io::{DirectFile, Priority, Request};
 
 use super::Walk;
-use crate::stream::core::{Core, State};
+use crate::stream::core::Core;
+use crate::stream::slots::Slots;
 
 /// How many tensors ahead. The number of slots is what limits a ring; this only bounds the work of a call.
 const REACH: usize = 48;
@@ -14,42 +14,36 @@ const REACH: usize = 48;
 /// prompt's would push each other out.
 const SLOTS_PER_EXPERT: usize = 4;
 
-impl Core {
-    /// Starts reading what comes after a tensor that is used: the next dense tensors, across the end of the pass, and, behind experts of a
-    /// tensor, the same `experts` of the layer's other matrices.
-    pub(in crate::stream) fn read_ahead(
-        &self,
-        state: &mut State,
-        files: &[DirectFile],
-        setting: PrefetchSetting,
-        (after, walk): (StreamedId, &Walk),
-        experts: &[usize],
-        requests: &mut Vec<Request>,
-    ) {
-        if setting == PrefetchSetting::Off {
-            return;
-        }
-        let tensors = &self.streamed.tensors;
-        let from = &tensors[after];
-        for next in walk.after().take(REACH) {
-            let to = &tensors[next];
-            let experts: &[usize] =
-                match (to.is_expert, to.expert_layer.is_some() && to.expert_layer == from.expert_layer) {
-                    (false, _) => &[0],
-                    (true, true) if experts.len() * SLOTS_PER_EXPERT <= state.pools[to.pool].slot_count() => experts,
-                    _ => continue,
-                };
-            // A layer's matrices may hold different numbers of experts.
-            for &expert in experts.iter().filter(|&&expert| expert < to.block_count) {
-                let block = to.first_block + expert;
-                if state.location[block].is_some() {
-                    continue;
-                }
-                if self.read(state, files, to.pool, block, Priority::Ahead, requests).is_none() {
-                    break; // this pool is full; another may not be
-                }
-                self.counters.prefetch_issued.add(1);
+/// Starts reading what comes after a tensor that is used: the next dense tensors, across the end of the pass, and, behind experts of a
+/// tensor, the same `experts` of the layer's other matrices.
+pub(in crate::stream) fn read_ahead(
+    core: &Core,
+    slots: &mut Slots,
+    files: &[DirectFile],
+    (after, walk): (StreamedId, &Walk),
+    experts: &[usize],
+    requests: &mut Vec<Request>,
+) {
+    let tensors = &core.streamed.tensors;
+    let from = &tensors[after];
+    for next in walk.after().take(REACH) {
+        let to = &tensors[next];
+        let experts: &[usize] = match (to.is_expert, to.expert_layer.is_some() && to.expert_layer == from.expert_layer)
+        {
+            (false, _) => &[0],
+            (true, true) if experts.len() * SLOTS_PER_EXPERT <= slots.pools[to.pool].slot_count() => experts,
+            _ => continue,
+        };
+        // A layer's matrices may hold different numbers of experts.
+        for &expert in experts.iter().filter(|&&expert| expert < to.block_count) {
+            let block = to.first_block + expert;
+            if slots.location[block].is_some() {
+                continue;
             }
+            if core.read(slots, files, to.pool, block, Priority::Ahead, requests).is_none() {
+                break; // this pool is full; another may not be
+            }
+            core.counters.prefetch_issued.add(1);
         }
     }
 }

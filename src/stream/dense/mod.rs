@@ -7,5 +7,6 @@ mod ahead;
 mod order;
 mod pins;
 
+pub(super) use ahead::read_ahead;
 pub(super) use order::{Order, Walk};
 pub(super) use pins::Pins;

@@ -9,7 +9,7 @@ use crate::cache::Pool;
 use crate::index::{BlockId, StreamedId};
 use crate::plan::{FIRST_RING, Pass, Step, pinned};
 
-use crate::stream::core::SlotId;
+use crate::stream::slots::SlotId;
 use crate::stream::tensors::StreamedTensors;
 
 /// What is kept, and the times that decide it.

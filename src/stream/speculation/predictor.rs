@@ -9,11 +9,12 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::ExpertLayer;
 use crate::io::{DirectFile, Engine, Request};
 use crate::predict::{Lookahead, Predicted, Recent, Sight, Successor, Visit};
 
 use super::prefetch::Naming;
-use crate::stream::core::Core;
+use crate::stream::core::{Core, State};
 
 /// Tokens of a batch up to which looking ahead is of use: a large one wants nearly all experts anyway.
 pub(in crate::stream) const LOOK_AHEAD_ROWS_MAX: usize = 8;
@@ -121,15 +122,15 @@ impl Foreseer {
         let Some(next) = sight.visit.next.filter(|_| !sight.is_part) else { return };
         match lookahead.name(sight) {
             Some(chosen) => {
-                core.prefetch(files, next.layer, Naming::ByRouter(chosen), requests);
+                name(core, files, (next.layer, Naming::ByRouter(chosen)), requests);
                 if lookahead.wants_profile(sight) {
-                    core.predict_by_profile(sight, next, by_profile);
+                    predict_by_profile(core, sight, next, by_profile);
                     lookahead.compare(by_profile.iter().map(|predicted| predicted.expert));
                 }
             }
             None => {
-                core.predict_by_profile(sight, next, by_profile);
-                core.prefetch(files, next.layer, Naming::ByProfile(by_profile), requests);
+                predict_by_profile(core, sight, next, by_profile);
+                name(core, files, (next.layer, Naming::ByProfile(by_profile)), requests);
                 lookahead.compare(by_profile.iter().map(|predicted| predicted.expert));
             }
         }
@@ -139,15 +140,22 @@ impl Foreseer {
     }
 }
 
-impl Core {
-    /// As many experts of the layer after this one as it used itself, or of the first layer for the next token.
-    fn predict_by_profile(&self, sight: &Sight, next: Successor, predicted: &mut Vec<Predicted>) {
-        let usage_profile = self.usage_profile.lock();
-        match is_adjacent(sight.visit, next) {
-            true => usage_profile.predict_next_layer(sight.visit.layer, &sight.experts, predicted),
-            false => usage_profile.predict_next_token(next.layer, &sight.experts, predicted),
-        }
-        predicted.truncate(sight.experts.len());
+/// As many experts of the layer after this one as it used itself, or of the first layer for the next token.
+fn predict_by_profile(core: &Core, sight: &Sight, next: Successor, predicted: &mut Vec<Predicted>) {
+    let usage_profile = core.usage_profile.lock();
+    match is_adjacent(sight.visit, next) {
+        true => usage_profile.predict_next_layer(sight.visit.layer, &sight.experts, predicted),
+        false => usage_profile.predict_next_token(next.layer, &sight.experts, predicted),
+    }
+    predicted.truncate(sight.experts.len());
+}
+
+/// Tells what is foreseen of a layer, unless reading has failed.
+fn name(core: &Core, files: &[DirectFile], named: (ExpertLayer, Naming<'_>), requests: &mut Vec<Request>) {
+    let mut state = core.state.lock();
+    if state.failure.is_none() {
+        let State { speculation, slots, .. } = &mut *state;
+        speculation.name(core, slots, files, named, requests);
     }
 }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 use typed_index_collections::TiVec;
 
 use crate::index::{BlockId, ExpertLayer};
-use crate::io::{Cancelled, DirectFile, Engine, Priority, Request};
+use crate::io::{DirectFile, Engine, Priority, Request};
 use crate::predict::{Confidence, Predicted, Successor, Trial, Visit};
 
-use crate::stream::core::{Core, SlotId, State};
-use crate::stream::tensors::StreamedTensor;
+use crate::stream::core::Core;
+use crate::stream::slots::{SlotId, Slots};
 
 /// A read in vain costs more than the drive's idle time: the demand that comes meanwhile waits for it, and an expert has lost its slot.
 const PROBABILITY_MIN: f32 = 0.6;
@@ -98,145 +98,107 @@ impl Speculation {
     }
 }
 
-impl Core {
+impl Speculation {
     /// Notes what an expert layer is foreseen to want and, while that pays, adds reads for what is missing. The layer is the next
     /// one, or the first one for the next token.
-    pub(in crate::stream) fn prefetch(
-        &self,
+    pub(super) fn name(
+        &mut self,
+        core: &Core,
+        slots: &mut Slots,
         files: &[DirectFile],
-        layer: ExpertLayer,
-        naming: Naming<'_>,
+        (layer, naming): (ExpertLayer, Naming<'_>),
         requests: &mut Vec<Request>,
     ) {
-        let mut state = self.state.lock();
-        let state = &mut *state;
         // Too late when the layer is being computed already.
-        let next = state.speculation.current.and_then(|current| state.speculation.successors[current]);
-        if state.failure.is_some() || next.is_none_or(|next| next.layer != layer) {
+        let next = self.current.and_then(|current| self.successors[current]);
+        if next.is_none_or(|next| next.layer != layer) {
             return;
         }
         // What is certain once the tokens are there need not be guessed before.
-        if self.streamed.is_hash_routed[layer] {
+        if core.streamed.is_hash_routed[layer] {
             return;
         }
-        let State { speculation, location, copies, .. } = state;
-        let has_none = |block: BlockId| location[block].is_none() && copies[block] == 0;
-        let is_missing = |expert| self.blocks_of(layer, expert).any(|(_, block)| has_none(block));
+        let is_missing = |expert| core.streamed.blocks_of(layer, expert).any(|(_, block)| slots.is_missing(block));
         let named = |expert, probability| Named { expert, probability, is_missing: is_missing(expert) };
-        speculation.layer = Some(layer);
-        speculation.named.clear();
-        speculation.by_router = matches!(naming, Naming::ByRouter(_));
+        self.layer = Some(layer);
+        self.named.clear();
+        self.by_router = matches!(naming, Naming::ByRouter(_));
         match naming {
             Naming::ByRouter(experts) => {
-                let confidence = |(rank, &expert)| named(expert, speculation.confidence.probability(layer, rank));
-                speculation.named.extend(experts.iter().enumerate().map(confidence));
+                let confidence = |(rank, &expert)| named(expert, self.confidence.probability(layer, rank));
+                self.named.extend(experts.iter().enumerate().map(confidence));
             }
             Naming::ByProfile(predicted) => {
-                speculation
-                    .named
-                    .extend(predicted.iter().map(|predicted| named(predicted.expert, predicted.probability)));
+                self.named.extend(predicted.iter().map(|predicted| named(predicted.expert, predicted.probability)));
             }
         }
-        if speculation.trial.is_acting() {
-            self.read_likely(state, files, layer, requests);
+        if self.trial.is_acting() {
+            self.read_likely(core, slots, files, layer, requests);
         }
     }
 
     /// Adds reads for what is missing of the likely ones among the experts named, as far as what would go for them is worth less.
-    fn read_likely(&self, state: &mut State, files: &[DirectFile], layer: ExpertLayer, requests: &mut Vec<Request>) {
-        for index in 0..state.speculation.named.len() {
-            let Named { expert, probability, is_missing } = state.speculation.named[index];
+    fn read_likely(
+        &mut self,
+        core: &Core,
+        slots: &mut Slots,
+        files: &[DirectFile],
+        layer: ExpertLayer,
+        requests: &mut Vec<Request>,
+    ) {
+        for &Named { expert, probability, is_missing } in &self.named {
             if !is_missing || probability < PROBABILITY_MIN {
                 continue;
             }
-            for (tensor, block) in self.blocks_of(layer, expert) {
+            for (tensor, block) in core.streamed.blocks_of(layer, expert) {
                 let unit = tensor.first_unit + expert;
-                if !state.is_missing(block) || !state.pools[tensor.pool].would_gain(unit, probability, state.position) {
+                if !slots.is_missing(block) || !slots.pools[tensor.pool].would_gain(unit, probability, slots.position) {
                     continue;
                 }
-                let Some(id) = self.read(state, files, tensor.pool, block, Priority::Speculative, requests) else {
+                let Some(id) = core.read(slots, files, tensor.pool, block, Priority::Speculative, requests) else {
                     return;
                 };
-                self.counters.prefetch_issued.add(1);
-                state.speculation.reads.push((block, id));
+                core.counters.prefetch_issued.add(1);
+                self.reads.push((block, id));
             }
         }
     }
 
-    /// The blocks of an expert in all matrices of an expert layer that have it.
-    fn blocks_of(&self, layer: ExpertLayer, expert: usize) -> impl Iterator<Item = (&StreamedTensor, BlockId)> {
-        let tensors = self.streamed.expert_layers[layer].iter().map(|&index| &self.streamed.tensors[index]);
-        tensors
-            .filter(move |tensor| expert < tensor.block_count)
-            .map(move |tensor| (tensor, tensor.first_block + expert))
-    }
-
     /// An expert layer is entered, and these are the experts that it wants: counts what was foreseen, and lets go what was
     /// read in vain, the reads that have not begun included.
-    pub(in crate::stream) fn settle_speculation(
-        &self,
-        state: &mut State,
+    pub(in crate::stream) fn settle(
+        &mut self,
+        core: &Core,
+        slots: &mut Slots,
         engine: &dyn Engine,
         visit: Visit,
         wanted: &[usize],
     ) {
         let layer = visit.layer;
-        let speculation = &mut state.speculation;
-        speculation.current = Some(layer);
-        if speculation.pass_counts && !visit.is_first {
-            self.counters.wanted_in_steps.add(wanted.len() as u64);
+        self.current = Some(layer);
+        if self.pass_counts && !visit.is_first {
+            core.counters.wanted_in_steps.add(wanted.len() as u64);
         }
-        if speculation.layer == Some(layer) {
-            let counters = if speculation.by_router { &self.counters.by_router } else { &self.counters.by_profile };
+        if self.layer.take() == Some(layer) {
+            let counters = if self.by_router { &core.counters.by_router } else { &core.counters.by_profile };
             counters.wanted.add(wanted.len() as u64);
-            for (rank, named) in speculation.named.iter().enumerate() {
+            for (rank, named) in self.named.iter().enumerate() {
                 let is_right = wanted.contains(&named.expert);
                 counters.right.add(u64::from(is_right));
-                if named.is_missing && speculation.by_router {
-                    speculation.confidence.observe(layer, rank, is_right);
+                if named.is_missing && self.by_router {
+                    self.confidence.observe(layer, rank, is_right);
                 }
             }
         }
-        speculation.layer = None;
-        let reads = std::mem::take(&mut speculation.reads);
-        for &(block, id) in &reads {
-            if state.location[block] != Some(id) || !state.pools[id.pool].is_prefetched(id.slot) {
+        for (block, id) in self.reads.drain(..) {
+            if !slots.is_prefetched(block, id) {
                 continue; // evicted, or used
             }
-            let (tensor, expert) = self.streamed.tensor_of(block);
+            let (tensor, expert) = core.streamed.tensor_of(block);
             if tensor.expert_layer == Some(layer) && wanted.contains(&expert) {
                 continue; // its matrix comes later in this layer
             }
-            self.take_back(state, engine, block, id);
-        }
-        state.speculation.reads = reads;
-        state.speculation.reads.clear();
-    }
-
-    /// Lets a speculative prefetch go that is not wanted. As far as the drive has not begun with it, it is not read any more.
-    pub(in crate::stream) fn take_back(&self, state: &mut State, engine: &dyn Engine, block: BlockId, id: SlotId) {
-        let State { pools, location, copies, .. } = state;
-        let pool = &mut pools[id.pool];
-        let Some(Cancelled { begun_bytes, is_in_flight }) = engine.cancel(self.token(id)) else {
-            pool.expire(id.slot);
-            self.counters.prefetch_wasted.add(1);
-            return;
-        };
-        location[block] = None;
-        if begun_bytes > 0 {
-            pool.drain(id.slot, is_in_flight);
-            self.counters.read_bytes.add(begun_bytes as u64);
-            self.counters.prefetch_wasted.add(1);
-        } else {
-            if let Some(before) = pool.give_back(id.slot, |before| location[before].is_some()) {
-                location[before] = Some(id);
-                pool.set_copied(id.slot, copies[before] > 0);
-            }
-            self.counters.prefetch_cancelled.add(1);
-        }
-        if !is_in_flight {
-            self.count_read_time(state);
-            state.reads_in_flight -= 1;
+            core.take_back(slots, engine, block, id);
         }
     }
 }

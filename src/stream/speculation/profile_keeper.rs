@@ -38,7 +38,7 @@ impl ProfileKeeper {
     ) -> Result<Self> {
         let usage_profile = &mut *core.usage_profile.lock();
         store.load(usage_profile);
-        let mut blocks = core.remember(usage_profile);
+        let mut blocks = remember(core, usage_profile);
         if !warms {
             blocks.clear();
         }
@@ -46,12 +46,12 @@ impl ProfileKeeper {
         let thread = std::thread::Builder::new()
             .name("hypura-habits".to_owned())
             .spawn(move || {
-                for_thread.warm(&files, &*engine, blocks);
+                warm(&for_thread, &files, &*engine, blocks);
                 drop((files, engine));
-                while for_thread.sleep_until_store_is_due() {
-                    for_thread.store(&mut store);
+                while sleep_until_store_is_due(&for_thread) {
+                    store_news(&for_thread, &mut store);
                 }
-                for_thread.store(&mut store);
+                store_news(&for_thread, &mut store);
             })
             .map_err(|error| Error::new(ErrorCode::Resource, format!("cannot start the thread for habits: {error}")))?;
         Ok(Self { core: Arc::clone(core), thread: Some(thread) })
@@ -69,85 +69,83 @@ impl Drop for ProfileKeeper {
     }
 }
 
-impl Core {
-    /// Tells the policies how often each expert was used. Returns the blocks of those that were, the hottest expert last.
-    fn remember(&self, usage_profile: &UsageProfile) -> Vec<BlockId> {
-        let mut state = self.state.lock();
-        let mut experts = Vec::new();
-        for layer in usage_profile.layers() {
-            for expert in 0..usage_profile.expert_count() {
-                let uses_per_token =
-                    usage_profile.uses_per_token(layer, expert).filter(|&uses_per_token| uses_per_token > 0.0);
-                experts.extend(uses_per_token.map(|uses_per_token| (uses_per_token, layer, expert)));
-            }
-        }
-        experts.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
-        let mut blocks = Vec::new();
-        for (uses_per_token, layer, expert) in experts {
-            for &index in self.streamed.expert_layers[layer].iter().rev() {
-                let tensor = &self.streamed.tensors[index];
-                if expert < tensor.block_count {
-                    state.pools[tensor.pool].remember(tensor.first_unit + expert, uses_per_token);
-                    blocks.push(tensor.first_block + expert);
-                }
-            }
-        }
-        blocks
-    }
-
-    /// Reads blocks, the last one first, into slots that are empty, while the drive has nothing else to do.
-    fn warm(&self, files: &[DirectFile], engine: &dyn Engine, mut blocks: Vec<BlockId>) {
-        let mut requests = Vec::new();
-        let mut state = self.state.lock();
-        while let Some(block) = blocks.pop() {
-            while state.warming.len() >= IN_FLIGHT && !state.is_over() {
-                self.keeper.wait(&mut state);
-            }
-            if state.is_over() || !self.has_room_to_warm(&state) {
-                return;
-            }
-            let pool = self.streamed.tensor_of(block).0.pool;
-            if !state.is_missing(block) || state.pools[pool].empty_count() <= IN_FLIGHT {
-                continue;
-            }
-            let Some(id) = self.read(&mut state, files, pool, block, Priority::Speculative, &mut requests) else {
-                continue;
-            };
-            // Not a prefetch for the next layer, which would be dropped when it turns out wrong, but a block like any other.
-            state.pools[pool].expire(id.slot);
-            state.warming.push(id);
-            self.counters.warm_reads.add(1);
-            MutexGuard::unlocked(&mut state, || engine.submit(&mut requests));
+/// Tells the policies how often each expert was used. Returns the blocks of those that were, the hottest expert last.
+fn remember(core: &Core, usage_profile: &UsageProfile) -> Vec<BlockId> {
+    let mut state = core.state.lock();
+    let mut experts = Vec::new();
+    for layer in usage_profile.layers() {
+        for expert in 0..usage_profile.expert_count() {
+            let uses_per_token =
+                usage_profile.uses_per_token(layer, expert).filter(|&uses_per_token| uses_per_token > 0.0);
+            experts.extend(uses_per_token.map(|uses_per_token| (uses_per_token, layer, expert)));
         }
     }
-
-    fn has_room_to_warm(&self, state: &State) -> bool {
-        let classes = state.pools.iter().zip(&self.streamed.classes);
-        classes.filter(|(_, class)| !class.every_pass).any(|(pool, _)| pool.empty_count() > IN_FLIGHT)
-    }
-
-    /// Says whether the session goes on.
-    fn sleep_until_store_is_due(&self) -> bool {
-        let due = Instant::now() + INTERVAL;
-        let mut state = self.state.lock();
-        while !state.stopping {
-            if self.keeper.wait_until(&mut state, due).timed_out() {
-                break;
+    experts.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
+    let mut blocks = Vec::new();
+    for (uses_per_token, layer, expert) in experts {
+        for &index in core.streamed.expert_layers[layer].iter().rev() {
+            let tensor = &core.streamed.tensors[index];
+            if expert < tensor.block_count {
+                state.slots.pools[tensor.pool].remember(tensor.first_unit + expert, uses_per_token);
+                blocks.push(tensor.first_block + expert);
             }
         }
-        !state.stopping
     }
+    blocks
+}
 
-    /// Stores what was learned since the last time, if anything was.
-    fn store(&self, store: &mut Store) {
-        let mut usage_profile = self.usage_profile.lock();
-        if !usage_profile.take_news() {
+/// Reads blocks, the last one first, into slots that are empty, while the drive has nothing else to do.
+fn warm(core: &Core, files: &[DirectFile], engine: &dyn Engine, mut blocks: Vec<BlockId>) {
+    let mut requests = Vec::new();
+    let mut state = core.state.lock();
+    while let Some(block) = blocks.pop() {
+        while state.warming.len() >= IN_FLIGHT && !state.is_over() {
+            core.keeper.wait(&mut state);
+        }
+        if state.is_over() || !has_room_to_warm(core, &state) {
             return;
         }
-        let (layers, expert_count) = (usage_profile.layers(), usage_profile.expert_count());
-        drop(usage_profile);
-        // Layer by layer, so that no fetch waits for long.
-        let layers = layers.map(|layer| self.usage_profile.lock().layer(layer)).collect();
-        store.save(UsageProfile::of_layers(expert_count, layers));
+        let pool = core.streamed.tensor_of(block).0.pool;
+        if !state.slots.is_missing(block) || state.slots.pools[pool].empty_count() <= IN_FLIGHT {
+            continue;
+        }
+        let Some(id) = core.read(&mut state.slots, files, pool, block, Priority::Speculative, &mut requests) else {
+            continue;
+        };
+        // Not a prefetch for the next layer, which would be dropped when it turns out wrong, but a block like any other.
+        state.slots.pools[pool].expire(id.slot);
+        state.warming.push(id);
+        core.counters.warm_reads.add(1);
+        MutexGuard::unlocked(&mut state, || engine.submit(&mut requests));
     }
+}
+
+fn has_room_to_warm(core: &Core, state: &State) -> bool {
+    let classes = state.slots.pools.iter().zip(&core.streamed.classes);
+    classes.filter(|(_, class)| !class.every_pass).any(|(pool, _)| pool.empty_count() > IN_FLIGHT)
+}
+
+/// Says whether the session goes on.
+fn sleep_until_store_is_due(core: &Core) -> bool {
+    let due = Instant::now() + INTERVAL;
+    let mut state = core.state.lock();
+    while !state.stopping {
+        if core.keeper.wait_until(&mut state, due).timed_out() {
+            break;
+        }
+    }
+    !state.stopping
+}
+
+/// Stores what was learned since the last time, if anything was.
+fn store_news(core: &Core, store: &mut Store) {
+    let mut usage_profile = core.usage_profile.lock();
+    if !usage_profile.take_news() {
+        return;
+    }
+    let (layers, expert_count) = (usage_profile.layers(), usage_profile.expert_count());
+    drop(usage_profile);
+    // Layer by layer, so that no fetch waits for long.
+    let layers = layers.map(|layer| core.usage_profile.lock().layer(layer)).collect();
+    store.save(UsageProfile::of_layers(expert_count, layers));
 }
