@@ -80,7 +80,9 @@ class HypuraServer:
         scratch.mkdir(parents=True, exist_ok=True)
         self.log_path = scratch / "hypura.log"
         llama = REPOSITORY / "build" / "llama" / "bin"
-        self.command = [*through, HYPURA, "serve", model, "--port", "0", "--llama", llama, *with_more(arguments, *NO_REPACK)]
+        # Prompts of an earlier test would be found.
+        keep = [] if "--keep-prompts" in arguments else ["--keep-prompts", "0"]
+        self.command = [*through, HYPURA, "serve", model, "--port", "0", "--llama", llama, *keep, *with_more(arguments, *NO_REPACK)]
 
     def __enter__(self) -> "HypuraServer":
         with self.log_path.open("wb") as log:

@@ -67,6 +67,10 @@ pub struct Serve {
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = streaming::size)]
     pub body_limit: u64,
 
+    /// Prompts that are kept on the drive from one start to the next, in the user's cache, at most; 0 keeps none
+    #[arg(long, value_name = "SIZE", value_parser = streaming::size, default_value = "4G")]
+    pub keep_prompts: u64,
+
     /// How long requests under way may take when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub shutdown_seconds: u64,
@@ -117,13 +121,14 @@ pub fn run(arguments: Serve) -> Result<ExitCode, String> {
         ram_bytes: arguments.streaming.ram,
         arguments: arguments.more,
         projector: arguments.projector,
+        kept_prompt_bytes: arguments.keep_prompts,
         verbose: arguments.verbose,
     };
     serve::run(settings).map(|()| ExitCode::SUCCESS)
 }
 
 /// llama-server's options that this server must choose itself, and what to write instead.
-const OWN_OPTIONS: [(&[&str], &str); 10] = [
+const OWN_OPTIONS: [(&[&str], &str); 11] = [
     (&["-c", "--ctx-size"], "--ctx, before --, is the context of a request"),
     (&["-np", "--parallel"], "--parallel goes before --"),
     (
@@ -136,6 +141,7 @@ const OWN_OPTIONS: [(&[&str], &str); 10] = [
     ),
     (&["--models-dir", "--models-preset"], "a directory as the first argument is served, one model at a time"),
     (&["-mm", "--mmproj", "-mmu", "--mmproj-url", "--no-mmproj"], "--mmproj and --no-mmproj go before --"),
+    (&["--slot-save-path"], "--keep-prompts, before --, says how much is kept; HYPURA_CACHE says where"),
     (&["-a", "--alias"], "a model is called after its file"),
     (&["--api-key", "--api-key-file"], "the same options go before --; llama-server itself has a random key"),
     (&["--api-prefix"], "a reverse proxy in front can add a prefix"),

@@ -109,6 +109,11 @@ impl Model {
         self.path == other.path && self.digest == other.digest && self.has_same_projector(other)
     }
 
+    /// What tells these files from any others, and from what they hold after somebody has written to them.
+    pub fn identity(&self) -> String {
+        format!("{} {:?} {:?}", self.digest, self.versions, self.projector.as_ref().map(|projector| &projector.path))
+    }
+
     fn has_same_projector(&self, other: &Model) -> bool {
         let version = |model: &Model| {
             let path = &model.projector.as_ref()?.path;

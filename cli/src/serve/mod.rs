@@ -14,6 +14,7 @@ mod model_names;
 mod ollama;
 mod prompt_cache;
 mod server;
+mod sessions;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ pub use keep_alive::KeepAlive;
 use llama_server::child::{self, Launch, Shown};
 use llama_server::loader::{self, Loader};
 use server::{Server, Shared};
+use sessions::Sessions;
 
 use crate::projector::Choice;
 use crate::scratch::Scratch;
@@ -70,6 +72,8 @@ pub struct Settings {
     pub projector: Choice,
     /// What `--ram` says; memory for weights and KV cache otherwise is what is available.
     pub ram_bytes: Option<u64>,
+    /// Bytes of prompts that are kept on the drive from one load to the next.
+    pub kept_prompt_bytes: u64,
     /// Whether its whole log is shown.
     pub verbose: bool,
 }
@@ -108,8 +112,11 @@ async fn serve(settings: Settings) -> Result<(), String> {
         parallel: settings.parallel,
         memory_bytes: settings.ram_bytes.unwrap_or_else(|| hypura::hw::profile(&settings.path).memory.available_bytes),
     };
-    let launch = make_launch(settings, stats.clone(), contexts.memory_bytes);
-    let loader = Loader::new(launch, contexts, keep_alive);
+    let cache = hypura::config::Config::from_environment().map_err(|error| error.to_string())?.cache_directory;
+    let sessions = Sessions::open(cache.as_deref(), settings.kept_prompt_bytes, &settings.arguments);
+    let directory = sessions.as_ref().map(|sessions| sessions.directory().to_owned());
+    let launch = make_launch(settings, stats.clone(), contexts.memory_bytes, directory);
+    let loader = Loader::new(launch, contexts, keep_alive, sessions);
     let server = Server::new(Shared { catalog, loader, access, body_bytes_max, stats, answers: Arc::default() });
 
     child::warn_of_environment();
@@ -124,18 +131,18 @@ async fn serve(settings: Settings) -> Result<(), String> {
         problem = &mut loading => loading_failed = Err(problem),
     }
     let _ = stop.send(true);
-    if loading_failed.is_ok()
-        && tokio::time::timeout(patience, async {
-            tokio::select! {
-                _ = &mut serving => {}
-                // Whoever asks twice is in a hurry.
-                _ = stop_signal() => {}
+    if loading_failed.is_ok() {
+        let ending = async {
+            if tokio::time::timeout(patience, &mut serving).await.is_err() {
+                eprintln!("hypura: some requests were not done within {} s", patience.as_secs());
             }
-        })
-        .await
-        .is_err()
-    {
-        eprintln!("hypura: some requests were not done within {} s", patience.as_secs());
+            server.loader.keep_prompts().await;
+        };
+        tokio::select! {
+            () = ending => {}
+            // Whoever asks twice is in a hurry.
+            _ = stop_signal() => {}
+        }
     }
     server.loader.stop().await;
     serving.abort();
@@ -221,7 +228,12 @@ fn router(server: Server) -> Router {
 }
 
 /// How llama-server is started for a model.
-fn make_launch(settings: Settings, stats: PathBuf, memory_bytes: u64) -> Box<loader::MakeLaunch> {
+fn make_launch(
+    settings: Settings,
+    stats: PathBuf,
+    memory_bytes: u64,
+    prompts: Option<PathBuf>,
+) -> Box<loader::MakeLaunch> {
     Box::new(move |model: &Model, context_tokens: u32| {
         // Those of the model before.
         let _ = std::fs::remove_file(&stats);
@@ -245,6 +257,9 @@ fn make_launch(settings: Settings, stats: PathBuf, memory_bytes: u64) -> Box<loa
         } else {
             // As Ollama does with models that are made for text: the state after the last token.
             push(&["--pooling", "last"]);
+        }
+        if let Some(directory) = &prompts {
+            push(&["--slot-save-path", &directory.to_string_lossy()]);
         }
         if let Some(mebibytes) = prompt_cache::limit(model, memory_bytes, &settings.arguments) {
             push(&["--cache-ram", &mebibytes.to_string()]);

@@ -20,6 +20,7 @@ use crate::serve::catalog::Model;
 use crate::serve::context::ContextPolicy;
 use crate::serve::errors::{ApiError, ApiResult};
 use crate::serve::keep_alive::KeepAlive;
+use crate::serve::sessions::Sessions;
 
 /// Makes llama-server's arguments for a model and a context.
 pub type MakeLaunch = dyn Fn(&Model, u32) -> Launch + Send + Sync;
@@ -29,6 +30,7 @@ pub struct Loader {
     make_launch: Box<MakeLaunch>,
     contexts: ContextPolicy,
     default_keep_alive: KeepAlive,
+    sessions: Option<Sessions>,
     gate: Arc<Gate<()>>,
     current: Mutex<Option<Arc<Loaded>>>,
     /// The model that is being loaded, and since when.
@@ -115,11 +117,17 @@ impl Drop for Lease {
 
 impl Loader {
     /// A loader that has loaded nothing yet.
-    pub fn new(make_launch: Box<MakeLaunch>, contexts: ContextPolicy, default_keep_alive: KeepAlive) -> Arc<Self> {
+    pub fn new(
+        make_launch: Box<MakeLaunch>,
+        contexts: ContextPolicy,
+        default_keep_alive: KeepAlive,
+        sessions: Option<Sessions>,
+    ) -> Arc<Self> {
         let loader = Arc::new(Self {
             make_launch,
             contexts,
             default_keep_alive,
+            sessions,
             gate: Arc::default(),
             current: Mutex::new(None),
             loading: Mutex::new(None),
@@ -196,6 +204,29 @@ impl Loader {
         }
     }
 
+    /// Writes the prompts of what is loaded to the drive, for the next time.
+    pub async fn keep_prompts(&self) {
+        if let Some(loaded) = self.current() {
+            self.keep_prompts_of(&loaded).await;
+        }
+    }
+
+    async fn keep_prompts_of(&self, loaded: &Loaded) {
+        // After a failure it is not known what the slots hold.
+        let is_sound = !loaded.child.has_exited() && !loaded.child.has_failed() && !loaded.model.is_embedding();
+        if let Some(sessions) = self.sessions.as_ref().filter(|_| is_sound) {
+            let key = sessions.key(&loaded.model, loaded.loaded_tokens, &loaded.properties);
+            sessions.save(&key, &loaded.model, &loaded.upstream).await;
+        }
+    }
+
+    /// Gives a llama-server that has just started the prompts that were kept. Whether it is fit for use after that.
+    async fn restore_prompts(&self, child: &Child, model: &Model, loaded_tokens: u32, properties: &Value) -> bool {
+        let Some(sessions) = &self.sessions else { return true };
+        let key = sessions.key(model, loaded_tokens, properties);
+        sessions.restore(&key, &child.upstream(), properties["total_slots"].as_u64().unwrap_or(0)).await
+    }
+
     /// Stops llama-server, and lets nothing be started any more. Requests under way are not waited for.
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
@@ -225,6 +256,7 @@ impl Loader {
                 // The timeout covers an end between the look and the wait.
                 let _ = tokio::time::timeout(Duration::from_millis(100), self.changed.notified()).await;
             }
+            self.keep_prompts_of(&loaded).await;
             self.current.lock().take();
             loaded.child.stop().await;
         }
@@ -264,7 +296,13 @@ impl Loader {
             let child = Child::start(launch.clone()).await.map_err(ApiError::upstream)?;
             self.starts.fetch_add(1, Ordering::Relaxed);
             match child.ready().await {
-                Ok(properties) => break (child, properties),
+                Ok(properties) if attempt == ATTEMPTS => break (child, properties),
+                Ok(properties) => {
+                    if self.restore_prompts(&child, &model, loaded_tokens, &properties).await {
+                        break (child, properties);
+                    }
+                    child.stop().await;
+                }
                 Err(problem) if problem.contains("couldn't bind") && attempt < ATTEMPTS => {}
                 Err(problem) => {
                     let what =
