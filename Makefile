@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist docs models arch-models demo \
+.PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
 	test soak test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-rows bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
 
@@ -97,6 +97,12 @@ build/backend/build.ninja: Makefile cmake/backend/CMakeLists.txt $(TOOLS) | pris
 dist: llama-dist cli ## pack the programs into a tarball that runs from anywhere: build/dist
 	$(USE_TOOLS) python3 scripts/dist.py
 
+deb: llama-dist cli ## the same as a Debian package: build/dist
+	$(USE_TOOLS) python3 scripts/deb.py
+
+wheel: llama-dist cli backend ## the same, and the backend, as a wheel for pip install: build/dist
+	$(USE_TOOLS) python3 scripts/wheel.py
+
 docs: ## the C API's reference: build/docs/html
 	@command -v doxygen >/dev/null || { echo "doxygen is missing; on Debian: apt install doxygen" >&2; exit 1; }
 	@mkdir -p build
@@ -175,7 +181,7 @@ test-archs: llama arch-models ## a tiny model of every mixture architecture: str
 soak: llama llama-off llama-stock backend models ## a whole server under 1,000 seeded faults of drive and file: about an hour
 	$(USE_TOOLS) HYPURA_TEST_FAULT_CASES=1000 python3 -m pytest -ra tests/e2e/test_recovery.py
 
-test-install: llama-dist cli models ## what is installed and packed, hosts in C and C++, the reference
+test-install: llama-dist llama-stock backend cli models ## what is installed and packed, hosts in C and C++, the reference
 	$(USE_TOOLS) python3 -m pytest -ra tests/install
 
 build/node/.stamp: tests/ollama/node/package.json

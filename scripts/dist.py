@@ -39,11 +39,15 @@ def readme() -> str:
     return README.format(version=version(), libc=libc, cpu=cpu)
 
 
+def strip(folder: Path) -> None:
+    binaries = [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
+    subprocess.run(["strip", "--strip-unneeded", *binaries], check=True)
+
+
 def put_together(folder: Path) -> None:
     shutil.copytree(PROGRAMS, folder / "bin", symlinks=True)
     shutil.copy2(COMMAND, folder / "bin")
-    binaries = [path for path in (folder / "bin").iterdir() if path.is_file() and not path.is_symlink()]
-    subprocess.run(["strip", "--strip-unneeded", *binaries], check=True)
+    strip(folder / "bin")
     (folder / "README").write_text(readme())
 
     licences = folder / "licenses"
