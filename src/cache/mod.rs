@@ -9,13 +9,13 @@
 //! 1. A slot is Empty, Loading, Draining, Failed or Ready. Only a Ready slot's bytes are ever handed out.
 //! 2. `users` counts the fetches that hold or await a slot. A slot with users, Loading or Draining, is never given away;
 //!    a Failed one is Empty when its last user leaves.
-//! 3. A Ready slot without users is either in `guessed` (read ahead, not asked for yet) or offered to the pool's
-//!    [`policy`], which says who goes first. All other slots are neither, unless Empty: then in `empty`. A slot that was
+//! 3. A Ready slot without users is either in `prefetched` (read ahead, not asked for yet) or evictable: the pool's
+//!    [`policy`] knows it, and says who goes first. All other slots are neither, unless Empty: then in `empty`. A slot that was
 //!    *closed*, because memory ran short, is in none of them and gets no block.
-//! 4. A read ahead of need takes an empty or an offered slot, never another guess; a demand read takes those first, and
+//! 4. A read ahead of need takes an empty or an evictable slot, never another's; a demand read takes those first, and
 //!    then the speculative prefetch made last, so a ring full of speculative prefetches can never starve a demand.
 //! 5. A slot whose block the host also keeps elsewhere, in the memory of a GPU, goes before all others but empty ones: nothing has to be
-//!    read again for it. While it may be evicted it is in `copied`, and not offered to the policy.
+//!    read again for it. Where it would be evictable it is in `copied`, and unknown to the policy.
 
 mod list;
 pub mod policy;

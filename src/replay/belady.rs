@@ -15,7 +15,7 @@ use crate::index::UnitId;
 pub struct Belady {
     /// By unit: the times of its uses, latest first; past ones are popped.
     uses: TiVec<UnitId, Vec<usize>>,
-    offered: BTreeSet<(usize, UnitId)>,
+    evictable: BTreeSet<(usize, UnitId)>,
     shape: Shape,
 }
 
@@ -31,7 +31,7 @@ impl Belady {
             }
         }
         uses.iter_mut().for_each(|times| times.reverse());
-        Self { uses, offered: BTreeSet::new(), shape: trace.shape }
+        Self { uses, evictable: BTreeSet::new(), shape: trace.shape }
     }
 
     fn next_use(&self, unit: UnitId) -> usize {
@@ -50,20 +50,20 @@ impl Policy for Belady {
     }
 
     fn set_evictable(&mut self, unit: UnitId) {
-        self.offered.insert((self.next_use(unit), unit));
+        self.evictable.insert((self.next_use(unit), unit));
     }
 
     fn set_in_use(&mut self, unit: UnitId) {
-        self.offered.remove(&(self.next_use(unit), unit));
+        self.evictable.remove(&(self.next_use(unit), unit));
     }
 
     #[cfg(test)]
     fn evictable_count(&self) -> usize {
-        self.offered.len()
+        self.evictable.len()
     }
 
     fn victim(&self, _at: Position) -> Option<UnitId> {
-        self.offered.last().map(|&(_, unit)| unit)
+        self.evictable.last().map(|&(_, unit)| unit)
     }
 
     fn score(&self, unit: UnitId, _at: Position) -> f64 {

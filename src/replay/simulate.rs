@@ -112,14 +112,14 @@ impl Simulation<'_> {
         }
         let victim = self.policy.victim(at).unwrap_or_else(|| {
             self.held.drain(..).for_each(|unit| self.policy.set_evictable(unit));
-            self.policy.victim(at).expect("what was held is offered")
+            self.policy.victim(at).expect("what was held is evictable")
         });
         assert!(std::mem::replace(&mut self.is_cached[victim], false), "a victim must be in RAM");
         self.policy.set_in_use(victim);
     }
 
     fn let_go(&mut self, trace: &Trace, layer: &LayerUse) {
-        // Offered in the order of use; what a wave has evicted again is not there to be offered.
+        // Evictable in the order of use; what a wave has evicted again is not there.
         for used in &layer.experts {
             let unit = trace.shape.unit(layer.layer, used.expert);
             if self.is_cached[unit] {

@@ -1,6 +1,6 @@
 //! Experts that a layer to come is certain to use: their numbers follow from the tokens, so they are known when a pass begins.
 //!
-//! They are read behind what somebody waits for and before what is only guessed, and no trial asks whether that pays.
+//! They are read behind what somebody waits for and before what is only predicted, and no trial asks whether that pays.
 
 use crate::index::{BlockId, ExpertLayer};
 use crate::io::{DirectFile, Engine, Priority, Request};

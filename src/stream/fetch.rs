@@ -498,7 +498,7 @@ impl Fetch {
     fn request_missing(&mut self, core: &Core, state: &mut State, waiter: WaiterId) {
         while let Some(&block) = self.missing.last() {
             let id = match state.slots.location[block] {
-                // Another fetch has asked for it since, or guessed it.
+                // Another fetch has asked for it since, or it was read ahead.
                 Some(id) => id,
                 None => {
                     let files = &self.session.files;

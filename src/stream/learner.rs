@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use crate::error::{Error, ErrorCode, Result};
 
-use super::outlook::Outlook;
+use super::running_placement::RunningPlacement;
 
 /// The thread, until dropped.
 pub(super) struct Learner {
@@ -15,13 +15,13 @@ pub(super) struct Learner {
 }
 
 impl Learner {
-    pub(super) fn start(outlook: Arc<Outlook>) -> Result<Self> {
+    pub(super) fn start(placement: Arc<RunningPlacement>) -> Result<Self> {
         let (wake, woken) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("hypura-learner".to_owned())
             .spawn(move || {
                 while woken.recv().is_ok() {
-                    outlook.learn();
+                    placement.learn();
                 }
             })
             .map_err(|error| Error::new(ErrorCode::Resource, format!("cannot start the learning thread: {error}")))?;

@@ -16,11 +16,12 @@ mod fetch;
 #[cfg(test)]
 mod invariants;
 mod learner;
-mod outlook;
+mod machine_at_load;
 mod pass;
 #[cfg(test)]
 mod resize_tests;
 mod rows;
+mod running_placement;
 mod session;
 mod slots;
 mod speculation;

@@ -22,8 +22,9 @@ use crate::stats::{Counters, Statistics, StatsWriter};
 use super::core::Core;
 use super::fetch::Fetch;
 use super::learner::Learner;
-use super::outlook::{Outlook, Surroundings};
+use super::machine_at_load::MachineAtLoad;
 use super::rows::Rows;
+use super::running_placement::RunningPlacement;
 use super::speculation::Predictor;
 use super::speculation::ProfileKeeper;
 use super::tensors::StreamedTensors;
@@ -37,7 +38,7 @@ pub struct Session {
     pub(super) config: Config,
     plan: Plan,
     tuning: Tuning,
-    surroundings: Surroundings,
+    machine: MachineAtLoad,
     pub(super) files: Arc<[DirectFile]>,
     /// All that may be streamed. What of it is, the first demand finds: see [`Self::taking_part`].
     planned: Arc<StreamedTensors>,
@@ -66,7 +67,7 @@ pub(super) struct Running {
     pub(super) engine: Arc<dyn Engine>,
     _stats: Option<StatsWriter>,
     pub(super) learner: Learner,
-    outlook: Arc<Outlook>,
+    placement: Arc<RunningPlacement>,
     pub(super) core: Arc<Core>,
     pub(super) verifier: Option<Verifier>,
     pub(super) trace: Option<Trace>,
@@ -102,13 +103,13 @@ impl Session {
             None => {}
         }
         check_outputs(config)?;
-        let surroundings = Surroundings::of(gguf, &place, &plan, &tuning, config.cache_directory.as_deref());
+        let machine = MachineAtLoad::of(gguf, &place, &plan, &tuning, config.cache_directory.as_deref());
         Ok(Some(Arc::new(Self {
             gguf: Arc::clone(gguf),
             config: config.clone(),
             plan,
             tuning,
-            surroundings,
+            machine,
             files,
             planned,
             bound: gguf.tensors().iter().map(|_| AtomicBool::new(false)).collect(),
@@ -182,12 +183,12 @@ impl Session {
     /// threads; `None` when all are known, once something was demanded, and when a measurement, which takes `needed_bytes` of
     /// memory, would take too much of it.
     pub fn next_unmeasured(&self, threads: usize, needed_bytes: u64) -> Option<u32> {
-        if self.running.get().is_some() { None } else { self.surroundings.next_unmeasured(threads, needed_bytes) }
+        if self.running.get().is_some() { None } else { self.machine.next_unmeasured(threads, needed_bytes) }
     }
 
     /// Notes how fast that is, in bytes of weights per second; 0 for what cannot be measured.
     pub fn set_speed(&self, ggml_type: u32, threads: usize, bytes_per_second: f64) {
-        self.surroundings.set_speed(ggml_type, threads, bytes_per_second);
+        self.machine.set_speed(ggml_type, threads, bytes_per_second);
     }
 
     /// The host keeps the weights that are not streamed in a mapping of the file instead of memory of its own.
@@ -214,7 +215,7 @@ impl Session {
     /// memory has not been divided yet.
     pub fn plan_json(&self) -> String {
         match self.running.get() {
-            Some(running) => running.outlook.to_json().to_string(),
+            Some(running) => running.placement.to_json().to_string(),
             _ => serde_json::Value::Null.to_string(),
         }
     }
@@ -224,7 +225,7 @@ impl Session {
         match self.running.get() {
             Some(running) => {
                 let facts = running.facts(self);
-                snapshot(&running.core, &running.outlook, running.rows.as_deref(), &facts, &self.most_vram_bytes)
+                snapshot(&running.core, &running.placement, running.rows.as_deref(), &facts, &self.most_vram_bytes)
             }
             _ => Counters::default().statistics(self.idle_facts()).to_json(),
         }
@@ -278,7 +279,7 @@ impl Session {
         let fixed_bytes = self.config.ram_bytes.unwrap_or(0);
         let budget_bytes = admission.as_ref().map_or(fixed_bytes, Admission::budget_bytes);
         let vram_bytes = self.vram_bytes.load(Ordering::Relaxed).max(0) as u64;
-        let task = Arc::new(self.surroundings.task(&self.gguf, &self.config, self.plan.mode, &streamed, vram_bytes));
+        let task = Arc::new(self.machine.task(&self.gguf, &self.config, self.plan.mode, &streamed, vram_bytes));
         let placement = task.place(budget_bytes)?;
         let (rows_bytes, slots) = (placement.rows_bytes, placement.slots.clone());
         let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
@@ -307,8 +308,8 @@ impl Session {
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
         let membership = memory::join(&(core.clone() as Arc<dyn Tenant>), is_flexible)?;
         drop(admission);
-        let outlook = Arc::new(Outlook::new(&self.gguf, placement, &self.surroundings, &core));
-        let learner = Learner::start(Arc::clone(&outlook))?;
+        let placement = Arc::new(RunningPlacement::new(&self.gguf, placement, &self.machine, &core));
+        let learner = Learner::start(Arc::clone(&placement))?;
         let mut running = Running {
             _membership: membership,
             predictor,
@@ -316,16 +317,17 @@ impl Session {
             engine,
             _stats: None,
             learner,
-            outlook,
+            placement,
             core,
             verifier,
             trace,
             rows,
         };
         if let Some(path) = &self.config.stats {
-            let (core, outlook, facts) = (Arc::clone(&running.core), Arc::clone(&running.outlook), running.facts(self));
+            let (core, placement, facts) =
+                (Arc::clone(&running.core), Arc::clone(&running.placement), running.facts(self));
             let (rows, vram) = (running.rows.clone(), Arc::clone(&self.most_vram_bytes));
-            let snapshot = move || snapshot(&core, &outlook, rows.as_deref(), &facts, &vram);
+            let snapshot = move || snapshot(&core, &placement, rows.as_deref(), &facts, &vram);
             running._stats = Some(StatsWriter::start(path.clone(), snapshot)?);
         }
         self.warn_of_the_cliff(&streamed, &slots);
@@ -343,7 +345,7 @@ impl Session {
             self.vram_phrase(),
             self.tuning,
         );
-        running.outlook.log();
+        running.placement.log();
         Ok(running)
     }
 
@@ -462,7 +464,13 @@ fn claim(streamed: &StreamedTensors) -> Claim {
     Claim { least: claim.least + least, most: claim.most + most }
 }
 
-fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Statistics, vram_bytes: &AtomicU64) -> String {
+fn snapshot(
+    core: &Core,
+    placement: &RunningPlacement,
+    rows: Option<&Rows>,
+    facts: &Statistics,
+    vram_bytes: &AtomicU64,
+) -> String {
     let mut state = core.state.lock();
     core.count_read_time(&mut state.slots);
     let resident_bytes: u64 = state
@@ -481,8 +489,8 @@ fn snapshot(core: &Core, outlook: &Outlook, rows: Option<&Rows>, facts: &Statist
         budget_bytes: core.pool_bytes() + rows.map_or(0, Rows::memory_bytes),
         vram_bytes: vram_bytes.load(Ordering::Relaxed),
         prefetch_pays,
-        plan: outlook.summary(),
-        predicted_tokens_per_second: Some(outlook.prediction().tokens_per_second()),
+        plan: placement.summary(),
+        predicted_tokens_per_second: Some(placement.prediction().tokens_per_second()),
         measured_tokens_per_second: measured.map(|measured| 1.0 / measured.seconds_per_token),
         ..facts.clone()
     };

@@ -7,8 +7,8 @@
 //!
 //! *Order.* The three averages shrink at different rates, so the order of two units changes with time and no heap stays
 //! valid. But of units that had nearly the same longer averages when they were last used, the one used longest ago is
-//! the least likely at any time, and of those as likely the one used just now has the longest way to go. So offered
-//! units are kept in *classes* of such, in the order of the offers, and the victim is the worst among the first and the
+//! the least likely at any time, and of those as likely the one used just now has the longest way to go. So evictable
+//! units are kept in *classes* of such, in the order in which they became so, and the victim is the worst among the first and the
 //! last of each class, estimated exactly.
 
 use typed_index_collections::TiVec;
@@ -40,7 +40,7 @@ const CLASSES: usize = 128;
 /// Ages, in tokens, for which decay is tabulated; older units are computed.
 const AGES: usize = 512;
 
-const NOT_OFFERED: u8 = u8::MAX;
+const NOT_EVICTABLE: u8 = u8::MAX;
 
 /// See the module.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub struct Forecast {
     pass_tokens: u32,
     /// By age in tokens: what is left of each average.
     decay: Vec<[f32; AVERAGES]>,
-    /// By unit: its class while it is offered.
+    /// By unit: its class while it is evictable.
     class: TiVec<UnitId, u8>,
     links: Links<UnitId>,
     classes: Vec<List<UnitId>>,
@@ -83,7 +83,7 @@ impl Forecast {
             pass: None,
             pass_tokens: 0,
             decay: (0..AGES as u32).map(exact_decay).collect(),
-            class: vec![NOT_OFFERED; count].into(),
+            class: vec![NOT_EVICTABLE; count].into(),
             links: Links::new(count),
             classes: (0..CLASSES).map(|_| List::new()).collect(),
             occupied: 0,
@@ -103,7 +103,7 @@ impl Forecast {
         let history = &self.histories[unit];
         let is_ahead = layer > at.layer;
         if is_ahead && self.pass == Some(at.pass) && history.used_at == self.clock {
-            return self.wait_with(1.0, layer, at); // announced: this is no guess
+            return self.wait_with(1.0, layer, at); // announced: this is certain
         }
         // Units that are still ahead had no chance in this pass yet.
         let unasked_tokens = if is_ahead { self.pass_tokens } else { 0 };
@@ -160,7 +160,7 @@ impl Policy for Forecast {
     }
 
     fn set_evictable(&mut self, unit: UnitId) {
-        if self.class[unit] != NOT_OFFERED {
+        if self.class[unit] != NOT_EVICTABLE {
             return;
         }
         let class = Self::class_of(&self.histories[unit]);
@@ -170,8 +170,8 @@ impl Policy for Forecast {
     }
 
     fn set_in_use(&mut self, unit: UnitId) {
-        let class = std::mem::replace(&mut self.class[unit], NOT_OFFERED);
-        if class == NOT_OFFERED {
+        let class = std::mem::replace(&mut self.class[unit], NOT_EVICTABLE);
+        if class == NOT_EVICTABLE {
             return;
         }
         let list = &mut self.classes[class as usize];
@@ -183,7 +183,7 @@ impl Policy for Forecast {
 
     #[cfg(test)]
     fn evictable_count(&self) -> usize {
-        self.class.iter().filter(|&&class| class != NOT_OFFERED).count()
+        self.class.iter().filter(|&&class| class != NOT_EVICTABLE).count()
     }
 
     fn victim(&self, at: Position) -> Option<UnitId> {

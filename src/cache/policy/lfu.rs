@@ -11,13 +11,13 @@ use crate::index::UnitId;
 pub struct Lfu {
     /// By unit: the passes that used it.
     uses: TiVec<UnitId, u64>,
-    offered: UnitHeap,
+    evictable: UnitHeap,
 }
 
 impl Lfu {
     /// A policy that knows nothing yet.
     pub fn new(shape: Shape) -> Self {
-        Self { uses: vec![0; shape.unit_count()].into(), offered: UnitHeap::new(shape.unit_count()) }
+        Self { uses: vec![0; shape.unit_count()].into(), evictable: UnitHeap::new(shape.unit_count()) }
     }
 }
 
@@ -31,20 +31,20 @@ impl Policy for Lfu {
     }
 
     fn set_evictable(&mut self, unit: UnitId) {
-        self.offered.insert(unit, self.uses[unit] as f64);
+        self.evictable.insert(unit, self.uses[unit] as f64);
     }
 
     fn set_in_use(&mut self, unit: UnitId) {
-        self.offered.remove(unit);
+        self.evictable.remove(unit);
     }
 
     #[cfg(test)]
     fn evictable_count(&self) -> usize {
-        self.offered.len()
+        self.evictable.len()
     }
 
     fn victim(&self, _at: Position) -> Option<UnitId> {
-        self.offered.first()
+        self.evictable.first()
     }
 
     fn score(&self, unit: UnitId, _at: Position) -> f64 {

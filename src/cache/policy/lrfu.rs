@@ -17,13 +17,13 @@ pub(super) const HALF_LIFE_PASSES: f64 = 16.0;
 pub struct Lrfu {
     /// By unit: see above; minus infinity for a unit that was never used.
     level: TiVec<UnitId, f64>,
-    offered: UnitHeap,
+    evictable: UnitHeap,
 }
 
 impl Lrfu {
     /// A policy that knows nothing yet.
     pub fn new(shape: Shape) -> Self {
-        Self { level: vec![f64::NEG_INFINITY; shape.unit_count()].into(), offered: UnitHeap::new(shape.unit_count()) }
+        Self { level: vec![f64::NEG_INFINITY; shape.unit_count()].into(), evictable: UnitHeap::new(shape.unit_count()) }
     }
 }
 
@@ -38,20 +38,20 @@ impl Policy for Lrfu {
     }
 
     fn set_evictable(&mut self, unit: UnitId) {
-        self.offered.insert(unit, self.level[unit]);
+        self.evictable.insert(unit, self.level[unit]);
     }
 
     fn set_in_use(&mut self, unit: UnitId) {
-        self.offered.remove(unit);
+        self.evictable.remove(unit);
     }
 
     #[cfg(test)]
     fn evictable_count(&self) -> usize {
-        self.offered.len()
+        self.evictable.len()
     }
 
     fn victim(&self, _at: Position) -> Option<UnitId> {
-        self.offered.first()
+        self.evictable.first()
     }
 
     fn score(&self, unit: UnitId, _at: Position) -> f64 {

@@ -11,10 +11,10 @@ use crate::index::UnitId;
 pub struct Lru {
     links: Links<UnitId>,
     list: List<UnitId>,
-    /// By unit: when it was last offered, counted in offers from 1; 0 for never.
-    offered_at: TiVec<UnitId, u64>,
-    is_offered: TiVec<UnitId, bool>,
-    offers: u64,
+    /// By unit: when it last became evictable, counted in such events from 1; 0 for never.
+    evictable_since: TiVec<UnitId, u64>,
+    is_evictable: TiVec<UnitId, bool>,
+    event_count: u64,
 }
 
 impl Lru {
@@ -24,9 +24,9 @@ impl Lru {
         Self {
             links: Links::new(count),
             list: List::new(),
-            offered_at: vec![0; count].into(),
-            is_offered: vec![false; count].into(),
-            offers: 0,
+            evictable_since: vec![0; count].into(),
+            is_evictable: vec![false; count].into(),
+            event_count: 0,
         }
     }
 }
@@ -39,23 +39,23 @@ impl Policy for Lru {
     fn used(&mut self, _unit: UnitId, _at: Position, _usage: Use) {}
 
     fn set_evictable(&mut self, unit: UnitId) {
-        if std::mem::replace(&mut self.is_offered[unit], true) {
+        if std::mem::replace(&mut self.is_evictable[unit], true) {
             return;
         }
-        self.offers += 1;
-        self.offered_at[unit] = self.offers;
+        self.event_count += 1;
+        self.evictable_since[unit] = self.event_count;
         self.list.push_back(&mut self.links, unit);
     }
 
     fn set_in_use(&mut self, unit: UnitId) {
-        if std::mem::replace(&mut self.is_offered[unit], false) {
+        if std::mem::replace(&mut self.is_evictable[unit], false) {
             self.list.remove(&mut self.links, unit);
         }
     }
 
     #[cfg(test)]
     fn evictable_count(&self) -> usize {
-        self.is_offered.iter().filter(|offered| **offered).count()
+        self.is_evictable.iter().filter(|evictable| **evictable).count()
     }
 
     fn victim(&self, _at: Position) -> Option<UnitId> {
@@ -63,6 +63,6 @@ impl Policy for Lru {
     }
 
     fn score(&self, unit: UnitId, _at: Position) -> f64 {
-        self.offered_at[unit] as f64
+        self.evictable_since[unit] as f64
     }
 }

@@ -1,8 +1,8 @@
 //! Which expert to give up when a slot is needed.
 //!
 //! Terms: a *unit* is one expert of one layer, numbered `layer * expert_count + expert`. A *pass* is one run through
-//! the layers, for one token (decode) or for many (a prompt's batch). A unit is *offered* while it may be evicted: its
-//! bytes are in RAM and nobody holds them. Passes run through the layers in order, so for a unit of the layer just
+//! the layers, for one token (decode) or for many (a prompt's batch). A unit is *evictable* while its bytes are
+//! in RAM and nobody holds them. Passes run through the layers in order, so for a unit of the layer just
 //! computed the next use is a whole pass away, and for one of the next layer it is near.
 //!
 //! Every pool owns one policy. The policy knows units by number and never touches slots. It also remembers units that
@@ -86,8 +86,8 @@ impl Use {
 
 /// An order of eviction.
 ///
-/// The owner withdraws a unit before it is used and offers it when it is let go of, so a policy may rank an offered
-/// unit by what it knew when the unit was offered.
+/// The owner says that a unit is in use before it is used, and that it is evictable when it is let go of. So a policy may rank an
+/// evictable unit by what it knew when the unit became so.
 pub trait Policy: Send + std::fmt::Debug {
     /// The name in tables and logs.
     fn name(&self) -> &'static str;
@@ -95,16 +95,16 @@ pub trait Policy: Send + std::fmt::Debug {
     /// A unit is used, in RAM or not. Called exactly once per (unit, pass), no later than the start of its layer.
     fn used(&mut self, unit: UnitId, at: Position, usage: Use);
 
-    /// A unit may be evicted from now on. Nothing happens when it is offered already.
+    /// A unit is evictable from now on. Nothing happens when it is already.
     fn set_evictable(&mut self, unit: UnitId);
 
-    /// A unit may not be evicted any more: it is held, being read, or gone. Nothing happens when it is not offered.
+    /// A unit is not evictable any more: it is held, being read, or gone. Nothing happens when it was not.
     fn set_in_use(&mut self, unit: UnitId);
 
-    /// The offered unit to evict at this point, `None` when none is offered. It stays offered until it is withdrawn.
+    /// The evictable unit to evict at this point, `None` when there is none. It stays evictable until it is said to be in use.
     fn victim(&self, at: Position) -> Option<UnitId>;
 
-    /// How much a unit deserves its slot, offered or not, in RAM or not: of two units of one policy at one position,
+    /// How much a unit deserves its slot, evictable or not, in RAM or not: of two units of one policy at one position,
     /// the larger value is to be kept. What is about to be read as a speculative prefetch should be worth more than the victim.
     fn score(&self, unit: UnitId, at: Position) -> f64;
 
@@ -116,7 +116,7 @@ pub trait Policy: Send + std::fmt::Debug {
         f64::INFINITY
     }
 
-    /// How many units are offered; for tests.
+    /// How many units are evictable; for tests.
     #[cfg(test)]
     fn evictable_count(&self) -> usize;
 

@@ -11,15 +11,15 @@ const SHAPE: Shape = Shape { layer_count: 4, expert_count: 6 };
 /// A policy and all that was done to it.
 struct Driven {
     policy: Box<dyn Policy>,
-    /// In the order in which they were offered.
-    offered: Vec<UnitId>,
+    /// In the order in which they became evictable.
+    evictable: Vec<UnitId>,
     /// By unit: the uses so far.
     uses: TiVec<UnitId, Vec<(Position, Use)>>,
     /// Tokens of each pass.
     passes: Vec<u32>,
     at: Position,
-    /// Whether units are also offered without having been used.
-    offers_unused: bool,
+    /// Whether units also become evictable without having been used.
+    evicts_unused: bool,
 }
 
 impl Driven {
@@ -27,7 +27,7 @@ impl Driven {
         let count = SHAPE.unit_count();
         let at = Position { pass: 0, layer: 0 };
         let uses = vec![Vec::new(); count].into();
-        Self { policy, offered: Vec::new(), uses, passes: Vec::new(), at, offers_unused: true }
+        Self { policy, evictable: Vec::new(), uses, passes: Vec::new(), at, evicts_unused: true }
     }
 
     /// Runs through the layers at random; calls `check` before every eviction.
@@ -47,16 +47,16 @@ impl Driven {
                 if random.below(3) == 0 {
                     check(&self);
                     let victim = self.policy.victim(self.at);
-                    assert_eq!(victim.is_some(), !self.offered.is_empty());
+                    assert_eq!(victim.is_some(), !self.evictable.is_empty());
                     if let Some(victim) = victim {
-                        assert!(self.offered.contains(&victim), "{victim} may not be evicted");
+                        assert!(self.evictable.contains(&victim), "{victim} may not be evicted");
                         self.set_in_use(victim);
                     }
                 }
                 let other = UnitId(random.below(SHAPE.unit_count()));
                 match random.below(4) {
                     0 => self.set_in_use(other),
-                    1 if self.offers_unused => self.set_evictable(other),
+                    1 if self.evicts_unused => self.set_evictable(other),
                     _ => {}
                 }
                 self.set_evictable(unit);
@@ -66,23 +66,23 @@ impl Driven {
 
     fn set_evictable(&mut self, unit: UnitId) {
         self.policy.set_evictable(unit);
-        if !self.offered.contains(&unit) {
-            self.offered.push(unit);
+        if !self.evictable.contains(&unit) {
+            self.evictable.push(unit);
         }
     }
 
     fn set_in_use(&mut self, unit: UnitId) {
         self.policy.set_in_use(unit);
-        self.offered.retain(|&offered| offered != unit);
+        self.evictable.retain(|&evictable| evictable != unit);
     }
 
     fn victim(&self) -> Option<UnitId> {
         self.policy.victim(self.at)
     }
 
-    /// The first of the offered units with the smallest value.
+    /// The first of the evictable units with the smallest value.
     fn least(&self, value: impl Fn(UnitId) -> f64) -> Option<UnitId> {
-        self.offered.iter().copied().min_by(|&a, &b| value(a).total_cmp(&value(b)))
+        self.evictable.iter().copied().min_by(|&a, &b| value(a).total_cmp(&value(b)))
     }
 
     fn decayed_uses(&self, unit: UnitId, half_life_passes: f64) -> f64 {
@@ -115,7 +115,7 @@ impl Driven {
 fn lru_is_a_queue() {
     for seed in 0..20 {
         Driven::new(PolicyKind::Lru.build(SHAPE)).run(seed, |driven| {
-            assert_eq!(driven.victim(), driven.offered.first().copied());
+            assert_eq!(driven.victim(), driven.evictable.first().copied());
         });
     }
 }
@@ -157,10 +157,10 @@ fn the_forecast_is_what_the_whole_past_gives() {
 fn the_forecast_evicts_what_it_expects_last_as_far_as_classes_tell() {
     for seed in 0..3 {
         let mut driven = Driven::new(PolicyKind::Forecast.build(SHAPE));
-        driven.offers_unused = false; // within a class the order of the offers stands for that of the uses
+        driven.evicts_unused = false; // within a class the order of becoming evictable stands for that of the uses
         driven.run(seed, |driven| {
             let Some(victim) = driven.victim() else { return };
-            let longest = driven.offered.iter().map(|&unit| driven.wait(unit)).fold(0.0, f64::max);
+            let longest = driven.evictable.iter().map(|&unit| driven.wait(unit)).fold(0.0, f64::max);
             // Units of a class share the sum of the longer averages, not each, so one may fade faster than another.
             assert!(driven.wait(victim) > 0.4 * longest - 1.0, "{} of {longest}", driven.wait(victim));
         });

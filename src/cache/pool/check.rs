@@ -12,21 +12,22 @@ impl Pool {
             (0..self.slot_count).map(SlotNumber).filter(|&slot| wanted(slot)).count()
         };
         let is_empty = |slot: SlotNumber| self.slots[slot].state == SlotState::Empty;
-        let listed_guess = |slot: SlotNumber| self.is_listed(slot) && self.slots[slot].guess;
+        let listed_prefetch = |slot: SlotNumber| self.is_listed(slot) && self.slots[slot].is_prefetched;
         let empty: Vec<SlotNumber> = self.empty.iter(&self.links).collect();
         assert_eq!((empty.len(), self.empty_count), (open(&is_empty), open(&is_empty)), "empty slots");
         assert!(empty.iter().all(|&slot| self.is_open(slot) && is_empty(slot)), "{empty:?}");
-        let guessed: Vec<SlotNumber> = self.guessed.iter(&self.links).collect();
-        assert_eq!(guessed.len(), open(&listed_guess), "guesses");
-        assert!(guessed.iter().all(|&slot| listed_guess(slot)), "{guessed:?}");
-        let offered = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess && !self.slots[slot].copied);
-        let copied = open(&|slot| self.is_listed(slot) && !self.slots[slot].guess && self.slots[slot].copied);
+        let prefetched: Vec<SlotNumber> = self.prefetched.iter(&self.links).collect();
+        assert_eq!(prefetched.len(), open(&listed_prefetch), "read ahead");
+        assert!(prefetched.iter().all(|&slot| listed_prefetch(slot)), "{prefetched:?}");
+        let evictable =
+            open(&|slot| self.is_listed(slot) && !self.slots[slot].is_prefetched && !self.slots[slot].copied);
+        let copied = open(&|slot| self.is_listed(slot) && !self.slots[slot].is_prefetched && self.slots[slot].copied);
         assert_eq!(self.copied.iter(&self.links).count(), copied, "copies");
-        assert_eq!(self.policy.evictable_count(), offered, "what the policy may give up");
+        assert_eq!(self.policy.evictable_count(), evictable, "what the policy may give up");
         assert_eq!(self.untouched_count, open(&|slot| !self.slots[slot].touched), "untouched slots");
         for (index, slot) in self.slots.iter_enumerated() {
             let has_users = slot.users > 0;
-            assert!(has_users || slot.waiters == WaiterSet::default(), "{index}: members without users");
+            assert!(has_users || slot.waiters == WaiterSet::default(), "{index}: waiters without users");
             match slot.state {
                 SlotState::Empty | SlotState::Draining => assert!(!has_users, "{index}: {slot:?}"),
                 SlotState::Failed => assert!(has_users, "{index}: {slot:?}"),

@@ -33,11 +33,11 @@ pub struct Pool {
     empty_count: usize,
     /// Open slots that are not touched.
     untouched_count: usize,
-    guessed: List<SlotNumber>,
+    prefetched: List<SlotNumber>,
     /// In the order in which they were let go of.
     copied: List<SlotNumber>,
     policy: Box<dyn Policy>,
-    /// By unit: the slot that it is in. Only that of an offered unit is ever looked at.
+    /// By unit: the slot that it is in. Only that of an evictable unit is ever looked at.
     slot_of_unit: TiVec<UnitId, u32>,
 }
 
@@ -76,7 +76,7 @@ impl Pool {
             empty,
             empty_count: slots.now,
             untouched_count: slots.now,
-            guessed: List::new(),
+            prefetched: List::new(),
             copied: List::new(),
             policy,
             slot_of_unit: vec![0; unit_count].into(),
@@ -96,14 +96,14 @@ impl Pool {
     /// A block is wanted, now or later in this pass; `slot` is where it is, if it is in one. To be called once for each block and
     /// pass.
     pub fn used(&mut self, unit: UnitId, slot: Option<SlotNumber>, at: Position, usage: Use) {
-        // What is offered is ranked by what was known then: it is offered anew.
-        let is_offered = |slot: &Slot| !slot.guess && !slot.copied;
-        let offered = slot.filter(|&slot| self.is_listed(slot) && is_offered(&self.slots[slot]));
-        if offered.is_some() {
+        // An evictable unit is ranked by what was known when it became so: it does so anew.
+        let is_policys = |slot: &Slot| !slot.is_prefetched && !slot.copied;
+        let is_evictable = slot.is_some_and(|slot| self.is_listed(slot) && is_policys(&self.slots[slot]));
+        if is_evictable {
             self.policy.set_in_use(unit);
         }
         self.policy.used(unit, at, usage);
-        if offered.is_some() {
+        if is_evictable {
             self.policy.set_evictable(unit);
         }
     }
@@ -208,7 +208,7 @@ impl Pool {
         }
         let slot = match self.policy.victim(at) {
             Some(unit) => SlotNumber(self.slot_of_unit[unit] as usize),
-            None if purpose == TakeFor::Demand => self.guessed.back()?,
+            None if purpose == TakeFor::Demand => self.prefetched.back()?,
             None => return None,
         };
         self.unlist(slot);
@@ -227,7 +227,7 @@ impl Pool {
         );
         entry.users += 1;
         entry.waiters.insert(waiter);
-        std::mem::replace(&mut entry.guess, false)
+        std::mem::replace(&mut entry.is_prefetched, false)
     }
 
     /// Takes a user away.
@@ -248,7 +248,7 @@ impl Pool {
 
     /// Whether a slot's block was read ahead and not asked for since.
     pub fn is_prefetched(&self, slot: SlotNumber) -> bool {
-        self.slots[slot].guess
+        self.slots[slot].is_prefetched
     }
 
     /// Keeps the slot's block for good, or no longer.
@@ -307,7 +307,7 @@ impl Pool {
     fn unlist(&mut self, slot: SlotNumber) {
         if self.is_listed(slot) {
             match self.slots[slot] {
-                Slot { guess: true, .. } => self.guessed.remove(&mut self.links, slot),
+                Slot { is_prefetched: true, .. } => self.prefetched.remove(&mut self.links, slot),
                 Slot { copied: true, .. } => self.copied.remove(&mut self.links, slot),
                 Slot { unit, .. } => self.policy.set_in_use(unit),
             }
@@ -317,7 +317,7 @@ impl Pool {
     fn settle(&mut self, slot: SlotNumber) {
         if self.is_listed(slot) {
             match self.slots[slot] {
-                Slot { guess: true, .. } => self.guessed.push_back(&mut self.links, slot),
+                Slot { is_prefetched: true, .. } => self.prefetched.push_back(&mut self.links, slot),
                 Slot { copied: true, .. } => self.copied.push_back(&mut self.links, slot),
                 Slot { unit, .. } => self.policy.set_evictable(unit),
             }

@@ -50,7 +50,7 @@ impl Pool {
     /// A speculative prefetch was wrong: its slot may be taken like any other.
     pub fn expire(&mut self, slot: SlotNumber) {
         self.unlist(slot);
-        self.slots[slot].guess = false;
+        self.slots[slot].is_prefetched = false;
         self.settle(slot);
     }
 
@@ -66,7 +66,7 @@ impl Pool {
         };
         (entry.block, entry.unit, entry.head_padding) = (before.block, before.unit, before.head_padding);
         entry.state = SlotState::Ready;
-        entry.guess = false;
+        entry.is_prefetched = false;
         self.slot_of_unit[before.unit] = slot.0 as u32;
         self.settle(slot);
         Some(before.block)
@@ -93,7 +93,7 @@ impl Pool {
 
     pub(super) fn clear(&mut self, slot: SlotNumber) {
         self.slots[slot].state = SlotState::Empty;
-        self.slots[slot].guess = false;
+        self.slots[slot].is_prefetched = false;
         if self.is_open(slot) {
             self.add_empty(slot);
         }

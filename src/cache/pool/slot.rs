@@ -58,7 +58,7 @@ pub(super) struct Slot {
     pub(super) users: u32,
     pub(super) waiters: WaiterSet,
     /// Read ahead and not asked for since.
-    pub(super) guess: bool,
+    pub(super) is_prefetched: bool,
     /// Never evicted.
     pub(super) pinned: bool,
     /// The host has the block elsewhere, too.
@@ -90,7 +90,7 @@ impl Slot {
             state: SlotState::Empty,
             users: 0,
             waiters: WaiterSet::default(),
-            guess: false,
+            is_prefetched: false,
             pinned: false,
             copied: false,
             head_padding: 0,
@@ -106,7 +106,7 @@ impl Slot {
             block: new.block,
             unit: new.unit,
             state: SlotState::Loading,
-            guess: purpose != TakeFor::Demand,
+            is_prefetched: purpose != TakeFor::Demand,
             head_padding: new.head_padding,
             generation: self.generation + 1,
             touched: self.touched,

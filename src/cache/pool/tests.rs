@@ -58,7 +58,7 @@ fn while_there_is_room_every_block_gets_its_own_place() {
 }
 
 #[test]
-fn a_slot_in_use_or_permanent_stays() {
+fn a_slot_in_use_or_pinned_stays() {
     let mut pool = pool(2);
     let used = load(&mut pool, 0, TakeFor::Demand).unwrap();
     pool.join(used, WaiterId(0));
@@ -88,7 +88,7 @@ fn a_completed_read_names_those_that_wait_for_it() {
 }
 
 #[test]
-fn guesses_never_push_each_other_out_but_yield_to_demand_last_first() {
+fn prefetches_never_push_each_other_out_but_yield_to_demand_last_first() {
     let mut pool = pool(3);
     let first = load(&mut pool, 0, TakeFor::Prefetch).unwrap();
     let last = load(&mut pool, 1, TakeFor::Prefetch).unwrap();
@@ -98,12 +98,12 @@ fn guesses_never_push_each_other_out_but_yield_to_demand_last_first() {
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Prefetch), None);
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), Some((used, Some(BlockId(3)))));
     assert_eq!(take(&mut pool, 5, 0, TakeFor::Demand), Some((last, Some(BlockId(1)))));
-    assert!(pool.join(first, WaiterId(0)), "the first use of a guess is reported");
+    assert!(pool.join(first, WaiterId(0)), "the first use of a prefetch is reported");
     assert!(!pool.join(first, WaiterId(0)));
 }
 
 #[test]
-fn a_guess_gains_where_there_is_room_or_less_to_lose() {
+fn a_prefetch_gains_where_there_is_room_or_less_to_lose() {
     let shape = Shape { layer_count: 2, expert_count: 4 };
     let mut pool =
         Pool::new(64, SlotCount { now: 1, most: 1 }, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
@@ -121,7 +121,7 @@ fn a_guess_gains_where_there_is_room_or_less_to_lose() {
 }
 
 #[test]
-fn a_wrong_guess_is_let_go_and_one_that_was_taken_back_leaves_an_empty_slot() {
+fn a_wrong_prefetch_is_let_go_and_one_that_was_taken_back_leaves_an_empty_slot() {
     let mut pool = pool(2);
     let read = load(&mut pool, 0, TakeFor::Prefetch).unwrap();
     let (queued, _) = take(&mut pool, 1, 1, TakeFor::Prefetch).unwrap();
@@ -133,12 +133,12 @@ fn a_wrong_guess_is_let_go_and_one_that_was_taken_back_leaves_an_empty_slot() {
 }
 
 #[test]
-fn what_a_guess_took_a_slot_from_comes_back_when_the_guess_is_taken_back() {
+fn what_a_prefetch_took_a_slot_from_comes_back_when_it_is_taken_back() {
     let mut pool = pool(2);
     let slot = load(&mut pool, 0, TakeFor::Demand).unwrap();
     load(&mut pool, 1, TakeFor::Demand).unwrap();
-    let guess = |pool: &mut Pool| take(pool, 2, 0, TakeFor::Prefetch);
-    assert_eq!(guess(&mut pool), Some((slot, Some(BlockId(0)))));
+    let prefetch = |pool: &mut Pool| take(pool, 2, 0, TakeFor::Prefetch);
+    assert_eq!(prefetch(&mut pool), Some((slot, Some(BlockId(0)))));
     assert_eq!(pool.give_back(slot, |block| block != BlockId(0)), Some(BlockId(0)));
     assert_eq!((pool.state(slot), pool.block(slot), pool.is_prefetched(slot)), (SlotState::Ready, BlockId(0), false));
     assert!(!pool.join(slot, WaiterId(0)), "it is a hit like any other");
@@ -150,7 +150,7 @@ fn what_a_guess_took_a_slot_from_comes_back_when_the_guess_is_taken_back() {
 }
 
 #[test]
-fn a_guess_that_is_broken_off_leaves_an_empty_slot_once_its_last_read_is_over() {
+fn a_prefetch_that_is_broken_off_leaves_an_empty_slot_once_its_last_read_is_over() {
     let mut pool = pool(1);
     load(&mut pool, 0, TakeFor::Demand).unwrap();
     for is_in_flight in [true, false] {
@@ -180,12 +180,12 @@ fn closed_slots_lose_their_blocks_and_are_empty_when_they_open_again() {
         load(&mut pool, block, purpose).unwrap();
     }
     pool.set_pinned(SlotNumber(1), true);
-    assert_eq!(resize(&mut pool, 1), [1, 2], "of permanent ones and of guesses as well");
+    assert_eq!(resize(&mut pool, 1), [1, 2], "of pinned ones and of prefetches as well");
     assert_eq!((pool.slot_count(), pool.untouched_bytes()), (1, 0));
     assert_eq!(
         take(&mut pool, 5, 3, TakeFor::Demand),
         Some((SlotNumber(0), Some(BlockId(0)))),
-        "a home that is closed is no home"
+        "a preferred slot that is closed is none"
     );
     assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), None);
     assert_eq!(resize(&mut pool, 3), [0; 0]);
@@ -226,7 +226,7 @@ fn a_slot_that_should_have_closed_is_like_any_other_when_there_is_room_again() {
 }
 
 #[test]
-fn what_the_host_has_a_copy_of_goes_first_and_nothing_is_lost_for_a_guess() {
+fn what_the_host_has_a_copy_of_goes_first_and_nothing_is_lost_for_a_prefetch() {
     let mut pool = pool(3);
     let slots: Vec<SlotNumber> = (0..3).map(|block| load(&mut pool, block, TakeFor::Demand).unwrap()).collect();
     pool.set_copied(slots[1], true);

@@ -47,7 +47,7 @@ pub(super) struct Part {
     segments: [Segment; MERGED_REQUESTS],
     segment_count: usize,
     /// Whether it was taken as a speculative prefetch.
-    pub(super) is_prefetched: bool,
+    pub(super) is_speculative: bool,
 }
 
 /// The I/O vectors of a part: what is still to be read.
@@ -79,7 +79,7 @@ impl Part {
             pauses: 0,
             segments: [first; MERGED_REQUESTS],
             segment_count: 1,
-            is_prefetched: false,
+            is_speculative: false,
         }
     }
 

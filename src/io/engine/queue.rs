@@ -25,11 +25,11 @@ pub(super) struct Queue {
     /// By token.
     progress: TiVec<ReadToken, Progress>,
     block_bytes: usize,
-    guesses_in_flight: AtomicUsize,
+    speculative_in_flight: AtomicUsize,
 }
 
 /// How many parts of speculative prefetches may be in flight at once, and how large they are at most: a demand waits for all of them.
-const GUESSES_IN_FLIGHT: usize = 4;
+const SPECULATIVE_IN_FLIGHT: usize = 4;
 const SPECULATIVE_BYTES: usize = 512 << 10;
 
 /// What the lock guards.
@@ -71,7 +71,7 @@ impl Queue {
         let waiting = [(); 3].map(|()| VecDeque::with_capacity(token_count));
         let pending = Pending { waiting, stopping: false };
         let progress = (0..token_count).map(|_| Progress::default()).collect();
-        Self { pending: Mutex::new(pending), progress, block_bytes, guesses_in_flight: AtomicUsize::new(0) }
+        Self { pending: Mutex::new(pending), progress, block_bytes, speculative_in_flight: AtomicUsize::new(0) }
     }
 
     /// Queues requests and empties the list; returns into how many parts they will be cut, at most.
@@ -90,8 +90,8 @@ impl Queue {
 
     /// A request that is to be cut as its priority demands.
     fn uncut(&self, request: Request, priority: Priority) -> Waiting {
-        let is_prefetched = priority == Priority::Speculative;
-        let part_bytes = if is_prefetched { self.block_bytes.min(SPECULATIVE_BYTES) } else { self.block_bytes };
+        let is_speculative = priority == Priority::Speculative;
+        let part_bytes = if is_speculative { self.block_bytes.min(SPECULATIVE_BYTES) } else { self.block_bytes };
         let waiting = Waiting { request, cut: 0, part_bytes };
         self.progress[request.token].remaining.store(waiting.parts_left() as u32, Ordering::Relaxed);
         waiting
@@ -146,14 +146,14 @@ impl Queue {
     /// as may be.
     fn most_urgent(&self, pending: &Pending) -> Option<usize> {
         let priority = pending.waiting.iter().position(|queue| !queue.is_empty())?;
-        let too_many = self.guesses_in_flight.load(Ordering::Relaxed) >= GUESSES_IN_FLIGHT;
+        let too_many = self.speculative_in_flight.load(Ordering::Relaxed) >= SPECULATIVE_IN_FLIGHT;
         (priority != Priority::Speculative as usize || !too_many).then_some(priority)
     }
 
     /// Takes the most urgent part.
     pub(super) fn take(&self, pending: &mut Pending) -> Option<Part> {
         let priority = self.most_urgent(pending)?;
-        let is_prefetched = priority == Priority::Speculative as usize;
+        let is_speculative = priority == Priority::Speculative as usize;
         let queue = &mut pending.waiting[priority];
         let waiting = queue.front_mut()?;
         let Request { token, file, range, destination, .. } = waiting.request;
@@ -162,8 +162,8 @@ impl Queue {
         let segment = Segment { token, destination: destination.at(start), length };
         let required = range.required.saturating_sub(start).min(length);
         let mut part = Part::new(file, range.offset + start as u64, segment, required);
-        part.is_prefetched = is_prefetched;
-        self.guesses_in_flight.fetch_add(usize::from(is_prefetched), Ordering::Relaxed);
+        part.is_speculative = is_speculative;
+        self.speculative_in_flight.fetch_add(usize::from(is_speculative), Ordering::Relaxed);
         waiting.cut += length;
         if waiting.cut < range.length {
             return Some(part);
@@ -177,7 +177,7 @@ impl Queue {
 
     /// A part is over: counts it off its requests and reports those that are complete.
     pub(super) fn part_done(&self, part: &Part, outcome: Result<()>, sink: &dyn Sink) {
-        self.guesses_in_flight.fetch_sub(usize::from(part.is_prefetched), Ordering::Relaxed);
+        self.speculative_in_flight.fetch_sub(usize::from(part.is_speculative), Ordering::Relaxed);
         for segment in part.segments() {
             let progress = &self.progress[segment.token];
             if let Err(error) = &outcome {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_come_last_and_few_at_a_time() {
+    fn speculative_reads_come_last_and_few_at_a_time() {
         let queue = Queue::new(4, 100);
         let prefetch = request(0, 0, 600, Priority::Speculative);
         queue.push(&mut vec![prefetch, request(1, 1000, 50, Priority::Ahead), request(2, 2000, 50, Priority::Demand)]);
@@ -286,7 +286,7 @@ mod tests {
         queue.promote(ReadToken(1), 1);
         assert_eq!(taken(&queue), [(100, 10, vec![2]), (900, 10, vec![1])]);
         queue.push(&mut vec![Request { generation: 3, ..next }]);
-        assert!(queue.cancel(ReadToken(1)).is_some(), "it can be taken back like any guess");
+        assert!(queue.cancel(ReadToken(1)).is_some(), "it can be taken back like any speculative read");
     }
 
     #[test]
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_are_cut_small_and_whole_again_when_they_are_wanted() {
+    fn speculative_reads_are_cut_small_and_whole_again_when_they_are_wanted() {
         let queue = Queue::new(4, 4 * SPECULATIVE_BYTES);
         let prefetch = |token| request(token, 0, 3 * SPECULATIVE_BYTES, Priority::Speculative);
         queue.push(&mut vec![prefetch(0), prefetch(1)]);

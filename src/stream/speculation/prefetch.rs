@@ -114,7 +114,7 @@ impl Speculation {
         if next.is_none_or(|next| next.layer != layer) {
             return;
         }
-        // What is certain once the tokens are there need not be guessed before.
+        // What is certain once the tokens are there need not be predicted before.
         if core.streamed.is_hash_routed[layer] {
             return;
         }

@@ -1,30 +1,26 @@
-//! What is expected of a running model, what it then does, and what the next run learns from that.
+//! The machine that a model is loaded on, and the task of placing the model there.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde_json::Value;
 
-use crate::cache::Pool;
 use crate::config::{Config, PrefetchSetting};
-use crate::forecast::{Kernels, Prediction, measure_memory};
+use crate::forecast::{Kernels, measure_memory};
 use crate::gguf::{Gguf, layer_of};
 use crate::hw::{self, Profile};
 use crate::io::Tuning;
-use crate::placement::{Placement, Task};
+use crate::placement::Task;
 use crate::plan::{Mode, Place, Plan};
 
-use super::core::Core;
 use super::task::{Machine, TOY_BYTES, task_of};
 use super::tensors::StreamedTensors;
 
-/// Where a model runs: what is known when it is loaded, before anything is computed.
-pub(super) struct Surroundings {
+/// What is known of the machine when a model is loaded, before anything is computed, and where the host keeps the model.
+pub(super) struct MachineAtLoad {
     profile: Profile,
     /// Where what is learned is kept, if anywhere.
-    cache_directory: Option<PathBuf>,
+    pub(super) cache_directory: Option<PathBuf>,
     /// By tensor: where the host keeps it.
     places: Box<[Place]>,
     /// The tensors that were to be streamed, in order.
@@ -35,7 +31,7 @@ pub(super) struct Surroundings {
     types: Vec<u32>,
 }
 
-impl Surroundings {
+impl MachineAtLoad {
     /// Looks at the machine. Measures how fast memory is, once per machine; `tuning` tells how fast the drive is.
     pub(super) fn of(
         gguf: &Gguf,
@@ -95,11 +91,11 @@ impl Surroundings {
     }
 
     /// The machine, with what was measured of its kernels by now.
-    fn profile(&self) -> Profile {
+    pub(super) fn profile(&self) -> Profile {
         Profile { multiply_bytes_per_second: self.kernels.lock().speeds(), ..self.profile.clone() }
     }
 
-    fn machine(&self, vram_bytes: u64) -> Machine<'_> {
+    pub(super) fn machine(&self, vram_bytes: u64) -> Machine<'_> {
         Machine {
             profile: &self.profile,
             read_overhead_seconds: self.read_overhead_seconds,
@@ -136,76 +132,4 @@ fn main_types(gguf: &Gguf, place: &dyn Fn(usize) -> Place) -> Vec<u32> {
     }
     let matters = |bytes: u64| gguf.model_bytes() >= TOY_BYTES && bytes.saturating_mul(SHARE) >= gguf.model_bytes();
     bytes.into_iter().filter(|(_, bytes)| matters(*bytes)).map(|(kind, _)| kind).collect()
-}
-
-/// The placement that runs, what it was expected to do, and what it teaches.
-pub(super) struct Outlook {
-    placement: Placement,
-    profile: Value,
-    model: String,
-    machine: String,
-    is_toy: bool,
-    cache_directory: Option<PathBuf>,
-    core: Arc<Core>,
-}
-
-impl Outlook {
-    pub(super) fn new(gguf: &Gguf, placement: Placement, surroundings: &Surroundings, core: &Arc<Core>) -> Self {
-        Self {
-            placement,
-            profile: surroundings.profile().to_json(),
-            model: gguf.fingerprint().to_owned(),
-            machine: surroundings.machine(0).key(),
-            is_toy: gguf.model_bytes() < TOY_BYTES,
-            cache_directory: surroundings.cache_directory.clone(),
-            core: Arc::clone(core),
-        }
-    }
-
-    /// Logs the placement (info) and the expected speed (warn).
-    pub(super) fn log(&self) {
-        let lines = self.placement.explain();
-        let Some((expected, places)) = lines.split_last() else { return };
-        places.iter().skip(1).for_each(|line| tracing::info!("{line}"));
-        // A warning, like the line on what is streamed: a user should know without having asked.
-        tracing::warn!("{expected}");
-    }
-
-    pub(super) fn prediction(&self) -> &Prediction {
-        &self.placement.prediction
-    }
-
-    /// As JSON, in short.
-    pub(super) fn summary(&self) -> Value {
-        self.placement.summary()
-    }
-
-    /// As JSON, with every item and the machine.
-    pub(super) fn to_json(&self) -> Value {
-        let mut json = self.placement.to_json();
-        json["machine"] = self.profile.clone();
-        json
-    }
-
-    /// Keeps what this run has shown so far for the next one. Cheap, but it writes a small file. A run whose pools are not what was
-    /// foreseen shows nothing.
-    pub(super) fn learn(&self) {
-        let state = self.core.state.lock();
-        let as_foreseen = state.slots.pools.iter().map(Pool::slot_count).eq(self.placement.slots.iter().copied());
-        let measured = state.pace.measured().filter(|_| as_foreseen && !self.is_toy);
-        drop(state);
-        let learned = measured.and_then(|measured| {
-            let Placement { learned, problem, residencies, .. } = &self.placement;
-            learned.after(problem, residencies, &measured)
-        });
-        if let Some(learned) = learned {
-            learned.remember(self.cache_directory.as_deref(), &self.model, &self.machine);
-        }
-    }
-}
-
-impl Drop for Outlook {
-    fn drop(&mut self) {
-        self.learn();
-    }
 }
