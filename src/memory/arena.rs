@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 
 use super::Backing;
+use super::taken::{Taken, is_chunk_there};
 use crate::error::{Error, ErrorCode, Result};
 
 /// A private anonymous mapping, unmapped on drop.
@@ -10,6 +11,7 @@ use crate::error::{Error, ErrorCode, Result};
 pub struct Arena {
     start: NonNull<u8>,
     length: usize,
+    taken: Taken,
 }
 
 // SAFETY: an `Arena` is the sole owner of its mapping, as a `Vec` is of its allocation; it has no thread affinity.
@@ -42,7 +44,7 @@ impl Arena {
                 unsafe {
                     libc::madvise(start, length, libc::MADV_HUGEPAGE);
                 }
-                Ok(Self { start: mapped, length })
+                Ok(Self { start: mapped, length, taken: Taken::new(mapped.addr().get(), length) })
             }
             _ => Err(Error::new(
                 ErrorCode::Resource,
@@ -73,6 +75,7 @@ impl Backing for Arena {
         const ADVICE: libc::c_int = libc::MADV_DONTNEED;
         #[cfg(not(target_os = "linux"))]
         const ADVICE: libc::c_int = libc::MADV_FREE;
+        self.taken.released(offset, length);
         let page = crate::hw::page_size();
         let (from, to) = (offset.next_multiple_of(page), (offset + length).min(self.length) / page * page);
         if from < to {
@@ -83,11 +86,49 @@ impl Backing for Arena {
             }
         }
     }
+
+    fn written(&mut self, offset: usize, length: usize) {
+        let start = self.start.as_ptr();
+        self.taken.written(offset, length, |chunk| is_chunk_there(start.wrapping_add(chunk)));
+    }
+
+    fn taken_beside(&self, length: usize) -> usize {
+        self.taken.beside(length)
+    }
 }
 
 impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `new` with this address and length and is unmapped only here.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// Writes to all pages of a range, and says that it did so to the first 64 KiB.
+    fn taken_beside(touched_bytes: usize) -> usize {
+        let mut arena = Arena::new(8 * MIB).unwrap();
+        // SAFETY: the range is the arena's; the advice changes no contents.
+        unsafe { libc::madvise(arena.as_mut_ptr().cast(), arena.length(), libc::MADV_NOHUGEPAGE) };
+        for page in (0..touched_bytes).step_by(4096) {
+            // SAFETY: the byte is the arena's, which nobody else knows of.
+            unsafe { arena.address(page).write(1) };
+        }
+        arena.written(3 * MIB, 64 << 10);
+        let beside = arena.taken_beside(8 * MIB);
+        arena.release(3 * MIB, 64 << 10);
+        assert_eq!(arena.taken_beside(8 * MIB), 0);
+        beside
+    }
+
+    #[test]
+    fn it_is_known_what_the_system_gave_beside_what_was_written() {
+        assert_eq!(taken_beside(8 * MIB), 2 * MIB - (64 << 10));
+        assert_eq!(taken_beside(4096), 0, "small pages come one at a time");
     }
 }

@@ -30,4 +30,12 @@ pub trait Backing: std::fmt::Debug + Send {
     fn untaken_bytes(&self, _length: usize) -> Option<usize> {
         None
     }
+
+    /// A slot was written to for the first time since it was released.
+    fn written(&mut self, _offset: usize, _length: usize) {}
+
+    /// How much of the first bytes was taken from the system though no slot there was written to.
+    fn taken_beside(&self, _length: usize) -> usize {
+        0
+    }
 }

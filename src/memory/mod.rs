@@ -13,6 +13,7 @@ mod margin;
 mod neighbours;
 mod share;
 mod slabs;
+mod taken;
 
 pub use arena::Arena;
 pub use backing::Backing;

@@ -41,8 +41,11 @@ impl Pool {
     }
 
     fn touch(&mut self, slot: SlotNumber) {
-        let was_touched = std::mem::replace(&mut self.slots[slot].touched, true);
-        if !was_touched && self.is_open(slot) {
+        if std::mem::replace(&mut self.slots[slot].touched, true) {
+            return;
+        }
+        self.memory.written(self.offset_of(slot), self.slot_bytes);
+        if self.is_open(slot) {
             self.untouched_count -= 1;
         }
     }

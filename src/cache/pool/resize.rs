@@ -52,7 +52,9 @@ impl Pool {
     /// Bytes of slots that no read was ever completed into: reserved, but not yet taken from the system. What is being read for
     /// the first time counts in full, since many reads may be waiting for the drive.
     pub fn untouched_bytes(&self) -> u64 {
-        let untouched = || self.untouched_count * self.slot_bytes;
-        self.memory.untaken_bytes(self.slot_count * self.slot_bytes).unwrap_or_else(untouched) as u64
+        let open_bytes = self.slot_count * self.slot_bytes;
+        let untouched =
+            || (self.untouched_count * self.slot_bytes).saturating_sub(self.memory.taken_beside(open_bytes));
+        self.memory.untaken_bytes(open_bytes).unwrap_or_else(untouched) as u64
     }
 }

@@ -1,0 +1,70 @@
+"""Limits of memory, of all kinds: what is announced is kept to, and what cannot work is refused in words."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from memory_cgroup import memory_limit
+from models import SMOLLM2, SMOLLM2_MOE
+from programs import complete
+from server import Server
+
+# Words to put before a command that gets no huge pages (PR_SET_THP_DISABLE).
+SMALL_PAGES = (sys.executable, "-c", "import ctypes, os, sys; ctypes.CDLL(None).prctl(41, 1, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])")
+
+SIZES = {"KiB": 10, "MiB": 20, "GiB": 30}
+ARGUMENTS = ["-np", "1", "-c", "1024", "-ub", "128", "-b", "128", "-t", "1"]
+
+
+def announced_bytes(log: str) -> int:
+    number, unit = re.search(r"streamed through ([\d.]+) ([KMG]iB) of RAM", log).groups()
+    return int(float(number) * (1 << SIZES[unit]))
+
+
+@pytest.mark.parametrize("pages", [(), SMALL_PAGES], ids=["huge pages", "small pages"])
+def test_the_budget_that_is_announced_is_kept(pages: tuple[str, ...], tmp_path) -> None:
+    """Buffers and slots are touched after the budget was set; nobody else comes."""
+    stats = tmp_path / "stats.json"
+    with memory_limit(SMOLLM2_MOE.other_bytes + (300 << 20)) as through:
+        settings = {"HYPURA": "stream", "HYPURA_STATS": str(stats)}
+        with Server(SMOLLM2_MOE.path, settings, tmp_path, *ARGUMENTS, through=(*through, *pages)) as server:
+            server.text("/completion", {"prompt": "times in a row, " * 35, "n_predict": 2})
+            kept = json.loads(stats.read_text())["budget_bytes"]
+            assert kept >= 0.9 * announced_bytes(server.log), server.log[-3000:]
+            assert "memory runs short" not in server.log
+
+
+def test_a_limit_below_what_stays_in_memory_is_told(tmp_path) -> None:
+    """Before anything comes of it: the host may yet manage with a mapping, where nobody demands that weights are streamed."""
+    told = r"hypura: .*of weights stay in memory and .* are needed to stream the rest, but .* can be had"
+    with memory_limit(SMOLLM2_MOE.other_bytes - (20 << 20)) as through:
+        assert re.search(told, complete(SMOLLM2_MOE.path, {}, tmp_path, tokens=2, through=through).log)
+        complete(SMOLLM2_MOE.path, {"HYPURA": "stream"}, tmp_path, tokens=2, through=through).refused(told)
+
+
+def test_a_limit_just_above_it_is_streamed_within_or_refused(tmp_path) -> None:
+    with memory_limit(SMOLLM2_MOE.other_bytes + (10 << 20)) as through:
+        finished = complete(SMOLLM2_MOE.path, {}, tmp_path, tokens=2, through=through)
+    if finished.status != 0:
+        finished.refused(r"hypura: .*(available|stay in memory)")
+
+
+def limited(*limits: str) -> tuple[str, ...]:
+    """Words to put before a command that gets these limits of the shell's `ulimit`."""
+    return ("sh", "-c", "".join(f"ulimit {limit}; " for limit in limits) + 'exec "$@"', "sh")
+
+
+def test_small_limits_of_the_process_change_no_text(tmp_path) -> None:
+    """No locked memory for rings, few descriptors, few addresses: streaming goes on, with threads if need be."""
+    settings = {"HYPURA": "stream", "HYPURA_RAM": str(int(0.3 * SMOLLM2.streamable_bytes))}
+    free = complete(SMOLLM2.path, settings, tmp_path, tokens=4).succeeded()
+    through = limited("-l 0", "-n 64", "-v 1500000")
+    assert complete(SMOLLM2.path, settings, tmp_path, tokens=4, through=through).succeeded().output == free.output
+
+
+def test_too_few_addresses_end_in_words(tmp_path) -> None:
+    settings = {"HYPURA": "stream", "HYPURA_RAM": "60M"}
+    finished = complete(SMOLLM2_MOE.path, settings, tmp_path, tokens=2, through=limited("-v 400000"))
+    finished.refused("cannot reserve [0-9]+ bytes of address space")
