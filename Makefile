@@ -190,7 +190,12 @@ build/node/.stamp: tests/ollama/node/package.json
 		else echo "npm is missing: Ollama's JavaScript client will not be tested" >&2; fi
 	@touch $@
 
-test-ollama: llama cli models build/node/.stamp ## the hypura command, and its server driven by the official clients
+build/clients/.stamp: tests/ollama/clients/requirements.txt | $(TOOLS)
+	$(USE_TOOLS) python3 -m venv $(@D) && $(@D)/bin/pip --quiet --disable-pip-version-check install --no-compile --no-deps \
+		--only-binary :all: --requirement $<
+	@touch $@
+
+test-ollama: llama cli models build/node/.stamp build/clients/.stamp ## the hypura command, and its server driven by the official clients
 	$(USE_TOOLS) python3 -m pytest -ra tests/ollama
 
 build/node-host/.stamp: tests/node/package.json tests/node/package-lock.json
