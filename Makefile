@@ -4,8 +4,8 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
-	test soak test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
-	bench bench-dense bench-moe bench-rows bench-predicted bench-speculation bench-resident bench-io replay check-solver header clean
+	test soak fuzz test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
+	bench bench-dense bench-moe bench-rows bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -181,6 +181,14 @@ test-archs: llama arch-models ## a tiny model of every mixture architecture: str
 soak: llama llama-off llama-stock backend models ## a whole server under 1,000 seeded faults of drive and file: about an hour
 	$(USE_TOOLS) HYPURA_TEST_FAULT_CASES=1000 python3 -m pytest -ra tests/e2e/test_recovery.py
 
+fuzz: $(TOOLS) ## hostile model files, guided by coverage, for FUZZ_SECONDS (3600); what it learns goes to tests/corpus
+	$(USE_TOOLS) sh scripts/fuzz.sh
+
+# rustup toolchain install nightly --component miri,rust-src
+test-miri: $(TOOLS) ## slots, policies, the queue of reads and their parts under miri, which finds undefined behaviour; needs nightly
+	$(USE_TOOLS) MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=build/miri \
+		cargo +nightly miri test --locked --lib -- cache:: io::engine::queue io::engine::part
+
 test-install: llama-dist llama-stock backend cli models ## what is installed and packed, hosts in C and C++, the reference
 	$(USE_TOOLS) python3 -m pytest -ra tests/install
 
@@ -235,6 +243,9 @@ bench-speculation: llama models ## drafts by SmolLM2 and by n-grams for a stream
 
 bench-resident: llama llama-off models ## what libhypura costs a model that fits
 	$(USE_TOOLS) python3 scripts/bench/resident.py $(BENCH_ARGS)
+
+bench-sharing: llama models ## how soon processes in one memory limit have their fair parts
+	$(USE_TOOLS) python3 scripts/bench/sharing.py $(BENCH_ARGS)
 
 bench-io: $(TOOLS) ## our I/O engines beside fio, on HYPURA_TEST_FILE or a file of 4 GB in build/
 	@command -v fio >/dev/null || { echo "fio is missing; on Debian: apt install fio" >&2; exit 1; }

@@ -57,6 +57,23 @@ impl Arena {
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()
     }
+
+    /// Returns whole pages to the system: the ends are rounded inwards. What was returned reads as zeros on Linux.
+    fn discard(&mut self, offset: usize, length: usize) {
+        #[cfg(target_os = "linux")]
+        const ADVICE: libc::c_int = libc::MADV_DONTNEED;
+        #[cfg(not(target_os = "linux"))]
+        const ADVICE: libc::c_int = libc::MADV_FREE;
+        let page = crate::hw::page_size();
+        let (from, to) = (offset.next_multiple_of(page), (offset + length).min(self.length) / page * page);
+        if from < to {
+            // Only advice: where it is refused, the memory stays with us and serves again.
+            // SAFETY: the range lies within the mapping, which `self` owns; the caller has exclusive access.
+            unsafe {
+                libc::madvise(self.address(from).cast(), to - from, ADVICE);
+            }
+        }
+    }
 }
 
 impl Backing for Arena {
@@ -69,22 +86,14 @@ impl Backing for Arena {
         self.start.as_ptr().wrapping_add(offset)
     }
 
-    /// Returns whole pages to the system: the ends are rounded inwards. What was returned reads as zeros on Linux.
     fn release(&mut self, offset: usize, length: usize) {
-        #[cfg(target_os = "linux")]
-        const ADVICE: libc::c_int = libc::MADV_DONTNEED;
-        #[cfg(not(target_os = "linux"))]
-        const ADVICE: libc::c_int = libc::MADV_FREE;
         self.taken.released(offset, length);
-        let page = crate::hw::page_size();
-        let (from, to) = (offset.next_multiple_of(page), (offset + length).min(self.length) / page * page);
-        if from < to {
-            // Only advice: where it is refused, the memory stays with us and serves again.
-            // SAFETY: the range lies within the mapping, which `self` owns; the caller has exclusive access.
-            unsafe {
-                libc::madvise(self.address(from).cast(), to - from, ADVICE);
-            }
-        }
+        self.discard(offset, length);
+    }
+
+    fn release_unwritten(&mut self, offset: usize, length: usize) {
+        self.taken.broken_up(offset, length);
+        self.discard(offset, length);
     }
 
     fn written(&mut self, offset: usize, length: usize) {

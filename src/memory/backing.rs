@@ -13,6 +13,9 @@ pub trait Backing: std::fmt::Debug + Send {
     /// addresses stay valid, and writing to them takes the memory again.
     fn release(&mut self, offset: usize, length: usize);
 
+    /// The same for a range that no slot has written to: huge pages may have come with what was written beside it, and go back whole.
+    fn release_unwritten(&mut self, _offset: usize, _length: usize) {}
+
     /// Sees to it that there is memory at an offset, before its address is asked for. Says whether there is.
     fn provide(&mut self, _offset: usize) -> bool {
         true

@@ -45,6 +45,11 @@ impl Taken {
         });
     }
 
+    /// A slot that was not written to is given back.
+    pub(super) fn broken_up(&mut self, offset: usize, length: usize) {
+        self.each(offset, length, |_, chunk, _| chunk.is_whole = false);
+    }
+
     /// Bytes of the first `length` that are there and in no slot that was written to.
     pub(super) fn beside(&self, length: usize) -> usize {
         let starts = (self.first..length).step_by(CHUNK_BYTES);
@@ -99,6 +104,10 @@ mod tests {
         taken.written(5 * MIB, MIB, |_| true);
         assert_eq!(taken.beside(8 * MIB), MIB);
         taken.released(5 * MIB, MIB);
+        assert_eq!(taken.beside(8 * MIB), 0);
+        taken.written(3 * MIB, MIB, |_| true);
+        assert_eq!(taken.beside(8 * MIB), MIB / 2);
+        taken.broken_up(5 * MIB - MIB / 2, MIB / 2);
         assert_eq!(taken.beside(8 * MIB), 0);
         taken.written(7 * MIB, MIB, |_| true);
         assert_eq!(taken.beside(8 * MIB), 0, "nor is what lies behind the last");

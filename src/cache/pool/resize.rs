@@ -24,7 +24,12 @@ impl Pool {
         }
         for slot in slots(slot_count, self.slot_count) {
             match self.slots[slot].state {
-                SlotState::Empty => self.remove_empty(slot),
+                SlotState::Empty => {
+                    self.remove_empty(slot);
+                    if !self.slots[slot].touched {
+                        self.memory.release_unwritten(self.offset_of(slot), self.slot_bytes);
+                    }
+                }
                 _ => self.unlist(slot),
             }
         }

@@ -4,8 +4,10 @@ use super::*;
 use crate::index::{BlockId, SlotNumber, UnitId, WaiterId};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::cache::policy::{PolicyKind, Shape};
-use crate::memory::{HostMemory, Slabs};
+use crate::memory::{Arena, Backing, HostMemory, Slabs};
 
 const HERE: Position = Position { pass: 1, layer: 0 };
 
@@ -191,6 +193,44 @@ fn closed_slots_lose_their_blocks_and_are_empty_when_they_open_again() {
     assert_eq!(resize(&mut pool, 3), [0; 0]);
     assert_eq!(pool.untouched_bytes(), 128);
     assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), Some((SlotNumber(1), None)));
+}
+
+/// Memory that notes the offsets of what is given back.
+#[derive(Debug)]
+struct Noted(Arena, Arc<Mutex<Vec<usize>>>);
+
+impl Backing for Noted {
+    fn length(&self) -> usize {
+        self.0.length()
+    }
+
+    fn address(&self, offset: usize) -> *mut u8 {
+        self.0.address(offset)
+    }
+
+    fn release(&mut self, offset: usize, _length: usize) {
+        self.1.lock().push(offset);
+    }
+
+    fn release_unwritten(&mut self, offset: usize, length: usize) {
+        self.release(offset, length);
+    }
+}
+
+/// A huge page that came with the slot beside it would stay taken.
+#[test]
+fn what_is_closed_goes_back_also_where_nothing_was_read() {
+    let shape = Shape { layer_count: 1, expert_count: 16 };
+    let returned = Arc::new(Mutex::new(Vec::new()));
+    let memory = Box::new(Noted(Arena::new(4 * 64).unwrap(), Arc::clone(&returned)));
+    let slots = SlotCount { now: 4, most: 4 };
+    let mut pool = Pool::over(memory, 64, slots, PolicyKind::Lru.build(shape), shape.unit_count());
+    load(&mut pool, 2, TakeFor::Demand).unwrap();
+    assert_eq!(resize(&mut pool, 1), [2]);
+    returned.lock().sort_unstable();
+    assert_eq!(*returned.lock(), [64, 128, 192]);
+    assert_eq!(resize(&mut pool, 0), [0; 0]);
+    assert_eq!(returned.lock().split_off(3), [0], "and no more than once");
 }
 
 #[test]
