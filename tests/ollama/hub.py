@@ -11,12 +11,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """A hub with one repository, `o/R-GGUF`; use it in a `with` statement. `token` is demanded when it is given."""
+    """A hub with one repository, `o/R-GGUF`; use it in a `with` statement. `token` is demanded when it is given.
+
+    It is a proxy as well: whatever host a tunnel is asked for, it is the hub that answers through it.
+    """
 
     def __init__(self, files: dict[str, Path], token: str | None = None, digests: dict[str, str] | None = None) -> None:
         self.files, self.token = files, token
         self.digests = digests or {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
         self.requests: list[tuple[str, str | None]] = []
+        self.tunnels: list[str] = []
 
     def __enter__(self) -> "Hub":
         hub = self
@@ -26,6 +30,11 @@ class Hub:
 
             def do_GET(self) -> None:
                 hub.answer(self)
+
+            def do_CONNECT(self) -> None:
+                hub.tunnels.append(self.path)
+                self.send_response(200)
+                self.end_headers()
 
             def log_message(self, *_) -> None:
                 pass

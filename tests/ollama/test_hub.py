@@ -89,6 +89,21 @@ def test_plan_reads_the_header_only(home, tmp_path):
     fails("plan", SMOLLM2, "--want", "5", words=["--want chooses among the models of a repository"])
 
 
+def test_proxies(home, tmp_path):
+    """Hosts that only a proxy reaches; for encrypted ones it makes a tunnel, in which a hub without a certificate is refused."""
+    files = {"R-Q2_K.gguf": large_model(tmp_path / "q2.gguf", 2, GIB, 1000)}
+    with Hub(files, digests={name: f"{1:064x}" for name in files}) as hub:
+        plain = {"HF_ENDPOINT": "http://hub.test", "HTTP_PROXY": hub.url, "http_proxy": hub.url}
+        figures = json.loads(succeeds("plan", "hf:o/R-GGUF", "--ram", "8G", "--json", **plain))
+        assert figures["weight_bytes"] > 2 * GIB and (not hub.tunnels or set(hub.tunnels) == {"hub.test:80"})
+        hub.tunnels.clear()
+        fails("plan", "hf:o/R-GGUF", words=["hub.test"], HF_ENDPOINT="https://hub.test", HTTPS_PROXY=hub.url, https_proxy=hub.url)
+        assert set(hub.tunnels) == {"hub.test:443"}
+        asked = len(hub.requests)
+        fails("plan", "hf:o/R-GGUF", words=["cannot reach"], **plain, NO_PROXY="hub.test", no_proxy="hub.test")
+        assert len(hub.requests) == asked
+
+
 def test_pull_goes_into_the_shared_cache(home):
     with Hub({"R-Q4_1.gguf": SMOLLM2}, token="secret") as hub:
         fails("pull", "hf:o/R-GGUF", words=["401", "HF_TOKEN"], HF_ENDPOINT=hub.url)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import threading
 import time
 
@@ -17,9 +18,9 @@ CLIENTS = 32
 class Client(threading.Thread):
     """Asks until the end, and leaves about half of its answers unread."""
 
-    def __init__(self, url: str, seed: int, end: float) -> None:
+    def __init__(self, url: str, seed: int, end: float, contexts: bool = False) -> None:
         super().__init__()
-        self.url, self.end, self.random = url, end, random.Random(seed)
+        self.url, self.end, self.random, self.contexts = url, end, random.Random(seed), contexts
         self.finished = self.abandoned = 0
         self.failures: list[str] = []
 
@@ -33,6 +34,8 @@ class Client(threading.Thread):
     def ask(self) -> None:
         path = self.random.choice(["/api/generate", "/api/chat", "/api/embed"])
         options = {"num_predict": self.random.randint(1, 12), "temperature": 0.8}
+        if self.contexts:
+            options["num_ctx"] = self.random.randint(1, 20_000)
         text = f"Count from {self.random.randint(0, 99)}."
         body = {"model": "smollm2", "options": options, "prompt": text, "input": text, "messages": [{"role": "user", "content": text}]}
         body["stream"] = self.random.random() < 0.7
@@ -54,27 +57,42 @@ class Client(threading.Thread):
             self.abandoned += 1
 
 
+def run_clients(server: HypuraServer, seconds: float, contexts: bool = False) -> list[Client]:
+    """Has them ask for a while, and waits until nothing is under way."""
+    end = time.monotonic() + seconds
+    clients = [Client(server.url, seed, end, contexts) for seed in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    wait_until(lambda: server.busy_slots() == 0, "an idle llama-server")
+    wait_until(lambda: server.get("/hypura/figures").json()["model"]["in_flight"] == 0, "the end of all requests", 10)
+    return clients
+
+
+def test_many_clients_with_changing_contexts_cause_few_loads(tmp_path):
+    """Contexts of 1 to 20,000 tokens for a model of 8192: from a default of 2048 no more than two steps up."""
+    with HypuraServer(SMOLLM2, tmp_path, "--parallel", "4", "--ctx", "2048") as server:
+        clients = run_clients(server, SECONDS if SECONDS >= 60 else SECONDS / 3, contexts=True)
+        assert [client.failures for client in clients if client.failures] == []
+        finished = sum(client.finished for client in clients)
+        starts = int(re.search(r"^hypura_llama_server_starts_total (\d+)$", server.get("/metrics").text, re.MULTILINE)[1])
+        print(f"{finished} answers read, {starts} loads")
+        assert finished > CLIENTS / 4 and 2 <= starts <= 3, server.log
+        (running,) = server.get("/api/ps").json()["models"]
+        assert running["context_length"] == 8192
+
+
 def test_many_clients_lose_nothing(tmp_path):
     with HypuraServer(SMOLLM2, tmp_path, *STREAMED, "--parallel", "4", "--ctx", "512") as server:
         server.ask("/api/generate", {"model": "smollm2"})
         (llama_server,) = server.llama_servers()
 
-        def load(seconds: float) -> list[Client]:
-            end = time.monotonic() + seconds
-            clients = [Client(server.url, seed, end) for seed in range(CLIENTS)]
-            for client in clients:
-                client.start()
-            for client in clients:
-                client.join()
-            wait_until(lambda: server.busy_slots() == 0, "an idle llama-server")
-            wait_until(lambda: server.get("/hypura/figures").json()["model"]["in_flight"] == 0, "the end of all requests", 10)
-            return clients
-
         # The first round fills buffers and threads that stay; what the second adds is lost.
-        rounds = [load(SECONDS / 3)]
+        rounds = [run_clients(server, SECONDS / 3)]
         before = [memory_bytes(server.process.pid), memory_bytes(llama_server)]
         descriptors = len(os.listdir(f"/proc/{server.process.pid}/fd"))
-        rounds.append(load(SECONDS * 2 / 3))
+        rounds.append(run_clients(server, SECONDS * 2 / 3))
         after = [memory_bytes(server.process.pid), memory_bytes(llama_server)]
 
         clients = [client for round_ in rounds for client in round_]
