@@ -21,6 +21,7 @@ mod pass;
 #[cfg(test)]
 mod resize_tests;
 mod rows;
+mod running;
 mod running_placement;
 mod session;
 mod slots;

@@ -10,7 +10,7 @@ use crate::predict::{Recent, Visit};
 use super::certain::{Certain, Knowledge};
 use super::core::{Core, State};
 use super::dense::Walk;
-use super::session::Running;
+use super::running::Running;
 use super::speculation::{LOOK_AHEAD_ROWS_MAX, Seen};
 use super::tensors::StreamedTensor;
 use super::trace::Routing;

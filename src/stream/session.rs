@@ -7,38 +7,28 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::cache::SlotCount;
-use crate::config::{Config, ModeSetting, PrefetchSetting};
+use crate::config::{Config, ModeSetting};
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
 use crate::hw;
-use crate::io::{self, Alignment, DirectFile, Engine, Sink, Tuning};
-use crate::memory::{self, Admission, Claim, HostMemory, MappedWeights, Membership, Tenant};
+use crate::io::{self, Alignment, DirectFile, Tuning};
+use crate::memory::{self, Claim, HostMemory, MappedWeights};
 use crate::persist;
-use crate::plan::{self, Place, Plan, SlotClass, bytes_for_tables, in_gigabytes, minimum_bytes, tables_claim};
-use crate::predict::{Lookahead, Store};
-use crate::stats::{Counters, Statistics, StatsWriter};
+use crate::plan::{self, Place, Plan, bytes_for_tables, minimum_bytes, tables_claim};
+use crate::stats::{Counters, Statistics};
 
-use super::core::Core;
 use super::fetch::Fetch;
-use super::learner::Learner;
 use super::machine_at_load::MachineAtLoad;
-use super::rows::Rows;
-use super::running_placement::RunningPlacement;
-use super::speculation::Predictor;
-use super::speculation::ProfileKeeper;
+use super::running::{Running, snapshot};
 use super::tensors::StreamedTensors;
-use super::timeline::Timeline;
-use super::trace::Trace;
-use super::verify::Verifier;
 
 /// A model whose weights are streamed.
 pub struct Session {
     pub(super) gguf: Arc<Gguf>,
     pub(super) config: Config,
-    plan: Plan,
-    tuning: Tuning,
-    machine: MachineAtLoad,
+    pub(super) plan: Plan,
+    pub(super) tuning: Tuning,
+    pub(super) machine: MachineAtLoad,
     pub(super) files: Arc<[DirectFile]>,
     /// All that may be streamed. What of it is, the first demand finds: see [`Self::taking_part`].
     planned: Arc<StreamedTensors>,
@@ -56,23 +46,6 @@ pub struct Session {
     running: OnceLock<Running>,
     /// Held by whoever starts it.
     starting: Mutex<()>,
-}
-
-/// What exists from the first fetch on: by then the host has allocated everything else, and what is left is known.
-pub(super) struct Running {
-    _membership: Membership,
-    // In this order they are dropped: who gives the engine work, the engine, and then nothing writes to the slots any more.
-    pub(super) predictor: Option<Predictor>,
-    _keeper: Option<ProfileKeeper>,
-    pub(super) engine: Arc<dyn Engine>,
-    _stats: Option<StatsWriter>,
-    pub(super) learner: Learner,
-    placement: Arc<RunningPlacement>,
-    pub(super) core: Arc<Core>,
-    pub(super) verifier: Option<Verifier>,
-    pub(super) trace: Option<Trace>,
-    /// Tables that are looked up, if there are any.
-    pub(super) rows: Option<Arc<Rows>>,
 }
 
 impl Session {
@@ -155,7 +128,7 @@ impl Session {
     }
 
     /// What the host has bound of what was planned; all of it for a host that does not say when it has.
-    fn taking_part(&self) -> Arc<StreamedTensors> {
+    pub(super) fn taking_part(&self) -> Arc<StreamedTensors> {
         let is_loaded = self.is_loaded.load(Ordering::Acquire);
         let is_bound = |&tensor: &usize| is_loaded && self.bound[tensor].load(Ordering::Relaxed);
         let bound: Vec<usize> = self.plan.streamed.iter().copied().filter(is_bound).collect();
@@ -255,145 +228,16 @@ impl Session {
 
     /// Starts the machinery on an engine of a test's own.
     #[cfg(test)]
-    pub(crate) fn start_on(&self, make: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn Sink>) -> Box<dyn Engine>) {
+    pub(crate) fn start_on(
+        &self,
+        make: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn io::Sink>) -> Box<dyn io::Engine>,
+    ) {
         let start = || self.start_with(|files, token_count, sink| Ok(make(files, token_count, sink)));
         assert!(self.running.get().is_none(), "the session runs already");
         self.start_once(start).expect("the budget suffices");
     }
 
-    fn start(&self) -> Result<Running> {
-        self.start_with(|files, token_count, sink| io::start(&self.tuning, files, token_count, sink))
-    }
-
-    fn start_with(
-        &self,
-        make_engine: impl FnOnce(Arc<[DirectFile]>, usize, Arc<dyn Sink>) -> Result<Box<dyn Engine>>,
-    ) -> Result<Running> {
-        let is_flexible = self.config.ram_bytes.is_none();
-        let streamed = self.taking_part();
-        // Counts until the model is known to the governor itself.
-        let admission = match self.config.ram_bytes {
-            Some(_) => None,
-            None => Some(memory::admit(claim(&streamed))?),
-        };
-        let fixed_bytes = self.config.ram_bytes.unwrap_or(0);
-        let budget_bytes = admission.as_ref().map_or(fixed_bytes, Admission::budget_bytes);
-        let vram_bytes = self.vram_bytes.load(Ordering::Relaxed).max(0) as u64;
-        let task = Arc::new(self.machine.task(&self.gguf, &self.config, self.plan.mode, &streamed, vram_bytes));
-        let placement = task.place(budget_bytes)?;
-        let (rows_bytes, slots) = (placement.rows_bytes, placement.slots.clone());
-        let timeline = self.config.timeline.as_deref().map(Timeline::create).transpose()?;
-        // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few.
-        let may_reserve = is_flexible && hw::address_space_limit().is_none();
-        let slot_counts = slots.iter().zip(&streamed.classes);
-        let slot_counts =
-            slot_counts.map(|(&now, class)| SlotCount { now, most: if may_reserve { class.block_count } else { now } });
-        let slot_counts: Vec<SlotCount> = slot_counts.collect();
-        let (prefetch, host_memory) = (self.config.prefetch, self.host_memory.get());
-        let core = Core::new(Arc::clone(&streamed), task, &slot_counts, timeline, prefetch, host_memory)?;
-        if !placement.counts_pairs {
-            core.usage_profile.lock().leave_pairs_out();
-        }
-        let rows = match streamed.tables.is_empty() {
-            true => None,
-            false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes, &core)?)),
-        };
-        let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
-        let predictor = self.predictor(&core, &engine, placement.looks_ahead)?;
-        let keeper = self.keeper(&core, &engine)?;
-        let verifier = match self.config.verify {
-            true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
-            false => None,
-        };
-        let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
-        let membership = memory::join(&(core.clone() as Arc<dyn Tenant>), is_flexible)?;
-        drop(admission);
-        let placement = Arc::new(RunningPlacement::new(&self.gguf, placement, &self.machine, &core));
-        let learner = Learner::start(Arc::clone(&placement))?;
-        let mut running = Running {
-            _membership: membership,
-            predictor,
-            _keeper: keeper,
-            engine,
-            _stats: None,
-            learner,
-            placement,
-            core,
-            verifier,
-            trace,
-            rows,
-        };
-        if let Some(path) = &self.config.stats {
-            let (core, placement, facts) =
-                (Arc::clone(&running.core), Arc::clone(&running.placement), running.facts(self));
-            let (rows, vram) = (running.rows.clone(), Arc::clone(&self.most_vram_bytes));
-            let snapshot = move || snapshot(&core, &placement, rows.as_deref(), &facts, &vram);
-            running._stats = Some(StatsWriter::start(path.clone(), snapshot)?);
-        }
-        self.warn_of_the_cliff(&streamed, &slots);
-        // A warning, because that is the least level that llama.cpp's tools show unasked, and how a model runs is something
-        // that its user should know.
-        tracing::warn!(
-            "{}: {} of {} streamed through {} of RAM ({} slots){}; reads: {}",
-            self.plan.mode.name(),
-            in_gigabytes(
-                streamed.blocks.iter().map(|block| block.size_bytes as u64).sum::<u64>() + streamed.table_bytes()
-            ),
-            in_gigabytes(self.gguf.model_bytes()),
-            in_gigabytes(running.core.pool_bytes() + rows_bytes),
-            slots.iter().sum::<usize>(),
-            self.vram_phrase(),
-            self.tuning,
-        );
-        running.placement.log();
-        Ok(running)
-    }
-
-    /// The thread that keeps the model's usage profile, when it has experts and there is a place for them.
-    fn keeper(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<ProfileKeeper>> {
-        let Some(directory) = self.config.cache_directory.clone() else { return Ok(None) };
-        if core.streamed.expert_layers.is_empty() {
-            return Ok(None);
-        }
-        let store = Store::new(directory, self.gguf.fingerprint());
-        let warms = self.config.prefetch != PrefetchSetting::Off;
-        ProfileKeeper::start(store, warms, core, Arc::clone(&self.files), Arc::clone(engine)).map(Some)
-    }
-
-    /// The thread that looks ahead, when there are experts.
-    fn predictor(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>, looks_ahead: bool) -> Result<Option<Predictor>> {
-        if self.config.prefetch == PrefetchSetting::Off || core.streamed.expert_layers.is_empty() {
-            return Ok(None);
-        }
-        if !looks_ahead {
-            return Ok(None);
-        }
-        let lookahead = Lookahead::read(&self.gguf, &core.streamed.expert_layer_numbers());
-        Predictor::start(lookahead, Arc::clone(core), Arc::clone(&self.files), Arc::clone(engine)).map(Some)
-    }
-
-    /// With fewer slots than one token uses, every expert is gone before it comes round again.
-    fn warn_of_the_cliff(&self, streamed: &StreamedTensors, slots: &[usize]) {
-        let used = self.gguf.hyper_parameters().expert_used_count as usize;
-        let tensors = &streamed.tensors;
-        let mut needed = vec![0_usize; slots.len()];
-        tensors.iter().for_each(|tensor| needed[tensor.pool] += if tensor.is_expert { used } else { 1 });
-        let bytes = |slots: &[usize]| -> u64 {
-            let classes = streamed.classes.iter().zip(slots);
-            classes.map(|(class, &slots)| class.slot_bytes * slots as u64).sum()
-        };
-        let is_short = |(pool, class): (usize, &SlotClass)| !class.every_pass && slots[pool] < needed[pool];
-        if streamed.classes.iter().enumerate().any(is_short) {
-            tracing::warn!(
-                "{} for weights is less than one token uses, so each of its experts is read for every token; \
-                 from {} on, experts that are used again are still there",
-                in_gigabytes(bytes(slots)),
-                in_gigabytes(bytes(&needed)),
-            );
-        }
-    }
-
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let paths: Vec<PathBuf> = self.files.iter().map(|file| file.path().to_owned()).collect();
         paths
             .first()
@@ -406,7 +250,7 @@ impl Session {
         self.files.iter().all(DirectFile::is_direct)
     }
 
-    fn idle_facts(&self) -> Statistics {
+    pub(super) fn idle_facts(&self) -> Statistics {
         Statistics {
             mode: self.plan.mode.name().to_owned(),
             model_bytes: self.gguf.model_bytes(),
@@ -448,51 +292,12 @@ fn check_outputs(config: &Config) -> Result<()> {
     Ok(())
 }
 
-impl Running {
-    fn facts(&self, session: &Session) -> Statistics {
-        Statistics { io_engine: self.engine.name().to_owned(), ..session.idle_facts() }
-    }
-}
-
 fn alignments(files: &[DirectFile]) -> Vec<Alignment> {
     files.iter().map(DirectFile::alignment).collect()
 }
 
 /// What a model can do with memory.
-fn claim(streamed: &StreamedTensors) -> Claim {
+pub(super) fn claim(streamed: &StreamedTensors) -> Claim {
     let (claim, (least, most)) = (Claim::of(&streamed.classes), tables_claim(streamed.table_bytes()));
     Claim { least: claim.least + least, most: claim.most + most }
-}
-
-fn snapshot(
-    core: &Core,
-    placement: &RunningPlacement,
-    rows: Option<&Rows>,
-    facts: &Statistics,
-    vram_bytes: &AtomicU64,
-) -> String {
-    let mut state = core.state.lock();
-    core.count_read_time(&mut state.slots);
-    let resident_bytes: u64 = state
-        .slots
-        .location
-        .iter()
-        .zip(&core.streamed.blocks)
-        .filter(|(location, _)| location.is_some())
-        .map(|(_, extent)| extent.size_bytes as u64)
-        .sum();
-    let prefetch_pays = state.speculation.trial().verdict();
-    let measured = state.pace.measured();
-    drop(state);
-    let told = Statistics {
-        resident_bytes: resident_bytes + rows.map_or(0, Rows::held_bytes),
-        budget_bytes: core.pool_bytes() + rows.map_or(0, Rows::memory_bytes),
-        vram_bytes: vram_bytes.load(Ordering::Relaxed),
-        prefetch_pays,
-        plan: placement.summary(),
-        predicted_tokens_per_second: Some(placement.prediction().tokens_per_second()),
-        measured_tokens_per_second: measured.map(|measured| 1.0 / measured.seconds_per_token),
-        ..facts.clone()
-    };
-    core.counters.statistics(told).to_json()
 }
