@@ -164,7 +164,7 @@ impl Gguf {
 
     /// Sixteen hexadecimal digits that tell this model from others by its content, wherever its files lie and whenever they were
     /// touched. Two fine-tunes of a model may share every key and shape, so samples of the weights count too. An equal
-    /// fingerprint of another model makes a run start with that one's habits, which costs time and never changes a result.
+    /// fingerprint of another model makes a run start with that one's usage profile, which costs time and never changes a result.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

@@ -2,7 +2,7 @@
 //!
 //! The way through: [`Trace`] reads what `HYPURA_TRACE` writes, [`simulate`] plays it against a policy and a number of
 //! slots, [`Belady`] is the policy that knows the future. [`compare`] does all of it, for a table. [`profile_recall`]
-//! measures how well the usage profile foresee a trace, [`warm_start`] what they spare a text at its start.
+//! measures how well the usage profile predicts a trace, [`warm_start`] what it spares a text at its start.
 
 mod belady;
 mod compare;

@@ -1,4 +1,4 @@
-//! How well a trace's experts are foreseen by usage profile that is learned while it runs.
+//! How well a trace's experts are predicted by a usage profile that is learned while it runs.
 
 use super::trace::{LayerUse, Trace};
 use crate::index::ExpertLayer;
@@ -15,7 +15,7 @@ pub struct Recall {
     pub by_twice_as_many: u64,
 }
 
-/// How well the usage profile foresee, by what they go by.
+/// How well the usage profile predicts, by what it goes by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProfileRecall {
     /// By the layer before, of the same token.
@@ -45,8 +45,8 @@ impl Recall {
     }
 }
 
-/// Plays a trace to the usage profile that know nothing at first. Before each layer of a generated token they foresee it; what is
-/// right counts. Prompts teach them nothing, since a trace does not tell which of a prompt's tokens used which expert.
+/// Plays a trace to a usage profile that knows nothing at first. Before each layer of a generated token it predicts the layer; what is
+/// right counts. Prompts teach it nothing, since a trace does not tell which of a prompt's tokens used which expert.
 pub fn profile_recall(trace: &Trace) -> ProfileRecall {
     let numbers: Vec<u32> = (0..trace.shape.layer_count as u32).collect();
     let mut usage_profile = UsageProfile::new(&numbers, trace.shape.expert_count);

@@ -1,5 +1,5 @@
-//! Reading traces, Belady beside brute force, and the policies on routing that is made up but has the usage profile of the
-//! real.
+//! Reading traces, Belady beside brute force, and the policies on routing that is made up but repeats itself as the
+//! real does.
 
 use super::*;
 use crate::cache::policy::{Lru, Policy, PolicyKind, Position, Shape, Use};
@@ -22,7 +22,7 @@ fn trace_of(shape: Shape, tokens: &[Vec<Vec<usize>>]) -> Trace {
     Trace { model: "made up".to_owned(), shape, passes: tokens.iter().map(pass).collect() }
 }
 
-/// Routing with the usage profile of real models: some experts of a layer are popular, what is popular drifts, and a token
+/// Routing that repeats itself as that of real models does: some experts of a layer are popular, what is popular drifts, and a token
 /// tends to repeat the choices of the one before it.
 fn made_up(shape: Shape, used: usize, token_count: usize, seed: u64) -> Trace {
     let mut random = Random::new(seed);

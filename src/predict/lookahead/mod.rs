@@ -3,7 +3,7 @@
 //! The residual changes little from one expert layer to the next, so the next router, applied one layer early, names most of the experts
 //! that it will name when its turn comes. Two things differ from model to model, and both are learned from what is seen, not
 //! told by a table of architectures: what a router's input is made of (`carry`, `fit`), and how it selects by its logits
-//! (`score`, `fit`). Whether what is named so comes true is counted, and a layer of which the usage profile tells more is left to them.
+//! (`score`, `fit`). Whether what is named so comes true is counted, and a layer of which the usage profile tells more is left to that.
 
 mod carry;
 mod fit;
@@ -185,12 +185,12 @@ impl Lookahead {
             return None;
         }
         let visits = self.layers[next.layer].visits;
-        let is_left_to_habits = self.layers[next.layer].is_left_to_habits();
-        if is_left_to_habits && visits % INTERVAL != 0 {
+        let is_left_to_profile = self.layers[next.layer].is_left_to_profile();
+        if is_left_to_profile && visits % INTERVAL != 0 {
             return None;
         }
         self.choose(sight, next.layer)?;
-        (!is_left_to_habits).then_some(&self.predicted.by_router[..])
+        (!is_left_to_profile).then_some(&self.predicted.by_router[..])
     }
 
     /// Whether the usage profile is worth being asked as well, to be compared.
@@ -277,7 +277,7 @@ impl Layer {
         named.is_some_and(|named| named >= OWN_CHOICES_MIN)
     }
 
-    fn is_left_to_habits(&self) -> bool {
+    fn is_left_to_profile(&self) -> bool {
         match (self.by_router.value(), self.by_profile.value()) {
             (Some(by_router), Some(by_profile)) => by_router < by_profile,
             _ => false,

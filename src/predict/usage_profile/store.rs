@@ -59,7 +59,7 @@ impl Store {
                 self.seen = Some(Fnv::of(&bytes));
                 self.forget_old();
             }
-            Err(error) => tracing::debug!("cannot keep habits in {}: {error}", self.path.display()),
+            Err(error) => tracing::debug!("cannot keep the usage profile in {}: {error}", self.path.display()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Foresees which experts the next layer will want, on a thread of its own, and has them read while the drive would idle.
 //!
-//! A layer's router tells best. Where it tells nothing, or less than the model's usage profile, and for the first layer of the next token, the usage profile
-//! tell.
+//! A layer's router predicts best. The usage profile is asked where the router names nothing, or less than the profile does, and for
+//! the first layer of the next token.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -53,7 +53,9 @@ impl ProfileKeeper {
                 }
                 store_news(&for_thread, &mut store);
             })
-            .map_err(|error| Error::new(ErrorCode::Resource, format!("cannot start the thread for habits: {error}")))?;
+            .map_err(|error| {
+                Error::new(ErrorCode::Resource, format!("cannot start the thread for the usage profile: {error}"))
+            })?;
         Ok(Self { core: Arc::clone(core), thread: Some(thread) })
     }
 }
