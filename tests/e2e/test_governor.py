@@ -23,6 +23,9 @@ print("taken", flush=True)
 sys.stdin.read()
 """
 
+# As long as weights get no more memory, they have what they will get; the governor looks ten times a second, and gives back in steps.
+STEADY_SECONDS = 5
+
 # A page that has to be read from the drive to go on. Programs and libraries take some thousands to start; a storm takes that many a second.
 MAJOR_FAULTS_MAX = 20_000
 
@@ -56,6 +59,19 @@ class Host:
         before = self.pairs
         self.wait_until(lambda: self.pairs >= before + 4, "computing more tokens")
 
+    def settles(self) -> int:
+        """The budget once it has stayed the same; memory that was given up comes back as fast as tokens are computed."""
+        last, since = self.budget_bytes(), time.monotonic()
+
+        def steady() -> bool:
+            nonlocal last, since
+            if (now := self.budget_bytes()) != last:
+                last, since = now, time.monotonic()
+            return time.monotonic() >= since + STEADY_SECONDS
+
+        self.wait_until(steady, "a budget that stays")
+        return last
+
     def budget_bytes(self) -> int:
         return json.loads(self.stats.read_text())["budget_bytes"]
 
@@ -85,10 +101,8 @@ def test_memory_is_given_up_when_others_want_it_and_taken_back_when_they_do_not(
         neighbour = None
         try:
             host.wait_until(lambda: host.pairs >= 4, "decoding with two contexts")
-            # What was given up for the second context and turned out to be free has come back.
-            time.sleep(8)
-            host.goes_on()
-            alone = host.budget_bytes()
+            # What was given up for the second context and turned out to be free comes back.
+            alone = host.settles()
 
             free = limit_bytes - usage_bytes(through)
             neighbour = subprocess.Popen(
