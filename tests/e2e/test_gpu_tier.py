@@ -50,21 +50,31 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def residents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the logits of resident runs are kept."""
+    return tmp_path_factory.mktemp("residents")
+
+
 class Gpu:
     """Logits of a machine that has the device."""
 
-    def __init__(self, program: LogitsProgram, device: Path, scratch: Path) -> None:
-        self.program, self.device, self.scratch = program, device, scratch
+    def __init__(self, program: LogitsProgram, device: Path, kept: Path, scratch: Path) -> None:
+        self.program, self.device, self.kept, self.scratch = program, device, kept, scratch
         self.stats = scratch / "stats.json"
 
-    def run(self, model: Model, mode: str, positions: int, place: tuple[str, ...], settings: dict[str, str], name: str = "logits") -> tuple[Finished, Path]:
-        output = self.scratch / name
+    def run(self, model: Model, mode: str, positions: int, place: tuple[str, ...], settings: dict[str, str], output: Path | None = None) -> tuple[Finished, Path]:
+        output = output or self.scratch / "logits"
         arguments = [model.path, mode, str(positions), self.program.text, output, *place]
         return run(self.program.path, arguments, {"LD_PRELOAD": str(self.device)} | settings, self.scratch), output
 
     def resident(self, model: Model, mode: str, positions: int, place: tuple[str, ...]) -> Path:
-        finished, output = self.run(model, mode, positions, place, OFF, "resident")
-        finished.succeeded()
+        """Computed once for all tests."""
+        output = self.kept / f"{model.name}-{mode}-{positions}-{'-'.join(place).replace('*', '')}"
+        if not output.exists():
+            unfinished = output.with_name("unfinished")
+            self.run(model, mode, positions, place, OFF, unfinished)[0].succeeded()
+            unfinished.rename(output)
         return output
 
     def streamed(self, model: Model, mode: str, positions: int, place: tuple[str, ...], share: float, **more: str) -> tuple[Path, dict]:
@@ -78,8 +88,8 @@ class Gpu:
 
 
 @pytest.fixture
-def gpu(logits: LogitsProgram, device: Path, tmp_path: Path) -> Gpu:
-    return Gpu(logits, device, tmp_path)
+def gpu(logits: LogitsProgram, device: Path, residents: Path, tmp_path: Path) -> Gpu:
+    return Gpu(logits, device, residents, tmp_path)
 
 
 @pytest.mark.parametrize(("model", "place", "share"), prompts())
