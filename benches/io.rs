@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hypura::io::{DirectFile, EngineKind, Tuning, destination, destination_bytes_min, measure, uring_available};
+use hypura::io::{DirectFile, EngineKind, Limit, Tuning, destination, destination_bytes_min, measure, uring_available};
 
 const FILE_BYTES: usize = 4 << 30;
 const RUNS: usize = 5;
@@ -80,8 +80,9 @@ fn make(path: &Path) -> std::io::Result<()> {
 
 fn ours(files: &Arc<[DirectFile]>, tuning: &Tuning, seconds: f64, seed: u64) -> Result<Speed, String> {
     // A few buffers over and over, as fio does it.
-    let found = destination(destination_bytes_min(tuning))
-        .and_then(|mut arena| measure(files, tuning, Duration::from_secs_f64(seconds), seed, &mut arena));
+    let found = destination(destination_bytes_min(tuning)).and_then(|mut arena| {
+        measure(files, tuning, Limit::counting(Duration::from_secs_f64(seconds)), seed, &mut arena)
+    });
     let found = found.map_err(|error| error.to_string())?;
     Ok(Speed { bytes_per_second: found.bytes_per_second, cpu_seconds_per_byte: found.cpu_seconds_per_byte })
 }

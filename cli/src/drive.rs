@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hypura::config::Config;
-use hypura::io::{Tuning, destination, measure, tune};
+use hypura::io::{Limit, Tuning, destination, measure, tune};
 
 use crate::model_paths::models_by_size;
 
@@ -124,7 +124,13 @@ fn measured(
     let mut measured = Vec::new();
     let others = settings.iter().map(|setting| setting(chosen));
     for (seed, tuning) in std::iter::once(chosen).chain(others).enumerate() {
-        let found = measure(&files, &tuning, time, seed as u64 ^ u64::from(std::process::id()) << 16, &mut arena);
+        let found = measure(
+            &files,
+            &tuning,
+            Limit::counting(time),
+            seed as u64 ^ u64::from(std::process::id()) << 16,
+            &mut arena,
+        );
         measured.push((tuning, found.map_err(|error| error.to_string())?.bytes_per_second));
         step();
     }

@@ -4,7 +4,7 @@ mod probe;
 mod search;
 mod store;
 
-pub use probe::{ReadSpeed, destination, destination_bytes_min, measure};
+pub use probe::{Limit, ReadSpeed, destination, destination_bytes_min, measure};
 pub use search::tune;
 
 use super::EngineKind;

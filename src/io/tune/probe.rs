@@ -12,13 +12,35 @@ use crate::index::ReadToken;
 use crate::io::{Destination, DirectFile, Priority, Request, Sink, start};
 use crate::memory::{Arena, Backing};
 
+/// When a measurement ends: with the first of these.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// Reads were counted for so long.
+    pub counted: Duration,
+    /// So much was read, what is not counted included.
+    pub bytes: u64,
+    /// It took so long, what is not counted included.
+    pub total: Duration,
+}
+
+impl Limit {
+    /// Counts for so long, however much that reads.
+    pub fn counting(counted: Duration) -> Self {
+        Self { counted, bytes: u64::MAX, total: Duration::MAX }
+    }
+}
+
 /// What a measurement found.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadSpeed {
-    /// Throughput.
+    /// Throughput; 0 where nothing was read in time.
     pub bytes_per_second: f64,
     /// Processor time of this process, all threads, per byte read.
     pub cpu_seconds_per_byte: f64,
+    /// What was read for it.
+    pub read_bytes: u64,
+    /// How long it took, until the last read was over.
+    pub took: Duration,
 }
 
 /// Memory to read into, touched: the first touch of a page costs as much as reading it, and that is not the drive's
@@ -39,7 +61,7 @@ pub fn destination_bytes_min(tuning: &Tuning) -> usize {
     2 * tuning.depth * tuning.block_bytes
 }
 
-/// Reads random blocks of a file for about `duration`, keeping the tuning's depth filled, and says how fast that went.
+/// Reads random blocks of files, keeping the tuning's depth filled, and says how fast that went.
 /// Every call reads other places, so that no cache on the way has seen them. All of `arena` is read into in turn: a
 /// drive is faster into a few buffers that stay in the processor's cache than into memory.
 ///
@@ -48,7 +70,7 @@ pub fn destination_bytes_min(tuning: &Tuning) -> usize {
 pub fn measure(
     files: &Arc<[DirectFile]>,
     tuning: &Tuning,
-    duration: Duration,
+    limit: Limit,
     seed: u64,
     arena: &mut Arena,
 ) -> Result<ReadSpeed> {
@@ -70,8 +92,6 @@ pub fn measure(
         return Err(Error::new(ErrorCode::Resource, format!("{} cannot be used with {tuning}", tuning.engine.name())));
     }
     let mut places = Places::new(files, tuning.block_bytes, seed);
-
-    let mut requests = Vec::with_capacity(slots);
     let mut request = |token: ReadToken| {
         let (file, offset) = places.next();
         let length = tuning.block_bytes.min((files[file].opened_size() - offset) as usize);
@@ -90,29 +110,88 @@ pub fn measure(
             priority: Priority::Demand,
         }
     };
-    requests.extend((0..slots).map(ReadToken).map(&mut request));
+
+    let began = Instant::now();
+    let mut count = Count::new(tuning, limit, began);
+    let mut requests: Vec<Request> = (0..slots).map(ReadToken).filter(|_| count.take_block()).map(&mut request).collect();
     engine.submit(&mut requests);
-    // The reads that began together also end together, nearly: whoever counts from the first of them on counts what the
-    // others had already read. So the clock starts when those are done, and as it stops, with a completion.
-    let mut early = 0;
-    while early <= tuning.depth {
-        let tokens = finished.wait()?;
-        early += tokens.len();
-        requests.extend(tokens.into_iter().map(&mut request));
-        engine.submit(&mut requests);
-    }
-    let (start, cpu_start) = (Instant::now(), cpu_seconds());
-    let mut bytes = 0;
-    while start.elapsed() < duration {
-        for token in finished.wait()? {
-            bytes += tuning.block_bytes;
-            requests.push(request(token));
+    while !count.is_over() {
+        let tokens = finished.wait(began.checked_add(limit.total))?;
+        if tokens.is_empty() {
+            break; // the time is over
         }
+        count.completed(tokens.len());
+        requests.extend(tokens.into_iter().filter(|_| count.take_block()).map(&mut request));
         engine.submit(&mut requests);
     }
-    let (elapsed, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu_start);
+    let (bytes_per_second, cpu_seconds_per_byte) = count.speed();
     drop(engine);
-    Ok(ReadSpeed { bytes_per_second: bytes as f64 / elapsed, cpu_seconds_per_byte: cpu / bytes.max(1) as f64 })
+    Ok(ReadSpeed { bytes_per_second, cpu_seconds_per_byte, read_bytes: count.read_bytes(), took: began.elapsed() })
+}
+
+/// Which reads count. Those that began together also end together, nearly: whoever counts from the first of them on counts what the
+/// others had already read. So the clock starts when those are done, and as it stops, with a completion.
+struct Count<'a> {
+    tuning: &'a Tuning,
+    counted: Duration,
+    blocks_left: u64,
+    blocks_in_flight: usize,
+    blocks_taken: u64,
+    /// Since when, and with which processor time, what is in `blocks` was read.
+    since: (Instant, f64),
+    blocks: usize,
+    /// Whether the clock has started.
+    is_counting: bool,
+}
+
+impl<'a> Count<'a> {
+    fn new(tuning: &'a Tuning, limit: Limit, now: Instant) -> Self {
+        Self {
+            tuning,
+            counted: limit.counted,
+            blocks_left: limit.bytes / tuning.block_bytes as u64,
+            blocks_in_flight: 0,
+            blocks_taken: 0,
+            since: (now, cpu_seconds()),
+            blocks: 0,
+            is_counting: false,
+        }
+    }
+
+    /// Another block is to be read, if there may be one.
+    fn take_block(&mut self) -> bool {
+        let may = self.blocks_left > 0;
+        if may {
+            (self.blocks_left, self.blocks_taken) = (self.blocks_left - 1, self.blocks_taken + 1);
+            self.blocks_in_flight += 1;
+        }
+        may
+    }
+
+    fn completed(&mut self, blocks: usize) {
+        self.blocks += blocks;
+        self.blocks_in_flight -= blocks;
+        if !self.is_counting && self.blocks > self.tuning.depth {
+            (self.is_counting, self.blocks, self.since) = (true, 0, (Instant::now(), cpu_seconds()));
+        }
+    }
+
+    /// Whether enough was counted, or too little is left to be read to keep the depth filled.
+    fn is_over(&self) -> bool {
+        let is_enough = self.is_counting && self.since.0.elapsed() >= self.counted;
+        is_enough || (self.blocks_left == 0 && self.blocks_in_flight < self.tuning.depth)
+    }
+
+    /// Bytes per second, and processor seconds per byte; before the clock has started, of all that was read.
+    fn speed(&self) -> (f64, f64) {
+        let bytes = (self.blocks * self.tuning.block_bytes) as f64;
+        let (seconds, cpu) = (self.since.0.elapsed().as_secs_f64(), cpu_seconds() - self.since.1);
+        (bytes / seconds.max(f64::MIN_POSITIVE), cpu / bytes.max(1.0))
+    }
+
+    fn read_bytes(&self) -> u64 {
+        self.blocks_taken * self.tuning.block_bytes as u64
+    }
 }
 
 /// Random block-aligned places in the files, by their size.
@@ -155,10 +234,19 @@ struct Finished {
 }
 
 impl Finished {
+<<<<<<< HEAD
     fn wait(&self) -> Result<Vec<ReadToken>> {
+=======
+    /// What has completed; nothing when that took until `end`.
+    fn wait(&self, end: Option<Instant>) -> Result<Vec<usize>> {
+>>>>>>> b999591 (Bound what measuring the drive costs: a second and 256 MB, whatever the drive)
         let mut outcomes = self.outcomes.lock();
         while outcomes.is_empty() {
-            self.changed.wait(&mut outcomes);
+            match end {
+                None => self.changed.wait(&mut outcomes),
+                Some(end) if self.changed.wait_until(&mut outcomes, end).timed_out() => break,
+                Some(_) => {}
+            }
         }
         outcomes.drain(..).map(|(token, outcome)| outcome.map(|()| token)).collect()
     }
@@ -183,4 +271,38 @@ fn cpu_seconds() -> f64 {
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::test_directory::TestDirectory;
+    use crate::io::EngineKind;
+
+    #[test]
+    fn a_measurement_ends_with_its_bytes_and_with_its_time() {
+        const KIB: usize = 1 << 10;
+        let directory = TestDirectory::new();
+        let path = directory.path().join("file");
+        std::fs::write(&path, vec![7; 4096 * KIB]).unwrap();
+        let files: Arc<[DirectFile]> = Arc::new([DirectFile::open(&path, true).unwrap()]);
+        let tuning = Tuning {
+            engine: EngineKind::Threads,
+            block_bytes: 64 * KIB,
+            depth: 2,
+            direct: true,
+            bytes_per_second: None,
+            read_overhead_seconds: None,
+        };
+        let mut arena = destination(1024 * KIB).unwrap();
+        let mut with = |bytes: u64, total: Duration| {
+            let limit = Limit { counted: Duration::from_secs(3600), bytes, total };
+            measure(&files, &tuning, limit, 1, &mut arena).unwrap()
+        };
+        let found = with(1000 * KIB as u64, Duration::MAX);
+        assert_eq!(found.read_bytes, 960 * KIB as u64, "whole blocks");
+        assert!(found.bytes_per_second > 0.0);
+        let found = with(u64::MAX, Duration::ZERO);
+        assert!(found.read_bytes <= 8 * 64 * KIB as u64, "hardly more than what begins together: {found:?}");
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Tuning;
-use super::probe::{ReadSpeed, destination, destination_bytes_min, measure};
+use super::probe::{Limit, ReadSpeed, destination, destination_bytes_min, measure};
 use crate::config::{Config, DirectSetting, IoSetting};
 use crate::error::{Error, ErrorCode, Result};
 use crate::hw;
@@ -22,24 +22,31 @@ const DEPTH: usize = 4;
 /// Below this a model is read before a measurement would have paid.
 const WORTH_MEASURING_BYTES: u64 = 256 << 20;
 
-/// One measurement, and how many of them are made of each setting.
-const PROBE_TIME: Duration = Duration::from_millis(40);
-const ROUNDS: usize = 3;
+/// What all measurements of a search may take together, whatever the drive: a user waits for it, and some pay for what they read.
+const SEARCH_TIME: Duration = Duration::from_secs(1);
+const SEARCH_BYTES: u64 = 256 << 20;
+
+/// The first measurement, of small reads: it wakes the drive, and tells whether there is time for others.
+const WAKE_BYTES: u64 = 8 << 20;
+const WAKE_BLOCK_BYTES: usize = 512 << 10;
+
+/// A drive that reads less per second is not searched: its time would be over before there was anything to compare.
+const SEARCHED_BYTES_PER_SECOND: f64 = 400e6;
+
+/// How long a setting's reads are counted at most, and what they read: of the one to start from, whose speed plans go by, and of others.
+/// About half of the bytes counts, for the rest waits until the reads that began together are over.
+const PROBE_TIME: Duration = Duration::from_millis(60);
+const START_BYTES: u64 = 96 << 20;
+const OTHER_BYTES: u64 = 44 << 20;
 
 /// Memory that is read into: far more than a processor's cache, but no more than one part in so many of what is
 /// available.
-const DESTINATION_BYTES: usize = 256 << 20;
+const DESTINATION_BYTES: usize = 128 << 20;
 const MEMORY_SHARE: u64 = 8;
-
-/// By how much another setting must be faster to be taken: less is noise, and the setting to start from is good on most
-/// drives.
-const GAIN: f64 = 1.1;
-
-/// The same for fewer bytes in flight, which are too few when cores are busy, as they are not while this is measured.
-const GAIN_SHALLOW: f64 = 1.5;
 
 /// The reads by which it is found what a read costs beyond its bytes.
 const SMALL_BYTES: usize = 64 << 10;
+const SMALL_TOTAL_BYTES: u64 = 8 << 20;
 
 /// Chooses how to read these files: what the settings demand, else what is remembered of the device, else what a
 /// measurement of a fraction of a second finds.
@@ -87,13 +94,21 @@ fn open(paths: &[PathBuf], direct: bool) -> Result<Arc<[DirectFile]>> {
     paths.iter().map(|path| DirectFile::open(path, direct)).collect()
 }
 
-/// One step of the search.
+/// What makes one setting of another.
 type Change = fn(Tuning) -> Tuning;
 
-/// The search for the best setting, one dimension after the other.
+/// Another setting to try, and by how much it must be faster than the one to start from, which is good on most drives. Each is measured
+/// once, for some milliseconds in which anything may happen; through the page cache is taken only where it is beyond doubt.
+const OTHERS: [(Change, f64); 3] = [
+    (|tuning| Tuning { block_bytes: 1 << 20, depth: 16, ..tuning }, 1.5),
+    (|tuning| Tuning { engine: EngineKind::Threads, ..tuning }, 1.5),
+    (|tuning| Tuning { direct: false, ..tuning }, 2.0),
+];
+
+/// The search for the best setting.
 pub(super) struct Search<'a> {
     pub(super) config: &'a Config,
-    can_be_direct: bool,
+    pub(super) can_be_direct: bool,
     pub(super) paths: &'a [PathBuf],
 }
 
@@ -121,77 +136,123 @@ impl Search<'_> {
         if arena_bytes < destination_bytes_min(&start) {
             return Ok(start); // this is no time to take memory for a measurement
         }
-        let mut probe = |tuning: &Tuning| -> Result<ReadSpeed> {
+        let probe = |tuning: &Tuning, limit: Limit| -> Result<ReadSpeed> {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let files = if tuning.direct { direct_files } else { &buffered_files };
-            measure(files, tuning, PROBE_TIME, seed, &mut arena)
+            measure(files, tuning, limit, seed, &mut arena)
         };
-        // The first measurement pays for waking the drive; it is not counted.
-        probe(&start)?;
-        let mut best = start;
-        let mut probed: Vec<(Tuning, f64)> = Vec::new();
-        // Each line is a list of changes to try on the best setting so far, cheaper ones first.
-        let dimensions: [&[Change]; 4] = [
-            &[
-                |tuning| Tuning { depth: 1, ..tuning },
-                |tuning| Tuning { depth: 2, ..tuning },
-                |tuning| Tuning { depth: 8, ..tuning },
-                |tuning| Tuning { depth: 16, ..tuning },
-            ],
-            &[
-                |tuning| Tuning { block_bytes: 128 << 10, ..tuning },
-                |tuning| Tuning { block_bytes: 1 << 20, ..tuning },
-                |tuning| Tuning { block_bytes: 16 << 20, ..tuning },
-            ],
-            &[|tuning| Tuning { engine: EngineKind::Threads, ..tuning }],
-            &[|tuning| Tuning { direct: false, ..tuning }],
-        ];
-        for changes in dimensions {
-            let is_possible =
-                |other: &Tuning| *other != best && self.allows(other) && destination_bytes_min(other) <= arena_bytes;
-            let others = changes.iter().map(|change| change(best)).filter(is_possible);
-            let candidates: Vec<Tuning> = std::iter::once(best).chain(others).collect();
-            let speeds = in_turn(&candidates, |candidate| {
-                let speed = probe(candidate).map_or(0.0, |speed| speed.bytes_per_second);
-                probed.push((*candidate, speed));
-                speed
-            });
-            let mut speed = speeds[0];
-            for (candidate, &found) in candidates.iter().zip(&speeds) {
-                tracing::debug!("read speed: {:.2} GB/s with {candidate}", found / 1e9);
-                let is_shallow = candidate.depth * candidate.block_bytes < DEPTH * BLOCK_BYTES;
-                let gain = if is_shallow { GAIN_SHALLOW } else { GAIN };
-                if found > speed.max(speeds[0] * gain) {
-                    (best, speed) = (*candidate, found);
-                }
-            }
-        }
-        // The best was measured along with most others: all of it together tells more of a drive that is slow now and
-        // then.
-        let speed = median(probed.iter().filter(|(tuning, _)| *tuning == best).map(|&(_, speed)| speed).collect());
-        best.bytes_per_second = Some(speed);
-        let small = probe(&Tuning { block_bytes: SMALL_BYTES, ..best })?.bytes_per_second;
-        best.read_overhead_seconds = Some((SMALL_BYTES as f64 * (1.0 / small - 1.0 / speed)).max(0.0));
-        tracing::info!("measured the drive in {} ms: {:.2} GB/s with {best}", began.elapsed().as_millis(), speed / 1e9,);
+        let is_possible = |other: &Tuning| self.allows(other) && destination_bytes_min(other) <= arena_bytes;
+        let best = choose(start, is_possible, probe)?;
+        let speed =
+            best.bytes_per_second.map_or("too slow to tell".to_owned(), |speed| format!("{:.2} GB/s", speed / 1e9));
+        tracing::info!("measured the drive in {} ms: {speed} with {best}", began.elapsed().as_millis());
         self.remember(&best);
         Ok(best)
     }
 }
 
-/// The median speed of each setting in bytes per second. They take turns, because a drive's speed changes while it is
-/// measured and other programs use it too. A setting that the system refuses has none.
-fn in_turn(candidates: &[Tuning], mut probe: impl FnMut(&Tuning) -> f64) -> Vec<f64> {
-    let mut speeds = vec![Vec::new(); candidates.len()];
-    for _ in 0..ROUNDS {
-        for (candidate, speeds) in candidates.iter().zip(&mut speeds) {
-            speeds.push(probe(candidate));
+/// Compares settings within the search's bounds; `probe` measures one.
+fn choose(
+    start: Tuning,
+    is_possible: impl Fn(&Tuning) -> bool,
+    mut probe: impl FnMut(&Tuning, Limit) -> Result<ReadSpeed>,
+) -> Result<Tuning> {
+    let (mut time_left, mut bytes_left) = (SEARCH_TIME, SEARCH_BYTES);
+    let mut speed_of = |tuning: &Tuning, bytes: u64| -> Result<f64> {
+        let limit = Limit { counted: PROBE_TIME, bytes: bytes.min(bytes_left), total: time_left };
+        let found = probe(tuning, limit)?;
+        time_left = time_left.saturating_sub(found.took);
+        bytes_left -= found.read_bytes;
+        tracing::debug!("read speed: {:.2} GB/s with {tuning}", found.bytes_per_second / 1e9);
+        Ok(found.bytes_per_second)
+    };
+    let woken = speed_of(&Tuning { block_bytes: WAKE_BLOCK_BYTES, ..start }, WAKE_BYTES)?;
+    if woken < SEARCHED_BYTES_PER_SECOND {
+        return Ok(Tuning { bytes_per_second: (woken > 0.0).then_some(woken), ..start });
+    }
+    let start_speed = speed_of(&start, START_BYTES)?;
+    let (mut best, mut speed) = (start, start_speed);
+    for (change, gain) in OTHERS {
+        let candidate = change(start);
+        if candidate == start || !is_possible(&candidate) {
+            continue;
+        }
+        // A setting that the system refuses has no speed.
+        let found = speed_of(&candidate, OTHER_BYTES).unwrap_or(0.0);
+        if found > speed.max(start_speed * gain) {
+            (best, speed) = (candidate, found);
         }
     }
-    speeds.into_iter().map(median).collect()
+    let small = speed_of(&Tuning { block_bytes: SMALL_BYTES, ..best }, SMALL_TOTAL_BYTES)?;
+    best.bytes_per_second = Some(speed);
+    best.read_overhead_seconds = Some((SMALL_BYTES as f64 * (1.0 / small - 1.0 / speed)).max(0.0));
+    Ok(best)
 }
 
-/// The upper one of two in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Tuning = Tuning {
+        engine: EngineKind::Uring,
+        block_bytes: BLOCK_BYTES,
+        depth: DEPTH,
+        direct: true,
+        bytes_per_second: None,
+        read_overhead_seconds: None,
+    };
+
+    /// What is chosen on a drive with these speeds, and what that took: bytes and time.
+    fn chosen(speed: impl Fn(&Tuning) -> f64) -> (Tuning, u64, Duration) {
+        let (mut bytes, mut time) = (0, Duration::ZERO);
+        let probe = |tuning: &Tuning, limit: Limit| {
+            let speed = speed(tuning);
+            // What begins together is read whatever comes; then the first limit that is met ends it, but for what is in flight.
+            let block = tuning.block_bytes as u64;
+            let wanted = 2 * tuning.depth as u64 * block + (limit.counted.as_secs_f64() * speed) as u64;
+            let in_time = (limit.total.as_secs_f64() * speed) as u64;
+            let read_bytes = wanted.min(in_time.max(block)).min(limit.bytes);
+            let took = Duration::from_secs_f64((read_bytes as f64 / speed).min(limit.total.as_secs_f64()));
+            (bytes, time) = (bytes + read_bytes, time + took);
+            let bytes_per_second = if in_time < block { 0.0 } else { speed };
+            Ok(ReadSpeed { bytes_per_second, cpu_seconds_per_byte: 0.0, read_bytes, took })
+        };
+        let chosen = choose(START, |_| true, probe).unwrap();
+        (chosen, bytes, time)
+    }
+
+    #[test]
+    fn a_search_is_bounded_on_every_drive() {
+        for speed in [1e3, 1e6, 30e6, 100e6, 390e6, 410e6, 1e9, 2e9, 7e9, 28e9] {
+            let (found, bytes, time) = chosen(|_| speed);
+            assert!(bytes <= SEARCH_BYTES && time <= SEARCH_TIME, "{speed:e}: {bytes} bytes in {time:?}");
+            let known = if speed < 1e6 { None } else { Some(speed) };
+            assert_eq!(
+                found,
+                Tuning { bytes_per_second: known, read_overhead_seconds: found.read_overhead_seconds, ..START }
+            );
+        }
+    }
+
+    #[test]
+    fn another_setting_is_taken_where_it_is_clearly_faster() {
+        let faster = |is_it: fn(&Tuning) -> bool, gain: f64| {
+            let (found, bytes, _) = chosen(|tuning| if is_it(tuning) { 1e9 * gain } else { 1e9 });
+            assert!(bytes <= SEARCH_BYTES);
+            found
+        };
+        assert_eq!(faster(|tuning| tuning.depth == 16, 1.6).block_bytes, 1 << 20);
+        assert_eq!(faster(|tuning| tuning.engine == EngineKind::Threads, 1.4).engine, EngineKind::Uring, "or noise");
+        assert_eq!(faster(|tuning| tuning.engine == EngineKind::Threads, 1.6).engine, EngineKind::Threads);
+        assert!(faster(|tuning| !tuning.direct, 1.9).direct);
+        let buffered = faster(|tuning| !tuning.direct, 2.1);
+        assert_eq!((buffered.direct, buffered.bytes_per_second), (false, Some(2.1e9)));
+    }
+
+    #[test]
+    fn what_a_read_costs_beyond_its_bytes_is_found_by_small_ones() {
+        let (found, ..) = chosen(|tuning| if tuning.block_bytes == SMALL_BYTES { 0.5e9 } else { 2e9 });
+        let microseconds = found.read_overhead_seconds.unwrap() * 1e6;
+        assert!((microseconds - 98.3).abs() < 0.1, "{microseconds}");
+    }
 }

@@ -1,5 +1,7 @@
-//! What a search found, kept per device.
+//! What a search found, kept per file system.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -9,6 +11,7 @@ use serde_json::{Value, json};
 use super::Tuning;
 use super::search::Search;
 use crate::config::{DirectSetting, IoSetting};
+use crate::hw;
 use crate::io::EngineKind;
 use crate::persist;
 
@@ -18,14 +21,24 @@ const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
 const FILE: &str = "storage.json";
 
 impl Search<'_> {
-    /// What an earlier run without limits found for this device, if the settings allow it.
+    /// What is remembered belongs to a file system, and to what the settings allow. A device's number alone goes to the next one that is
+    /// mounted when this one is gone; what it lies on and the file system's own number (of its UUID, or of its mount where it is not
+    /// stored anywhere) do not.
+    fn key(&self) -> Option<String> {
+        let path = self.paths.first()?.canonicalize().ok()?;
+        let device = std::fs::metadata(&path).ok()?.dev();
+        let file_system = format!("{}:{} {:x}", libc::major(device), libc::minor(device), file_system_number(&path)?);
+        let settings = match (self.config.io, self.config.direct) {
+            (IoSetting::Auto, DirectSetting::Auto) => String::new(),
+            (io, direct) => format!(" {io:?} {direct:?}"),
+        };
+        Some(format!("{file_system} {}{settings}", hw::drive(&path).identity()))
+    }
+
+    /// What an earlier run found for this file system.
     pub(super) fn remembered(&self) -> Option<Tuning> {
         let stored = persist::read(self.config.cache_directory.as_deref()?, FILE)?;
-        let entry = stored.get(&device_key(self.paths.first()?)?)?;
-        let age = seconds_since_epoch().checked_sub(entry["measured_at"].as_u64()?)?;
-        if age > REMEMBERED.as_secs() {
-            return None;
-        }
+        let entry = stored.get(&self.key()?).filter(|entry| is_fresh(entry))?;
         let engine = match entry["engine"].as_str()? {
             "uring" => EngineKind::Uring,
             "threads" => EngineKind::Threads,
@@ -46,15 +59,12 @@ impl Search<'_> {
     }
 
     pub(super) fn remember(&self, tuning: &Tuning) {
-        if (self.config.io, self.config.direct) != (IoSetting::Auto, DirectSetting::Auto) {
-            return; // the best of what was allowed, which later runs without that limit must not take for the best
-        }
-        let place = self.config.cache_directory.as_deref().zip(self.paths.first().and_then(|path| device_key(path)));
-        let Some((directory, key)) = place else { return };
+        let Some((directory, key)) = self.config.cache_directory.as_deref().zip(self.key()) else { return };
         let mut stored = match persist::read(directory, FILE) {
             Some(Value::Object(stored)) => stored,
             _ => serde_json::Map::new(),
         };
+        stored.retain(|_, entry| is_fresh(entry));
         stored.insert(
             key,
             json!({
@@ -71,12 +81,66 @@ impl Search<'_> {
     }
 }
 
-/// What is remembered belongs to a device, as the kernel numbers it.
-fn device_key(path: &Path) -> Option<String> {
-    let device = std::fs::metadata(path).ok()?.dev();
-    Some(format!("{}:{}", libc::major(device), libc::minor(device)))
+/// The number that a file system gives itself.
+fn file_system_number(path: &Path) -> Option<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: `statvfs` is plain old data, for which all zeros is a valid value.
+    let mut status: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with a zero and both outlive the call, which only writes to `status`.
+    let outcome = unsafe { libc::statvfs(path.as_ptr(), &raw mut status) };
+    (outcome == 0).then_some(status.f_fsid as u64)
+}
+
+/// Whether an entry was measured lately.
+fn is_fresh(entry: &Value) -> bool {
+    let age = entry["measured_at"].as_u64().and_then(|measured_at| seconds_since_epoch().checked_sub(measured_at));
+    age.is_some_and(|age| age <= REMEMBERED.as_secs())
 }
 
 fn seconds_since_epoch() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::gguf::test_directory::TestDirectory;
+
+    #[test]
+    fn what_was_measured_is_remembered_for_a_week_and_for_the_same_settings() {
+        let directory = TestDirectory::new();
+        let path = directory.path().join("model.gguf");
+        std::fs::write(&path, b"GGUF").unwrap();
+        let paths = [path];
+        let with = |io: &str| {
+            let config = Config::from_variables([("HYPURA_IO".to_owned(), io.to_owned())]).unwrap();
+            Config { cache_directory: Some(directory.path().to_owned()), ..config }
+        };
+        let (any, threads) = (with("auto"), with("threads"));
+        let search = |config| Search { config, can_be_direct: true, paths: &paths };
+        let found = Tuning {
+            engine: EngineKind::Threads,
+            block_bytes: 4 << 20,
+            depth: 4,
+            direct: true,
+            bytes_per_second: Some(1.5e9),
+            read_overhead_seconds: None,
+        };
+        search(&threads).remember(&found);
+        assert_eq!(search(&threads).remembered(), Some(found));
+        assert_eq!(search(&any).remembered(), None, "the best of what was allowed is not the best of all");
+        let Some(Value::Object(mut stored)) = persist::read(directory.path(), FILE) else {
+            panic!("nothing is stored")
+        };
+        for entry in stored.values_mut() {
+            entry["measured_at"] = json!(seconds_since_epoch() - REMEMBERED.as_secs() - 60);
+        }
+        persist::write(directory.path(), FILE, &Value::Object(stored));
+        assert_eq!(search(&threads).remembered(), None);
+        search(&any).remember(&found);
+        assert_eq!(search(&any).remembered(), Some(found));
+        let Some(Value::Object(stored)) = persist::read(directory.path(), FILE) else { panic!("nothing is stored") };
+        assert_eq!(stored.len(), 1, "what is too old is forgotten");
+    }
 }
