@@ -4,8 +4,10 @@ mod align;
 mod content;
 mod direct;
 mod identity;
+mod read_ahead;
 
 pub use align::{Alignment, Widened};
 pub use content::Content;
 pub use direct::{DirectFile, Look, drop_from_page_cache, read_exact_to};
 pub use identity::FileIdentity;
+pub use read_ahead::ReadAhead;

@@ -113,7 +113,8 @@ pub fn measure(
 
     let began = Instant::now();
     let mut count = Count::new(tuning, limit, began);
-    let mut requests: Vec<Request> = (0..slots).map(ReadToken).filter(|_| count.take_block()).map(&mut request).collect();
+    let mut requests: Vec<Request> =
+        (0..slots).map(ReadToken).filter(|_| count.take_block()).map(&mut request).collect();
     engine.submit(&mut requests);
     while !count.is_over() {
         let tokens = finished.wait(began.checked_add(limit.total))?;
@@ -234,12 +235,8 @@ struct Finished {
 }
 
 impl Finished {
-<<<<<<< HEAD
-    fn wait(&self) -> Result<Vec<ReadToken>> {
-=======
     /// What has completed; nothing when that took until `end`.
-    fn wait(&self, end: Option<Instant>) -> Result<Vec<usize>> {
->>>>>>> b999591 (Bound what measuring the drive costs: a second and 256 MB, whatever the drive)
+    fn wait(&self, end: Option<Instant>) -> Result<Vec<ReadToken>> {
         let mut outcomes = self.outcomes.lock();
         while outcomes.is_empty() {
             match end {
