@@ -35,9 +35,11 @@ pub enum IoSetting {
 /// Whether to read past the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DirectSetting {
-    /// Whichever is measured to be faster.
+    /// Whichever is measured to be faster, but for what the page cache holds already.
     #[default]
     Auto,
+    /// The same, and what the page cache holds is read from the drive as well.
+    Cold,
     /// Always.
     On,
     /// Never.
@@ -232,8 +234,12 @@ const MODES: [(&str, ModeSetting); 3] =
     [("auto", ModeSetting::Auto), ("off", ModeSetting::Off), ("stream", ModeSetting::Stream)];
 const ENGINES: [(&str, IoSetting); 3] =
     [("auto", IoSetting::Auto), ("uring", IoSetting::Uring), ("threads", IoSetting::Threads)];
-const DIRECT: [(&str, DirectSetting); 3] =
-    [("auto", DirectSetting::Auto), ("on", DirectSetting::On), ("off", DirectSetting::Off)];
+const DIRECT: [(&str, DirectSetting); 4] = [
+    ("auto", DirectSetting::Auto),
+    ("cold", DirectSetting::Cold),
+    ("on", DirectSetting::On),
+    ("off", DirectSetting::Off),
+];
 const PREFETCH: [(&str, PrefetchSetting); 3] =
     [("auto", PrefetchSetting::Auto), ("on", PrefetchSetting::On), ("off", PrefetchSetting::Off)];
 const TENSORS: [(&str, TensorsSetting); 2] = [("auto", TensorsSetting::Auto), ("all", TensorsSetting::All)];

@@ -90,7 +90,7 @@ fn check_all(damages: [fn(&Path); 2], expected: ErrorCode) {
     within(120, move || {
         for make in MODELS {
             for part_count in [1, 2] {
-                for direct in ["auto", "off"] {
+                for direct in ["auto", "cold", "off"] {
                     for damage in damages {
                         let error = damage_and_check(make, part_count, &[("HYPURA_DIRECT", direct)], damage);
                         assert_eq!(error.code(), expected, "{error}");
@@ -157,7 +157,7 @@ fn touch(path: &Path) {
 fn a_file_that_is_only_touched_goes_on() {
     within(120, || {
         for make in MODELS {
-            for direct in ["auto", "off"] {
+            for direct in ["auto", "cold", "off"] {
                 let settings = [("HYPURA_DIRECT", direct)];
                 let model = make(TestDirectory::new(), 71, 2);
                 let session = model.session_with_ram(model.minimum_bytes(&settings), &settings).unwrap();

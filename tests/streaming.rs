@@ -390,7 +390,7 @@ fn a_fetch_keeps_its_session_alive() {
 fn a_budget_that_is_too_small_is_refused_with_the_one_that_works() {
     within(60, || {
         for make in MODELS {
-            for direct in ["auto", "off"] {
+            for direct in ["auto", "cold", "off"] {
                 let model = make(TestDirectory::new(), 67, 1);
                 let settings = [("HYPURA_DIRECT", direct)];
                 let minimum = model.minimum_bytes(&settings);
@@ -422,7 +422,7 @@ fn a_tensor_smaller_than_the_alignment_works() {
         writer.tensor("blk.1.ffn_up.weight", F32, &[5000, 1]);
         writer.tensor("blk.1.ffn_down.weight", F32, &[1, 2]);
         let model = writer.write(TestDirectory::new(), 1);
-        for direct in ["auto", "off"] {
+        for direct in ["auto", "cold", "off"] {
             check_every_budget(&model, &[("HYPURA_DIRECT", direct), ("HYPURA_VERIFY", "1")], 71);
         }
     });

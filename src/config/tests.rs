@@ -109,7 +109,7 @@ fn messages_say_what_to_write() {
     assert_refused("HYPURA_VRAM", "99999999T", &["more memory"]);
     assert_refused("HYPURA", "on", &["HYPURA=on", "auto, off, stream"]);
     assert_refused("HYPURA_IO", "aio", &["auto, uring, threads"]);
-    assert_refused("HYPURA_DIRECT", "1", &["auto, on, off"]);
+    assert_refused("HYPURA_DIRECT", "1", &["auto, cold, on, off"]);
     assert_refused("HYPURA_PREFETCH", "yes", &["auto, on, off"]);
     assert_refused("HYPURA_VERIFY", "yes", &["0, 1"]);
     assert_refused("HYPURA_LOG", "all", &["error, warn, info, debug, trace"]);

@@ -17,8 +17,10 @@ pub struct Statistics {
     pub resident_bytes: u64,
     /// What streamed weights may occupy; 0 before the first compute.
     pub budget_bytes: u64,
-    /// Bytes of weights read from the drive.
+    /// Bytes of weights read.
     pub read_bytes: u64,
+    /// Bytes that reads found in the page cache, and did not trouble the drive for.
+    pub page_cache_bytes: u64,
     /// Time with at least one read in flight.
     pub read_seconds: f64,
     /// Time that computing waited for weights.
@@ -117,7 +119,8 @@ const fn gauge(key: &'static str, help: &'static str) -> Figure {
 /// All keys of [`Statistics`] that are numbers.
 pub const FIGURES: &[Figure] = &[
     counter("tokens", "Tokens computed, prompts included."),
-    counter("read_bytes", "Bytes of weights read from the drive."),
+    counter("read_bytes", "Bytes of weights read."),
+    counter("page_cache_bytes", "Bytes that reads found in the page cache, and did not trouble the drive for."),
     counter("read_seconds", "Time with at least one read in flight."),
     counter("stall_seconds", "Time that computing waited for weights."),
     counter("expert_hits", "Experts that were in RAM when needed."),

@@ -112,7 +112,8 @@ impl Session {
         let Some(path) = &self.config.stats else { return Ok(None) };
         let (core, placement) = (Arc::clone(&running.core), Arc::clone(&running.placement));
         let (rows, facts, vram) = (running.rows.clone(), running.facts(self), Arc::clone(&self.most_vram_bytes));
-        let snapshot = move || snapshot(&core, &placement, rows.as_deref(), &facts, &vram);
+        let files = Arc::clone(&self.files);
+        let snapshot = move || snapshot(&core, &placement, rows.as_deref(), &files, &facts, &vram);
         StatsWriter::start(path.clone(), snapshot).map(Some)
     }
 
@@ -197,6 +198,7 @@ pub(super) fn snapshot(
     core: &Core,
     placement: &RunningPlacement,
     rows: Option<&Rows>,
+    files: &[DirectFile],
     facts: &Statistics,
     vram_bytes: &AtomicU64,
 ) -> String {
@@ -216,6 +218,7 @@ pub(super) fn snapshot(
     let told = Statistics {
         resident_bytes: resident_bytes + rows.map_or(0, Rows::held_bytes),
         budget_bytes: core.pool_bytes() + rows.map_or(0, Rows::memory_bytes),
+        page_cache_bytes: files.iter().map(DirectFile::page_cache_bytes).sum(),
         vram_bytes: vram_bytes.load(Ordering::Relaxed),
         prefetch_pays,
         plan: placement.summary(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::config::{Config, ModeSetting};
+use crate::config::{Config, DirectSetting, ModeSetting};
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::Gguf;
 use crate::hw;
@@ -68,6 +68,9 @@ impl Session {
         let (tuning, files) = io::tune(&paths, config)?;
         for (opened, parsed) in files.iter().zip(gguf.files()) {
             opened.expect(parsed.identity, parsed.content)?;
+            if matches!(config.direct, DirectSetting::Auto | DirectSetting::Off) {
+                opened.use_page_cache();
+            }
         }
         let planned = Arc::new(StreamedTensors::new(gguf, &plan.streamed, &alignments(&files)));
         match config.ram_bytes {
@@ -198,7 +201,8 @@ impl Session {
         match self.running.get() {
             Some(running) => {
                 let facts = running.facts(self);
-                snapshot(&running.core, &running.placement, running.rows.as_deref(), &facts, &self.most_vram_bytes)
+                let rows = running.rows.as_deref();
+                snapshot(&running.core, &running.placement, rows, &self.files, &facts, &self.most_vram_bytes)
             }
             _ => Counters::default().statistics(self.idle_facts()).to_json(),
         }

@@ -194,7 +194,8 @@ impl Model {
     }
 
     pub fn config(&self, settings: &[(&str, &str)]) -> Result<Config> {
-        let forced = [("HYPURA", "stream")];
+        // The files were just written, so the page cache has them: reads would never come to the drive.
+        let forced = [("HYPURA", "stream"), ("HYPURA_DIRECT", "cold")];
         let pairs = forced.iter().chain(settings);
         Config::from_variables(pairs.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
     }

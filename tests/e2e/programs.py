@@ -27,12 +27,14 @@ GREEDY = ["--temp", "0", "--seed", "1"]
 def environment(settings: dict[str, str]) -> dict[str, str]:
     """This process's environment with these `HYPURA*` settings and no others, and without llama.cpp's own overrides.
 
+    Models were just written or read, so the page cache has them: unless a setting says otherwise, they are read from the drive all the same.
+
     No habits of a model are known, so that a test does not depend on those before it.
     """
     for habits in CACHE.glob("hypura/habits-*.bin"):
         habits.unlink(missing_ok=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HYPURA", "LLAMA_", "GGML_"))}
-    fixed = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", "XDG_CACHE_HOME": str(CACHE)}
+    fixed = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", "XDG_CACHE_HOME": str(CACHE), "HYPURA_DIRECT": "cold"}
     return inherited | fixed | settings
 
 

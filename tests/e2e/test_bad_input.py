@@ -79,7 +79,7 @@ def test_an_impossible_budget_and_the_smallest_that_would_do(model: Model, asser
         ("HYPURA_RAM", "-1G", "such as 6G"),
         ("HYPURA_RAM", "1.5", "such as 6G"),
         ("HYPURA_IO", "magic", "auto, uring, threads"),
-        ("HYPURA_DIRECT", "yes", "auto, on, off"),
+        ("HYPURA_DIRECT", "yes", "auto, cold, on, off"),
         ("HYPURA_PREFETCH", "1", "auto, on, off"),
         ("HYPURA_VERIFY", "yes", "0, 1"),
         ("HYPURA_LOG", "loud", "error, warn, info, debug, trace"),

@@ -139,6 +139,15 @@ impl Part {
         vectors
     }
 
+    /// Takes the part's bytes from the page cache, if it is new, they are all there and the file is what it was. Else they are to be read.
+    pub(super) fn copy_cached(&self, file: &DirectFile) -> bool {
+        let vectors = self.vectors();
+        // SAFETY: the submitter promised (`Destination::new`) that the requests' memory is writable and theirs alone until they are
+        // reported, which happens after this call.
+        let is_copied = unsafe { file.copy_cached(vectors.as_slice(), self.offset, self.required) };
+        is_copied && matches!(file.after_copy(), Ok(Look::Good))
+    }
+
     /// Judges the outcome of a system call that read at [`Self::position`].
     pub(super) fn advance(&mut self, file: &DirectFile, outcome: io::Result<usize>) -> Step {
         match outcome {
@@ -227,6 +236,10 @@ impl Vectors {
 
     pub(super) fn count(&self) -> usize {
         self.count
+    }
+
+    fn as_slice(&self) -> &[libc::iovec] {
+        &self.entries[..self.count]
     }
 
     /// The only vector, if there is just one.

@@ -124,6 +124,9 @@ impl Shared {
             return Some(Ok(()));
         }
         let file = &self.files[part.file];
+        if part.copy_cached(file) {
+            return Some(Ok(()));
+        }
         loop {
             let vectors = part.vectors();
             // SAFETY: the submitter promised (`Destination::new`) that the requests' memory is writable and theirs

@@ -315,6 +315,12 @@ impl Driver {
                 self.shared.queue.part_done(&part, Ok(()), &*self.shared.sink);
                 continue;
             }
+            if part.copy_cached(&self.shared.files[part.file]) {
+                // The drive goes on meanwhile with what it was given before.
+                self.submit();
+                self.shared.queue.part_done(&part, Ok(()), &*self.shared.sink);
+                continue;
+            }
             self.free.pop();
             self.push(place, part);
         }

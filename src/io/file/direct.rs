@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::align::{Alignment, Widened};
 #[cfg(target_os = "linux")]
 use super::align::{direct_alignment, probe};
+use super::page_cache::PageCache;
 use super::{Content, FileIdentity};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -31,6 +32,8 @@ pub struct DirectFile {
     /// What it must hold, once somebody has said so.
     content: OnceLock<Content>,
     known: Mutex<Known>,
+    /// The same file in the page cache, once somebody has asked for that.
+    page_cache: OnceLock<PageCache>,
 }
 
 /// What is known of a file that is open.
@@ -78,6 +81,7 @@ impl DirectFile {
             size_bytes: identity.size_bytes(),
             content: OnceLock::new(),
             known: Mutex::new(Known { identity, changing: None }),
+            page_cache: OnceLock::new(),
         })
     }
 
@@ -106,6 +110,37 @@ impl DirectFile {
         // Said once, by whoever opens a model.
         let _ = self.content.set(content);
         Ok(())
+    }
+
+    /// From now on, copies what the page cache holds already instead of reading it from the drive.
+    pub fn use_page_cache(&self) {
+        let Ok(file) = File::open(&self.path) else { return };
+        if FileIdentity::of(&file).is_ok_and(|identity| identity == self.known.lock().identity) {
+            let _ = self.page_cache.set(PageCache::new(file)); // somebody else was faster
+        }
+    }
+
+    /// Of what was read, bytes that the page cache held.
+    pub fn page_cache_bytes(&self) -> u64 {
+        self.page_cache.get().map_or(0, PageCache::copied_bytes)
+    }
+
+    /// Copies `wanted` bytes from a place of the file, if all of it is in the page cache and that is to be used. What has arrived is to be
+    /// judged like any read, by [`Self::after_copy`].
+    ///
+    /// # Safety
+    /// The memory behind the vectors may be written to.
+    pub(in crate::io) unsafe fn copy_cached(&self, vectors: &[libc::iovec], position: u64, wanted: usize) -> bool {
+        // SAFETY: the contract of this function.
+        self.page_cache.get().is_some_and(|cache| unsafe { cache.copy(vectors, position, wanted) })
+    }
+
+    /// As [`Self::after_read`], when nothing was read from the drive: what the page cache held before stays there.
+    ///
+    /// # Errors
+    /// As [`Self::after_read`].
+    pub(in crate::io) fn after_copy(&self) -> Result<Look> {
+        self.look()
     }
 
     /// What reads must be aligned to.

@@ -4,6 +4,7 @@ mod align;
 mod content;
 mod direct;
 mod identity;
+mod page_cache;
 mod read_ahead;
 
 pub use align::{Alignment, Widened};

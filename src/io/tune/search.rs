@@ -120,7 +120,7 @@ impl Search<'_> {
             IoSetting::Threads => tuning.engine == EngineKind::Threads,
         };
         let direct = match self.config.direct {
-            DirectSetting::Auto => self.can_be_direct || !tuning.direct,
+            DirectSetting::Auto | DirectSetting::Cold => self.can_be_direct || !tuning.direct,
             DirectSetting::On => tuning.direct,
             DirectSetting::Off => !tuning.direct,
         };

@@ -29,7 +29,7 @@ impl Search<'_> {
         let device = std::fs::metadata(&path).ok()?.dev();
         let file_system = format!("{}:{} {:x}", libc::major(device), libc::minor(device), file_system_number(&path)?);
         let settings = match (self.config.io, self.config.direct) {
-            (IoSetting::Auto, DirectSetting::Auto) => String::new(),
+            (IoSetting::Auto, DirectSetting::Auto | DirectSetting::Cold) => String::new(),
             (io, direct) => format!(" {io:?} {direct:?}"),
         };
         Some(format!("{file_system} {}{settings}", hw::drive(&path).identity()))

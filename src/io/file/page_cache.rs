@@ -1,0 +1,93 @@
+//! What others hold in the page cache: copied from there instead of being read again.
+//!
+//! A file that the host's other programs have read, or another container, may be in memory already, charged to somebody else. Copying is
+//! faster than any drive. The kernel is asked for each part (`cachestat`, Linux 6.5), and what it has in full is copied on the condition
+//! that nothing has to be waited for (`RWF_NOWAIT`). That condition alone would not do: a page that is missing is then read ahead, by the
+//! way. The rest is read from the drive. Pages that served stay: they are not ours to drop.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// So many misses in a row say that a file is not in memory; then it is asked one time in so many whether it is by now.
+const MISSES: u32 = 64;
+
+/// A file as the page cache has it.
+#[derive(Debug)]
+pub(super) struct PageCache {
+    /// Opened without `O_DIRECT`.
+    file: File,
+    /// Misses since the last hit.
+    misses: AtomicU32,
+    copied_bytes: AtomicU64,
+}
+
+impl PageCache {
+    pub(super) fn new(file: File) -> Self {
+        Self { file, misses: AtomicU32::new(0), copied_bytes: AtomicU64::new(0) }
+    }
+
+    /// What was copied so far.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        self.copied_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Copies what lies at a place of the file if all of it, `wanted` bytes, is in memory. Else the destination's bytes are anything.
+    ///
+    /// # Safety
+    /// The memory behind the vectors may be written to.
+    pub(super) unsafe fn copy(&self, vectors: &[libc::iovec], position: u64, wanted: usize) -> bool {
+        let misses = self.misses.load(Ordering::Relaxed);
+        let is_asked = misses < MISSES || misses % MISSES == 0;
+        // SAFETY: the caller vouches for the memory.
+        let copy = || unsafe { read_at_once(&self.file, vectors, position) };
+        let is_copied = is_asked && holds(&self.file, position, wanted as u64) && copy() >= wanted as isize;
+        if is_copied {
+            self.misses.store(0, Ordering::Relaxed);
+            self.copied_bytes.fetch_add(wanted as u64, Ordering::Relaxed);
+        } else {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+        }
+        is_copied
+    }
+}
+
+/// Whether all pages of a stretch are in memory; no where that cannot be told: by older kernels, or of files that are somebody else's.
+#[cfg(target_os = "linux")]
+fn holds(file: &File, offset: u64, length: u64) -> bool {
+    use std::os::fd::AsRawFd;
+    /// The system call's number, which is the same on all architectures but alpha.
+    const CACHESTAT: libc::c_long = 451;
+    let (range, mut counts) = ([offset, length], [0_u64; 5]);
+    // SAFETY: the descriptor is open; the kernel reads the two words and writes the five, which outlive the call.
+    let outcome = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), counts.as_mut_ptr(), 0) };
+    let page_bytes = crate::hw::page_size() as u64;
+    let pages = (offset + length).div_ceil(page_bytes) - offset / page_bytes;
+    outcome == 0 && counts[0] >= pages
+}
+
+/// Reads what needs no waiting; negative where there is nothing.
+///
+/// # Safety
+/// The memory behind the vectors may be written to.
+#[cfg(target_os = "linux")]
+unsafe fn read_at_once(file: &File, vectors: &[libc::iovec], position: u64) -> isize {
+    use std::os::fd::AsRawFd;
+    let (descriptor, count) = (file.as_raw_fd(), vectors.len() as libc::c_int);
+    // SAFETY: the descriptor is open, and the caller vouches for the memory.
+    unsafe { libc::preadv2(descriptor, vectors.as_ptr(), count, position as libc::off_t, libc::RWF_NOWAIT) }
+}
+
+/// Other systems cannot be asked.
+#[cfg(not(target_os = "linux"))]
+fn holds(_file: &File, _offset: u64, _length: u64) -> bool {
+    false
+}
+
+/// What is never asked for.
+///
+/// # Safety
+/// None is needed.
+#[cfg(not(target_os = "linux"))]
+unsafe fn read_at_once(_file: &File, _vectors: &[libc::iovec], _position: u64) -> isize {
+    -1
+}
