@@ -1,5 +1,6 @@
 """The server in a memory limit: what it keeps of prompts leaves weights their memory."""
 
+import os
 import re
 import sys
 
@@ -25,3 +26,15 @@ def test_prompts_that_are_kept_leave_weights_their_memory(tmp_path):
             assert budgets[-1] > budgets[0] // 2, budgets
             assert server.llama_servers() == [llama_server], server.log
         assert re.search(r"no more than \d+ MiB for prompts that are kept", server.log)
+
+
+def test_memory_of_gpus(tmp_path):
+    """As NVIDIA's tool tells it, here in its place a script that says 100 MiB of each llama-server."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\nfor process in $(pgrep -x llama-server); do echo "$process, 100"; done\n')
+    tool.chmod(0o755)
+    through = ("env", f"PATH={tmp_path}:{os.environ['PATH']}")
+    with HypuraServer(SMOLLM2, tmp_path, "--ctx", "512", through=through) as server:
+        server.ask("/api/generate", {"model": "smollm2"})
+        (running,) = server.get("/api/ps").json()["models"]
+    assert running["size_vram"] == 100 << 20 and running["size"] > running["size_vram"]

@@ -7,6 +7,7 @@
 mod catalog;
 mod context;
 pub(crate) mod errors;
+mod gpu_memory;
 mod http;
 mod keep_alive;
 pub(crate) mod llama_server;

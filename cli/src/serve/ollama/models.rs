@@ -13,6 +13,7 @@ use super::capabilities::{capabilities, template_of};
 use crate::model_file::ModelFile;
 use crate::serve::catalog::Model;
 use crate::serve::errors::{ApiResult, json_response};
+use crate::serve::gpu_memory;
 use crate::serve::http::request;
 use crate::serve::server::Server;
 
@@ -48,24 +49,23 @@ pub async fn tags(State(server): State<Server>) -> Response<Body> {
 
 /// `GET /api/ps`: the model that is loaded.
 pub async fn ps(State(server): State<Server>) -> Response<Body> {
-    let models: Vec<Value> = server
-        .loader
-        .current()
-        .iter()
-        .map(|loaded| {
-            json!({
-                "name": loaded.model.name,
-                "model": loaded.model.name,
-                "size": loaded.process_id().map_or(0, memory_bytes),
-                "digest": loaded.model.digest,
-                "details": loaded.model.details(),
-                "expires_at": expires_at(loaded.expires_in()),
-                // llama-server does not tell what it has put on a GPU.
-                "size_vram": 0,
-                "context_length": loaded.context_tokens,
-            })
-        })
-        .collect();
+    let mut models = Vec::new();
+    if let Some(loaded) = server.loader.current() {
+        let (in_ram, in_vram) = match loaded.process_id() {
+            Some(process) => (memory_bytes(process), gpu_memory::held_by(process).await),
+            None => (0, 0),
+        };
+        models.push(json!({
+            "name": loaded.model.name,
+            "model": loaded.model.name,
+            "size": in_ram + in_vram,
+            "digest": loaded.model.digest,
+            "details": loaded.model.details(),
+            "expires_at": expires_at(loaded.expires_in()),
+            "size_vram": in_vram,
+            "context_length": loaded.context_tokens,
+        }));
+    }
     json_response(StatusCode::OK, &json!({ "models": models }))
 }
 
