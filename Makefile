@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
-	test soak fuzz test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
+	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-rows bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -183,6 +183,11 @@ soak: llama llama-off llama-stock backend models ## a whole server under 1,000 s
 
 fuzz: $(TOOLS) ## hostile model files, guided by coverage, for FUZZ_SECONDS (3600); what it learns goes to tests/corpus
 	$(USE_TOOLS) sh scripts/fuzz.sh
+
+# The same library with other locks (tests/schedules). Not --locked: the lock file follows that of the library.
+test-schedules: $(TOOLS) ## slots and the queue of reads under thousands of orders of threads, decided by a seed: 15 s, after some minutes of building
+	$(USE_TOOLS) RUSTFLAGS='--cfg schedules' CARGO_TARGET_DIR=build/schedules \
+		cargo test --manifest-path tests/schedules/Cargo.toml --lib schedule_tests
 
 # rustup toolchain install nightly --component miri,rust-src
 test-miri: $(TOOLS) ## slots, policies, the queue of reads and their parts under miri, which finds undefined behaviour; needs nightly

@@ -23,6 +23,8 @@ mod resize_tests;
 mod rows;
 mod running;
 mod running_placement;
+#[cfg(all(test, schedules))]
+mod schedule_tests;
 mod session;
 mod slots;
 mod speculation;

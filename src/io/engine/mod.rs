@@ -167,5 +167,7 @@ pub fn uring_available() -> std::result::Result<(), String> {
 
 #[cfg(test)]
 mod fault_tests;
+#[cfg(all(test, schedules))]
+mod schedule_tests;
 #[cfg(test)]
 mod tests;

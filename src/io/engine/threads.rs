@@ -2,10 +2,13 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+#[cfg(not(schedules))]
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Condvar;
+#[cfg(schedules)] // tests/schedules
+use parking_lot::schedule::thread;
 
 use super::part::{Part, Step};
 use super::queue::Queue;
@@ -17,7 +20,7 @@ use crate::io::{DirectFile, Tuning};
 /// Reads with `preadv` on threads of its own.
 pub(super) struct ThreadEngine {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
 struct Shared {
@@ -41,7 +44,7 @@ impl ThreadEngine {
         let mut engine = Self { shared: Arc::new(shared), threads: Vec::new() };
         for index in 0..tuning.depth {
             let shared = Arc::clone(&engine.shared);
-            let thread = std::thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name(format!("hypura-read-{index}"))
                 .spawn(move || run_thread(&*shared.sink, || shared.work()))
                 .map_err(|error| Error::new(ErrorCode::Resource, format!("cannot start a read thread: {error}")))?;
