@@ -16,7 +16,7 @@ GGML_BACKEND_API ggml_backend_reg_t ggml_backend_hypura_reg(void);
 // The name by which ggml_backend_reg_get_proc_address gives out a const struct ggml_backend_hypura_loader *.
 #define GGML_BACKEND_HYPURA_LOADER "ggml_backend_hypura_loader"
 
-#define GGML_BACKEND_HYPURA_LOADER_VERSION 6
+#define GGML_BACKEND_HYPURA_LOADER_VERSION 5
 
 // A streamed weight that is to be copied to another backend.
 struct ggml_backend_hypura_copy {
@@ -66,9 +66,6 @@ struct ggml_backend_hypura_loader {
 
     // decides what is streamed: place tells where each tensor would be kept, *streamed whether any of them is taken
     bool (*plan)(enum ggml_backend_hypura_place (*place)(const char * name, void * user_data), void * user_data, bool * streamed, char * error, size_t error_size);
-
-    // none is, and the files are about to be mapped: they are brought into memory meanwhile
-    void (*will_map)(void);
 
     // instead of reading a tensor that is_streamed: checks that both sides mean the same bytes
     bool (*bind)(const struct ggml_tensor * tensor, size_t file, size_t offset, char * error, size_t error_size);

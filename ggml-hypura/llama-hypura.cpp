@@ -102,8 +102,6 @@ void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, 
     if (streamed) {
         ml.use_mmap = false;
         offer_tables(ml, 0);
-    } else if (ml.use_mmap) {
-        loader->will_map();
     }
 }
 

@@ -100,14 +100,10 @@ static bool loader_plan(ggml_backend_hypura_place (*place)(const char *, void *)
         return ggml_hypura_stands_aside(status, setting, error);
     }
     *streamed = plan.streamed_tensor_count > 0;
-    (*streamed ? loading.model : loading.mapped) = std::move(model);
-    return true;
-}
-
-static void loader_will_map() {
-    if (const auto & model = ggml_hypura_current_loading().mapped) {
-        hypura_model_read_ahead(model->handle);
+    if (*streamed) {
+        loading.model = std::move(model);
     }
+    return true;
 }
 
 static bool loader_bind(const ggml_tensor * tensor, size_t file, size_t offset, char * error, size_t error_size) {
@@ -171,7 +167,6 @@ const ggml_backend_hypura_loader * ggml_hypura_get_loader() {
         /* .begin       = */ loader_begin,
         /* .override_key = */ loader_override_key,
         /* .plan        = */ loader_plan,
-        /* .will_map    = */ loader_will_map,
         /* .bind        = */ loader_bind,
         /* .end         = */ loader_end,
         /* .is_streamed = */ loader_is_streamed,

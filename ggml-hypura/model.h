@@ -55,7 +55,6 @@ struct ggml_hypura_loading {
     std::vector<std::pair<std::string, uint64_t>> overrides; // so are these
     std::shared_ptr<ggml_hypura_model> found;  // or found out, whether anything of it is streamed or not
     std::shared_ptr<ggml_hypura_model> model;  // if anything of it is streamed
-    std::shared_ptr<ggml_hypura_model> mapped; // if nothing of it is: the host may map it
     std::string refusal;                  // why loading must fail, if it must
 
     // whether the plan takes a tensor, and if so which one it is

@@ -449,13 +449,6 @@ int32_t hypura_model_bind(const struct hypura_model_t *model,
 /// @param model from hypura_model_open(), or NULL
 void hypura_model_loaded(const struct hypura_model_t *model);
 
-/// Brings the model's files into the page cache in the background, at the drive's full speed, for a host that is about to map them because
-/// nothing is streamed. Ends when all is there, or when the model is freed. Does nothing where the files are larger than the memory
-/// that is available. Makes no difference but in time.
-///
-/// @param model from hypura_model_open(), or NULL
-void hypura_model_read_ahead(struct hypura_model_t *model);
-
 /// Copies a part of a tensor, streamed or not, from its file: for weights that are not streamed, and for hosts that save or
 /// inspect weights.
 ///

@@ -10,8 +10,7 @@ use crate::config::Config;
 use crate::discover::OpenFile;
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::{Gguf, role_of};
-use crate::hw::memory;
-use crate::io::{ReadAhead, read_exact_to};
+use crate::io::read_exact_to;
 use crate::plan::{Mode, Place, usual_place};
 use crate::stream::Session;
 
@@ -23,7 +22,6 @@ pub struct HypuraModel {
     /// As the loader has them open that the model was found by; empty when the host named the files.
     pub(super) loaders_files: Vec<OpenFile>,
     pub(super) session: Option<Arc<Session>>,
-    read_ahead: Option<ReadAhead>,
 }
 
 /// What a tensor is. Set `size` to sizeof(hypura_tensor_info) before the call.
@@ -92,7 +90,7 @@ impl HypuraModel {
     pub(super) fn new(gguf: Gguf, config: Config, loaders_files: Vec<OpenFile>) -> Box<Self> {
         let names =
             gguf.tensors().iter().map(|tensor| CString::new(tensor.name.as_str()).unwrap_or_default()).collect();
-        Box::new(Self { gguf: Arc::new(gguf), config, names, loaders_files, session: None, read_ahead: None })
+        Box::new(Self { gguf: Arc::new(gguf), config, names, loaders_files, session: None })
     }
 
     pub(super) fn gguf(&self) -> &Gguf {
@@ -564,26 +562,6 @@ pub unsafe extern "C" fn hypura_model_loaded(model: *const HypuraModel) {
     guard_infallible((), || {
         if let Some(session) = session {
             session.note_loaded();
-        }
-    });
-}
-
-/// Brings the model's files into the page cache in the background, at the drive's full speed, for a host that is about to map them because
-/// nothing is streamed. Ends when all is there, or when the model is freed. Does nothing where the files are larger than the memory
-/// that is available. Makes no difference but in time.
-///
-/// # Safety
-/// @param model from hypura_model_open(), or NULL
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn hypura_model_read_ahead(model: *mut HypuraModel) {
-    // SAFETY: the contract of this function.
-    let Some(model) = (unsafe { model.as_mut() }) else { return };
-    guard_infallible((), || {
-        let files = model.gguf.files();
-        let size_bytes: u64 =
-            files.iter().filter_map(|file| file.path.metadata().ok()).map(|status| status.len()).sum();
-        if model.session.is_none() && size_bytes <= memory().available_bytes {
-            model.read_ahead = Some(ReadAhead::start(files.iter().map(|file| &*file.path)));
         }
     });
 }

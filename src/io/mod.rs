@@ -14,7 +14,5 @@ mod file;
 mod tune;
 
 pub use engine::{Cancelled, Destination, Engine, EngineKind, Priority, Request, Sink, start, uring_available};
-pub use file::{
-    Alignment, Content, DirectFile, FileIdentity, Look, ReadAhead, Widened, drop_from_page_cache, read_exact_to,
-};
+pub use file::{Alignment, Content, DirectFile, FileIdentity, Look, Widened, drop_from_page_cache, read_exact_to};
 pub use tune::{Limit, ReadSpeed, Tuning, destination, destination_bytes_min, measure, tune};

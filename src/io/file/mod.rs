@@ -5,10 +5,8 @@ mod content;
 mod direct;
 mod identity;
 mod page_cache;
-mod read_ahead;
 
 pub use align::{Alignment, Widened};
 pub use content::Content;
 pub use direct::{DirectFile, Look, drop_from_page_cache, read_exact_to};
 pub use identity::FileIdentity;
-pub use read_ahead::ReadAhead;
