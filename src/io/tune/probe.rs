@@ -111,38 +111,43 @@ pub fn measure(
         }
     };
 
-    let began = Instant::now();
+    let (began, cpu_before) = (Instant::now(), cpu_seconds());
     let mut count = Count::new(tuning, limit, began);
     let mut requests: Vec<Request> =
         (0..slots).map(ReadToken).filter(|_| count.take_block()).map(&mut request).collect();
     engine.submit(&mut requests);
-    while !count.is_over() {
+    while !count.is_over(Instant::now()) {
         let tokens = finished.wait(began.checked_add(limit.total))?;
         if tokens.is_empty() {
             break; // the time is over
         }
-        count.completed(tokens.len());
+        count.completed(tokens.len(), Instant::now());
         requests.extend(tokens.into_iter().filter(|_| count.take_block()).map(&mut request));
         engine.submit(&mut requests);
     }
-    let (bytes_per_second, cpu_seconds_per_byte) = count.speed();
+    let (bytes, seconds) = count.result(Instant::now());
     drop(engine);
-    Ok(ReadSpeed { bytes_per_second, cpu_seconds_per_byte, read_bytes: count.read_bytes(), took: began.elapsed() })
+    let read_bytes = count.read_bytes();
+    Ok(ReadSpeed {
+        bytes_per_second: bytes / seconds.max(f64::MIN_POSITIVE),
+        cpu_seconds_per_byte: (cpu_seconds() - cpu_before) / (read_bytes as f64).max(1.0),
+        read_bytes,
+        took: began.elapsed(),
+    })
 }
 
-/// Which reads count. Those that began together also end together, nearly: whoever counts from the first of them on counts what the
-/// others had already read. So the clock starts when those are done, and as it stops, with a completion.
+/// How much was read in which time. Reads that began together also end together, nearly: whoever counts from the first completion on, or
+/// until some are left, counts what others had read before, or read afterwards. So all that is read counts, from the first submission to the last
+/// completion; or, where that would take too long, what is read after the first reads are over.
 struct Count<'a> {
     tuning: &'a Tuning,
     counted: Duration,
     blocks_left: u64,
     blocks_in_flight: usize,
-    blocks_taken: u64,
-    /// Since when, and with which processor time, what is in `blocks` was read.
-    since: (Instant, f64),
-    blocks: usize,
-    /// Whether the clock has started.
-    is_counting: bool,
+    blocks_read: usize,
+    began: Instant,
+    /// When the first reads were over, and how many that were.
+    first: Option<(Instant, usize)>,
 }
 
 impl<'a> Count<'a> {
@@ -152,10 +157,9 @@ impl<'a> Count<'a> {
             counted: limit.counted,
             blocks_left: limit.bytes / tuning.block_bytes as u64,
             blocks_in_flight: 0,
-            blocks_taken: 0,
-            since: (now, cpu_seconds()),
-            blocks: 0,
-            is_counting: false,
+            blocks_read: 0,
+            began: now,
+            first: None,
         }
     }
 
@@ -163,35 +167,38 @@ impl<'a> Count<'a> {
     fn take_block(&mut self) -> bool {
         let may = self.blocks_left > 0;
         if may {
-            (self.blocks_left, self.blocks_taken) = (self.blocks_left - 1, self.blocks_taken + 1);
+            self.blocks_left -= 1;
             self.blocks_in_flight += 1;
         }
         may
     }
 
-    fn completed(&mut self, blocks: usize) {
-        self.blocks += blocks;
+    fn completed(&mut self, blocks: usize, now: Instant) {
+        self.blocks_read += blocks;
         self.blocks_in_flight -= blocks;
-        if !self.is_counting && self.blocks > self.tuning.depth {
-            (self.is_counting, self.blocks, self.since) = (true, 0, (Instant::now(), cpu_seconds()));
+        if self.first.is_none() && self.blocks_read > self.tuning.depth {
+            self.first = Some((now, self.blocks_read));
         }
     }
 
-    /// Whether enough was counted, or too little is left to be read to keep the depth filled.
-    fn is_over(&self) -> bool {
-        let is_enough = self.is_counting && self.since.0.elapsed() >= self.counted;
-        is_enough || (self.blocks_left == 0 && self.blocks_in_flight < self.tuning.depth)
+    /// Whether nothing is left to be read, or what was read after the first reads took long enough.
+    fn is_over(&self, now: Instant) -> bool {
+        self.blocks_in_flight == 0 || self.first.is_some_and(|(since, _)| now - since >= self.counted)
     }
 
-    /// Bytes per second, and processor seconds per byte; before the clock has started, of all that was read.
-    fn speed(&self) -> (f64, f64) {
-        let bytes = (self.blocks * self.tuning.block_bytes) as f64;
-        let (seconds, cpu) = (self.since.0.elapsed().as_secs_f64(), cpu_seconds() - self.since.1);
-        (bytes / seconds.max(f64::MIN_POSITIVE), cpu / bytes.max(1.0))
+    /// Bytes, and the seconds that they took.
+    fn result(&self, now: Instant) -> (f64, f64) {
+        let (since, not_counted) = match self.first {
+            Some(first) if self.blocks_in_flight > 0 => first,
+            _ => (self.began, 0),
+        };
+        let bytes = (self.blocks_read - not_counted) * self.tuning.block_bytes;
+        (bytes as f64, (now - since).as_secs_f64())
     }
 
+    /// Of all that was asked for.
     fn read_bytes(&self) -> u64 {
-        self.blocks_taken * self.tuning.block_bytes as u64
+        ((self.blocks_read + self.blocks_in_flight) * self.tuning.block_bytes) as u64
     }
 }
 
@@ -276,6 +283,43 @@ mod tests {
     use crate::gguf::test_directory::TestDirectory;
     use crate::io::EngineKind;
 
+    const TUNING: Tuning = Tuning {
+        engine: EngineKind::Threads,
+        block_bytes: 64 << 10,
+        depth: 4,
+        direct: true,
+        bytes_per_second: None,
+        read_overhead_seconds: None,
+    };
+
+    /// What is found of a drive that reads four blocks at once in a millisecond, and nothing in between.
+    fn blocks_per_millisecond(limit: Limit) -> f64 {
+        let began = Instant::now();
+        let at = |milliseconds: usize| began + Duration::from_millis(milliseconds as u64);
+        let mut count = Count::new(&TUNING, limit, began);
+        (0..8).for_each(|_| assert!(count.take_block()));
+        let mut now = 0;
+        while !count.is_over(at(now)) {
+            now += 1;
+            let completed = count.blocks_in_flight.min(4);
+            count.completed(completed, at(now));
+            (0..completed).for_each(|_| _ = count.take_block());
+        }
+        let (bytes, seconds) = count.result(at(now));
+        bytes / TUNING.block_bytes as f64 / (seconds * 1e3)
+    }
+
+    #[test]
+    fn reads_that_end_together_are_counted_with_the_time_that_they_took() {
+        let (block, total) = (TUNING.block_bytes as u64, Duration::MAX);
+        for blocks in [8, 12, 40] {
+            let limit = Limit { counted: Duration::from_secs(1), bytes: blocks * block, total };
+            assert!((blocks_per_millisecond(limit) - 4.0).abs() < 1e-6, "{blocks} blocks");
+        }
+        let limit = Limit { counted: Duration::from_millis(25), bytes: u64::MAX, total };
+        assert!((blocks_per_millisecond(limit) - 4.0).abs() < 1e-6);
+    }
+
     #[test]
     fn a_measurement_ends_with_its_bytes_and_with_its_time() {
         const KIB: usize = 1 << 10;
@@ -283,14 +327,7 @@ mod tests {
         let path = directory.path().join("file");
         std::fs::write(&path, vec![7; 4096 * KIB]).unwrap();
         let files: Arc<[DirectFile]> = Arc::new([DirectFile::open(&path, true).unwrap()]);
-        let tuning = Tuning {
-            engine: EngineKind::Threads,
-            block_bytes: 64 * KIB,
-            depth: 2,
-            direct: true,
-            bytes_per_second: None,
-            read_overhead_seconds: None,
-        };
+        let tuning = Tuning { depth: 2, ..TUNING };
         let mut arena = destination(1024 * KIB).unwrap();
         let mut with = |bytes: u64, total: Duration| {
             let limit = Limit { counted: Duration::from_secs(3600), bytes, total };
