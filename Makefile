@@ -5,7 +5,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
 	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
-	bench bench-dense bench-moe bench-rows bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
+	bench bench-dense bench-moe bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -238,6 +238,9 @@ bench-moe: llama models ## experts of 8 and 28 GB under 25%, 40% and 60%: mmap, 
 
 bench-rows: llama ## a table of 8 GB in 1 GB: lazy mapping, ours, all in memory, on the machine's drive and on a fast one
 	$(USE_TOOLS) python3 scripts/bench/rows.py $(BENCH_ARGS)
+
+bench-container: llama models ## a model that others hold in the page cache, in a smaller memory: mmap, ours, ours from the drive
+	$(USE_TOOLS) python3 scripts/bench/container.py $(BENCH_ARGS)
 
 MODELS ?= $(wildcard ../shared/models/*.gguf)
 bench-predicted: llama ## predicted beside measured speed, first and second run: MODELS="a.gguf b.gguf"

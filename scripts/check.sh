@@ -40,7 +40,7 @@ step 'clippy' cargo clippy --locked --workspace --all-targets --quiet -- -D warn
 # The library alone: the command's comments are the text of its --help.
 RUSTDOCFLAGS='-D warnings' step 'rustdoc' cargo doc --locked --package hypura --lib --no-deps --quiet
 if [ -e "$lint/.stamp" ]; then
-    step 'ruff' "$lint/bin/ruff" check --quiet scripts tests
+    step 'ruff' "$lint/bin/ruff" check --quiet scripts tests python
     # shellcheck disable=SC2046
     step 'shellcheck' "$lint/bin/shellcheck" $(git ls-files '*.sh' .ci/run)
 fi

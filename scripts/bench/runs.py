@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import workplace  # noqa: F401  (makes the tests' modules known)
 from drive import DriveSpeed, drive_speed
+from page_cache import bring_in
 from serving import Answer, Serving, ServerDied
 from stolen import ProcessorTime, undisturbed
 
@@ -27,6 +29,8 @@ class Kind:
     seconds: float | None = None
     # Whether the drive is to be measured before and after.
     beside_drive: bool = False
+    # The share of the model that somebody else holds in the page cache.
+    cached_share: float = 0.0
 
 
 @dataclass
@@ -81,6 +85,8 @@ def run_once(kind: Kind) -> Run:
     run = Run()
     left = kind.seconds
     measure_drive(kind, run)
+    if kind.cached_share:
+        bring_in(kind.model, kind.cached_share)
     try:
         with Serving(kind.model, kind.settings, kind.through, kind.flags) as server:
             time = ProcessorTime()
