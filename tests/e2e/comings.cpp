@@ -125,17 +125,17 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "comings: cannot load the model\n");
         return 1;
     }
-    context_ptr * steady = new context_ptr(new_context(model, nullptr)); // never freed: it is in use when the process exits
+    context_ptr * steady = new context_ptr(new_context(model, nullptr)); // never freed, like the model: the process exits with both
     const tokens right = generate(steady->get(), 8);
 
-    static std::atomic<bool> is_wrong{false};
-    static std::atomic<int>  n_rounds{0};
-    std::thread([=] {
-        for (;;) {
+    std::atomic<bool> is_wrong{false}, ends{false};
+    std::atomic<int>  n_rounds{0};
+    std::thread decoding([&] {
+        while (!ends) {
             is_wrong = is_wrong || generate(steady->get(), 8) != right;
             n_rounds++;
         }
-    }).detach();
+    });
 
     cancel_prompts(model, right);
     printf("a child that leaves ends: %s\n", say(child_ends(_exit)));
@@ -144,6 +144,9 @@ int main(int argc, char ** argv) {
     while (n_rounds < before + 2 && !is_wrong) {
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
+    // llama.cpp's own globals must not go while somebody computes; ours may, while the drive still reads ahead
+    ends = true;
+    decoding.join();
     printf("the steady one is right: %s\n", say(right.size() == 8 && !is_wrong));
-    exit(0); // with reads in flight
+    exit(0);
 }
