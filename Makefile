@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
-	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
+	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -177,6 +177,9 @@ test-e2e: llama llama-off llama-stock backend models arch-models ## whole progra
 # The whole table, which takes some minutes; test-e2e has the most unlike of it.
 test-archs: llama arch-models ## a tiny model of every mixture architecture: streaming changes no bit
 	$(USE_TOOLS) HYPURA_TEST_ARCHS=all python3 -m pytest -ra tests/e2e/test_archs.py
+
+test-identity: llama llama-off llama-stock backend models ## streaming changes no bit, over twice as many tokens of the real models as in test-e2e: about 20 minutes
+	$(USE_TOOLS) HYPURA_TEST_POSITIONS=256 python3 -m pytest -ra tests/e2e/test_identity.py
 
 soak: llama llama-off llama-stock backend models ## an hour of mixed load (SOAK_SECONDS), then 1,000 seeded faults of drive and file: another
 	$(USE_TOOLS) python3 -m pytest -ra -s tests/soak && HYPURA_TEST_FAULT_CASES=1000 python3 -m pytest -ra tests/e2e/test_recovery.py
