@@ -1,9 +1,10 @@
-// ggml's functions, found in whatever has loaded this backend. For the backend that is built apart from llama.cpp, on ELF systems.
+// ggml's functions, found in whatever has loaded this backend: all of them for the backend that is built apart from llama.cpp, those of the
+// registry for one that is built with it and loaded at run time. On ELF systems.
 //
-// Linked against nothing, the backend would leave its ggml_* symbols to the dynamic loader, which finds them where ggml's libraries are
+// Linked against nothing that has them, the backend would leave its ggml_* symbols to the dynamic loader, which finds them where ggml's libraries are
 // global: in llama.cpp's own programs. A host that opens them for itself alone, as an addon of Node or a module of Python does, has them
 // under names of its own. So each function is defined here as a jump to an address, which is asked of the library that has called
-// ggml_backend_init, and of those that it was linked with. HYPURA_HOST_FUNCTIONS lists them; the build makes it from the objects.
+// ggml_backend_init, and of those that it was linked with. HYPURA_HOST_FUNCTIONS lists them; the build makes it.
 
 #include "ggml-backend.h"
 #include "ggml-hypura.h"
