@@ -277,6 +277,10 @@ impl DirectFile {
         // Under its own number, which reads in flight use: each of them gets the one or the other.
         if replace_descriptor(&self.file, &file) {
             *self.known.lock() = Known { identity, changing: None };
+            // It has the pages of the lost file, which nobody compares with anything any more.
+            if let Some(cache) = self.page_cache.get() {
+                cache.give_up();
+            }
             tracing::info!("{} was opened anew", self.path.display());
         }
     }

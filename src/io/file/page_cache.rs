@@ -6,7 +6,7 @@
 //! way. The rest is read from the drive. Pages that served stay: they are not ours to drop.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// So many misses in a row say that a file is not in memory; then it is asked one time in so many whether it is by now.
 const MISSES: u32 = 64;
@@ -19,11 +19,19 @@ pub(super) struct PageCache {
     /// Misses since the last hit.
     misses: AtomicU32,
     copied_bytes: AtomicU64,
+    /// Whether it is the file that is read.
+    is_current: AtomicBool,
 }
 
 impl PageCache {
     pub(super) fn new(file: File) -> Self {
-        Self { file, misses: AtomicU32::new(0), copied_bytes: AtomicU64::new(0) }
+        let (misses, copied_bytes) = (AtomicU32::new(0), AtomicU64::new(0));
+        Self { file, misses, copied_bytes, is_current: AtomicBool::new(true) }
+    }
+
+    /// The file is no longer the one that is read: nothing is copied from it.
+    pub(super) fn give_up(&self) {
+        self.is_current.store(false, Ordering::Relaxed);
     }
 
     /// What was copied so far.
@@ -37,7 +45,7 @@ impl PageCache {
     /// The memory behind the vectors may be written to.
     pub(super) unsafe fn copy(&self, vectors: &[libc::iovec], position: u64, wanted: usize) -> bool {
         let misses = self.misses.load(Ordering::Relaxed);
-        let is_asked = misses < MISSES || misses % MISSES == 0;
+        let is_asked = self.is_current.load(Ordering::Relaxed) && (misses < MISSES || misses % MISSES == 0);
         // SAFETY: the caller vouches for the memory.
         let copy = || unsafe { read_at_once(&self.file, vectors, position) };
         let is_copied = is_asked && holds(&self.file, position, wanted as u64) && copy() >= wanted as isize;

@@ -1,5 +1,5 @@
 //! How to read from a drive: engine, block size, depth, direct or through the page cache. Chosen by measurement on the
-//! model's own file, and kept per device.
+//! model's own file, and kept per file system.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,7 +34,6 @@ const WAKE_BLOCK_BYTES: usize = 512 << 10;
 const SEARCHED_BYTES_PER_SECOND: f64 = 400e6;
 
 /// How long a setting's reads are counted at most, and what they read: of the one to start from, whose speed plans go by, and of others.
-/// About half of the bytes counts, for the rest waits until the reads that began together are over.
 const PROBE_TIME: Duration = Duration::from_millis(60);
 const START_BYTES: u64 = 96 << 20;
 const OTHER_BYTES: u64 = 44 << 20;
@@ -48,7 +47,7 @@ const MEMORY_SHARE: u64 = 8;
 const SMALL_BYTES: usize = 64 << 10;
 const SMALL_TOTAL_BYTES: u64 = 8 << 20;
 
-/// Chooses how to read these files: what the settings demand, else what is remembered of the device, else what a
+/// Chooses how to read these files: what the settings demand, else what is remembered of the file system, else what a
 /// measurement of a fraction of a second finds.
 ///
 /// # Errors
@@ -146,7 +145,10 @@ impl Search<'_> {
         let speed =
             best.bytes_per_second.map_or("too slow to tell".to_owned(), |speed| format!("{:.2} GB/s", speed / 1e9));
         tracing::info!("measured the drive in {} ms: {speed} with {best}", began.elapsed().as_millis());
-        self.remember(&best);
+        // A drive that said nothing in time may have been asleep.
+        if best.bytes_per_second.is_some() {
+            self.remember(&best);
+        }
         Ok(best)
     }
 }
@@ -184,8 +186,10 @@ fn choose(
         }
     }
     let small = speed_of(&Tuning { block_bytes: SMALL_BYTES, ..best }, SMALL_TOTAL_BYTES)?;
-    best.bytes_per_second = Some(speed);
-    best.read_overhead_seconds = Some((SMALL_BYTES as f64 * (1.0 / small - 1.0 / speed)).max(0.0));
+    // Where the time was over before anything was read, a speed is 0: it is not known.
+    best.bytes_per_second = (speed > 0.0).then_some(speed);
+    let overhead_seconds = SMALL_BYTES as f64 * (1.0 / small - 1.0 / speed);
+    best.read_overhead_seconds = (speed > 0.0 && small > 0.0).then_some(overhead_seconds.max(0.0));
     Ok(best)
 }
 
@@ -232,6 +236,24 @@ mod tests {
                 Tuning { bytes_per_second: known, read_overhead_seconds: found.read_overhead_seconds, ..START }
             );
         }
+    }
+
+    #[test]
+    fn a_drive_that_falls_silent_leaves_unknown_what_was_not_measured() {
+        let silent_from = |first_silent: usize| {
+            let mut count = 0;
+            let probe = |_: &Tuning, limit: Limit| {
+                count += 1;
+                let bytes_per_second = if count < first_silent { 1e9 } else { 0.0 };
+                Ok(ReadSpeed { bytes_per_second, cpu_seconds_per_byte: 0.0, read_bytes: 0, took: limit.total / 4 })
+            };
+            let Tuning { bytes_per_second, read_overhead_seconds, .. } = choose(START, |_| true, probe).unwrap();
+            (bytes_per_second, read_overhead_seconds)
+        };
+        assert_eq!(silent_from(1), (None, None));
+        assert_eq!(silent_from(2), (None, None));
+        assert_eq!(silent_from(3), (Some(1e9), None));
+        assert_eq!(silent_from(6), (Some(1e9), None));
     }
 
     #[test]
