@@ -1,4 +1,4 @@
-// Makes and frees contexts of a streamed model, cancels prompts, forks and exits, all while a thread decodes; prints what came of it.
+// Makes and frees contexts of a streamed model, cancels prompts and forks, all while a thread decodes, and exits; prints what came of it.
 //
 //     comings MODEL
 //

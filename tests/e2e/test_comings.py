@@ -1,4 +1,4 @@
-"""Contexts that come and go, cancelled prompts, forks and an exit, all while a thread decodes."""
+"""Contexts that come and go, cancelled prompts and forks, all while a thread decodes, and an exit with all of it still there."""
 
 from logits import build_host
 from models import SMOLLM2_MOE
