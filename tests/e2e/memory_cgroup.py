@@ -1,7 +1,6 @@
 """A memory cgroup around a process: version 1 or 2, whichever this machine lets the tests make."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,14 +41,3 @@ def memory_limit(limit_bytes: int) -> Iterator[tuple[str, ...]]:
         yield ("sh", "-c", f'echo $$ > {directory}/cgroup.procs && exec "$@"', "sh")
     finally:
         directory.rmdir()
-
-
-def usage_bytes(through: tuple[str, ...]) -> int:
-    """What a cgroup's processes hold and the kernel cannot take back by dropping page cache. `through` is from `memory_limit`."""
-    (name,) = re.findall(r"[^ ]*/hypura-test-\d+", " ".join(through))
-    directory = Path(name)
-    statistics = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
-    is_v1 = (directory / "memory.usage_in_bytes").exists()
-    usage = int((directory / ("memory.usage_in_bytes" if is_v1 else "memory.current")).read_text())
-    prefix = "total_" if is_v1 else ""
-    return usage - sum(int(statistics[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))

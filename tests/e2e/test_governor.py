@@ -11,17 +11,21 @@ from pathlib import Path
 import pytest
 
 from logits import build_host
-from memory_cgroup import memory_limit, usage_bytes
+from memory_cgroup import memory_limit
 from models import Model
 from programs import BIN, TIMEOUT_SECONDS, environment
 
-# Takes so many bytes, says so, and gives them back when its stdin ends.
+# Takes so many bytes more for each line of its stdin, says so, and gives them back when that ends.
 NEIGHBOUR = """
 import sys
-taken = b"x" * int(sys.argv[1])
-print("taken", flush=True)
-sys.stdin.read()
+taken = []
+for line in sys.stdin:
+    taken.append(b"x" * int(line))
+    print("taken", flush=True)
 """
+
+# The governor looks ten times a second; who takes more at once than is free is nobody's neighbour.
+NEIGHBOUR_STEP_BYTES = 8 << 20
 
 # As long as weights get no more memory, they have what they will get; the governor looks ten times a second, and gives back in steps.
 STEADY_SECONDS = 5
@@ -88,6 +92,22 @@ class Host:
             self.reader.join()
 
 
+class Neighbour:
+    """Another program in the same cgroup, which takes more and more memory."""
+
+    def __init__(self, through: tuple[str, ...]) -> None:
+        command = [*through, sys.executable, "-c", NEIGHBOUR]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def takes_more(self) -> None:
+        print(NEIGHBOUR_STEP_BYTES, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "taken\n", f"the neighbour ended ({self.process.poll()})"
+
+    def leaves(self) -> None:
+        self.process.stdin.close()
+        assert self.process.wait(30) == 0, "the neighbour was killed"
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Path:
     return build_host("two_contexts", BIN, tmp_path_factory.mktemp("two_contexts"))
@@ -104,23 +124,23 @@ def test_memory_is_given_up_when_others_want_it_and_taken_back_when_they_do_not(
             # What was given up for the second context and turned out to be free comes back.
             alone = host.settles()
 
-            free = limit_bytes - usage_bytes(through)
-            neighbour = subprocess.Popen(
-                [*through, sys.executable, "-c", NEIGHBOUR, str(free // 2)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            assert neighbour.stdout.readline() == b"taken\n", "the neighbour did not get its memory"
-            host.wait_until(lambda: host.budget_bytes() < alone - free // 4, "giving up memory")
+            neighbour = Neighbour(through)
+
+            def gives_up_memory() -> bool:
+                neighbour.takes_more()
+                return host.budget_bytes() < alone * 3 // 4
+
+            host.wait_until(gives_up_memory, "giving up memory")
             host.goes_on()
             shrunk = host.budget_bytes()
 
-            neighbour.stdin.close()
-            assert neighbour.wait(30) == 0
+            neighbour.leaves()
             host.wait_until(lambda: host.budget_bytes() > shrunk + (alone - shrunk) // 2, "taking memory back")
             host.goes_on()
             assert host.major_faults() < MAJOR_FAULTS_MAX
         finally:
             if neighbour:
-                neighbour.kill()
+                neighbour.process.kill()
             status = host.end()
     assert status == 0, host.log.read_text()[-3000:]
     figures = json.loads(host.stats.read_text())

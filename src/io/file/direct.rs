@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::align::{Alignment, Widened};
 #[cfg(target_os = "linux")]
 use super::align::{direct_alignment, probe};
-use super::page_cache::PageCache;
+use super::page_cache::{PageCache, pages_in_memory};
 use super::{Content, FileIdentity};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -185,6 +185,11 @@ impl DirectFile {
     /// The file's size as of now, in bytes.
     pub(in crate::io) fn size_now(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    /// Whether the page cache has anything of a range; nothing where the system does not tell.
+    pub(in crate::io) fn is_in_page_cache(&self, offset: u64, length: usize) -> Option<bool> {
+        pages_in_memory(&self.file, offset, length as u64).map(|pages| pages > 0)
     }
 
     /// Gives back the page cache of a range that was just read: the bytes live in our memory now, once is enough.

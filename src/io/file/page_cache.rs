@@ -59,18 +59,23 @@ impl PageCache {
     }
 }
 
-/// Whether all pages of a stretch are in memory; no where that cannot be told: by older kernels, or of files that are somebody else's.
-#[cfg(target_os = "linux")]
+/// Whether all pages of a stretch are in memory; no where that cannot be told.
 fn holds(file: &File, offset: u64, length: u64) -> bool {
+    let page_bytes = crate::hw::page_size() as u64;
+    let pages = (offset + length).div_ceil(page_bytes) - offset / page_bytes;
+    pages_in_memory(file, offset, length).is_some_and(|held| held >= pages)
+}
+
+/// How many pages of a stretch are in memory. Older kernels do not tell, nor of files that are somebody else's.
+#[cfg(target_os = "linux")]
+pub(super) fn pages_in_memory(file: &File, offset: u64, length: u64) -> Option<u64> {
     use std::os::fd::AsRawFd;
     /// The system call's number, which is the same on all architectures but alpha.
     const CACHESTAT: libc::c_long = 451;
     let (range, mut counts) = ([offset, length], [0_u64; 5]);
     // SAFETY: the descriptor is open; the kernel reads the two words and writes the five, which outlive the call.
     let outcome = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), counts.as_mut_ptr(), 0) };
-    let page_bytes = crate::hw::page_size() as u64;
-    let pages = (offset + length).div_ceil(page_bytes) - offset / page_bytes;
-    outcome == 0 && counts[0] >= pages
+    (outcome == 0).then_some(counts[0])
 }
 
 /// Reads what needs no waiting; negative where there is nothing.
@@ -87,8 +92,8 @@ unsafe fn read_at_once(file: &File, vectors: &[libc::iovec], position: u64) -> i
 
 /// Other systems cannot be asked.
 #[cfg(not(target_os = "linux"))]
-fn holds(_file: &File, _offset: u64, _length: u64) -> bool {
-    false
+pub(super) fn pages_in_memory(_file: &File, _offset: u64, _length: u64) -> Option<u64> {
+    None
 }
 
 /// What is never asked for.

@@ -62,7 +62,8 @@ pub fn destination_bytes_min(tuning: &Tuning) -> usize {
 }
 
 /// Reads random blocks of files, keeping the tuning's depth filled, and says how fast that went.
-/// Every call reads other places, so that no cache on the way has seen them. All of `arena` is read into in turn: a
+/// Every call reads other places, so that no cache on the way has seen them; through the page cache only such that it has nothing of, so
+/// that it is the drive that is measured, and nobody's pages are dropped. All of `arena` is read into in turn: a
 /// drive is faster into a few buffers that stay in the processor's cache than into memory.
 ///
 /// # Errors
@@ -92,29 +93,21 @@ pub fn measure(
         return Err(Error::new(ErrorCode::Resource, format!("{} cannot be used with {tuning}", tuning.engine.name())));
     }
     let mut places = Places::new(files, tuning.block_bytes, seed);
-    let mut request = |token: ReadToken| {
-        let (file, offset) = places.next();
-        let length = tuning.block_bytes.min((files[file].opened_size() - offset) as usize);
-        if !files[file].is_direct() {
-            files[file].drop_cached(offset, length);
+    let mut request = |token: ReadToken, count: &mut Count| {
+        let (file, offset, length) = places.next_cold()?;
+        if !count.take_block() {
+            return None;
         }
         // SAFETY: every token has its own stretch of the arena, is used again only after its completion, and the engine
         // is dropped before the arena's borrow ends.
         let destination = unsafe { Destination::new(start_of(token)) };
-        Request {
-            token,
-            generation: 1,
-            file,
-            range: files[file].widen(offset, length),
-            destination,
-            priority: Priority::Demand,
-        }
+        let range = files[file].widen(offset, length);
+        Some(Request { token, generation: 1, file, range, destination, priority: Priority::Demand })
     };
 
     let (began, cpu_before) = (Instant::now(), cpu_seconds());
     let mut count = Count::new(tuning, limit, began);
-    let mut requests: Vec<Request> =
-        (0..slots).map(ReadToken).filter(|_| count.take_block()).map(&mut request).collect();
+    let mut requests: Vec<Request> = (0..slots).filter_map(|token| request(ReadToken(token), &mut count)).collect();
     engine.submit(&mut requests);
     while !count.is_over(Instant::now()) {
         let tokens = finished.wait(began.checked_add(limit.total))?;
@@ -122,7 +115,7 @@ pub fn measure(
             break; // the time is over
         }
         count.completed(tokens.len(), Instant::now());
-        requests.extend(tokens.into_iter().filter(|_| count.take_block()).map(&mut request));
+        requests.extend(tokens.into_iter().filter_map(|token| request(token, &mut count)));
         engine.submit(&mut requests);
     }
     let (bytes, seconds) = count.result(Instant::now());
@@ -202,6 +195,9 @@ impl<'a> Count<'a> {
     }
 }
 
+/// So many places are looked at for one that the page cache has nothing of.
+const TRIES: usize = 64;
+
 /// Random block-aligned places in the files, by their size.
 struct Places<'a> {
     files: &'a [DirectFile],
@@ -217,7 +213,24 @@ impl<'a> Places<'a> {
         Self { files, block_bytes, blocks, state: seed | 1 }
     }
 
-    fn next(&mut self) -> (usize, u64) {
+    /// A file, a place and a length; nothing where the page cache has something of all places that were tried.
+    fn next_cold(&mut self) -> Option<(usize, u64, usize)> {
+        let files = self.files;
+        (0..TRIES).map(|_| self.next()).find(|&(file, offset, length)| {
+            let file = &files[file];
+            if file.is_direct() {
+                return true;
+            }
+            // Where the system does not tell, the drive is still to be measured, not memory.
+            let is_in_page_cache = file.is_in_page_cache(offset, length).unwrap_or_else(|| {
+                file.drop_cached(offset, length);
+                false
+            });
+            !is_in_page_cache
+        })
+    }
+
+    fn next(&mut self) -> (usize, u64, usize) {
         // Xorshift: any sequence without a pattern will do.
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
@@ -226,11 +239,12 @@ impl<'a> Places<'a> {
         for (index, file) in self.files.iter().enumerate() {
             let count = (file.opened_size() / self.block_bytes).max(1);
             if block < count {
-                return (index, block * self.block_bytes);
+                let offset = block * self.block_bytes;
+                return (index, offset, self.block_bytes.min(file.opened_size() - offset) as usize);
             }
             block -= count;
         }
-        (0, 0)
+        unreachable!("there is no block after the last one")
     }
 }
 
@@ -338,5 +352,26 @@ mod tests {
         assert!(found.bytes_per_second > 0.0);
         let found = with(u64::MAX, Duration::ZERO);
         assert!(found.read_bytes <= 8 * 64 * KIB as u64, "hardly more than what begins together: {found:?}");
+    }
+
+    #[test]
+    fn what_is_in_the_page_cache_is_neither_measured_nor_dropped() {
+        const BYTES: usize = 4 << 20;
+        let directory = TestDirectory::new();
+        let path = directory.path().join("file");
+        std::fs::write(&path, vec![7; BYTES]).unwrap();
+        std::fs::File::open(&path).unwrap().sync_all().unwrap(); // what was not written yet cannot be dropped
+        let file = DirectFile::open(&path, false).unwrap();
+        let block = TUNING.block_bytes;
+        let cached = |file: &DirectFile| {
+            (0..BYTES).step_by(block).all(|offset| file.is_in_page_cache(offset as u64, block) == Some(true))
+        };
+        assert!(cached(&file), "Linux 6.5 tells");
+        let files: Arc<[DirectFile]> = Arc::new([file]);
+        let mut arena = destination(1 << 20).unwrap();
+        let limit = Limit { counted: Duration::from_secs(3600), bytes: BYTES as u64, total: Duration::MAX };
+        let found = measure(&files, &Tuning { direct: false, ..TUNING }, limit, 1, &mut arena).unwrap();
+        assert_eq!((found.read_bytes, found.bytes_per_second), (0, 0.0));
+        assert!(cached(&files[0]));
     }
 }
