@@ -84,9 +84,3 @@ def wide_moe() -> Model:
 def wide_dense() -> Model:
     """0.8 GB, likewise."""
     return Model("wide-dense", widened(SMOLLM2, "widen_dense.py", 12288))
-
-
-@pytest.fixture(scope="session")
-def wider_moe() -> Model:
-    """2.7 GB: a third of it holds two contexts and still most of an expert cache."""
-    return Model("wider-moe", widened(SMOLLM2_MOE, "widen_moe.py", 6144))

@@ -1,4 +1,4 @@
-"""Memory that others want: no setting, a cgroup of a third of the model, and the kernel never has to kill."""
+"""Memory that others want: no setting, a cgroup of half of the model, and the kernel never has to kill."""
 
 import json
 import subprocess
@@ -113,11 +113,11 @@ def program(tmp_path_factory) -> Path:
     return build_host("two_contexts", BIN, tmp_path_factory.mktemp("two_contexts"))
 
 
-def test_memory_is_given_up_when_others_want_it_and_taken_back_when_they_do_not(wider_moe: Model, program: Path, tmp_path) -> None:
+def test_memory_is_given_up_when_others_want_it_and_taken_back_when_they_do_not(wide_moe: Model, program: Path, tmp_path) -> None:
     """Load, a prompt of 4096 tokens, decode, a second context with more cache than is free, and a neighbour that comes and goes."""
-    limit_bytes = wider_moe.path.stat().st_size // 3
+    limit_bytes = wide_moe.path.stat().st_size // 2
     with memory_limit(limit_bytes) as through:
-        host = Host(program, wider_moe, through, tmp_path / "stats.json", tmp_path / "log")
+        host = Host(program, wide_moe, through, tmp_path / "stats.json", tmp_path / "log")
         neighbour = None
         try:
             host.wait_until(lambda: host.pairs >= 4, "decoding with two contexts")
@@ -144,4 +144,4 @@ def test_memory_is_given_up_when_others_want_it_and_taken_back_when_they_do_not(
             status = host.end()
     assert status == 0, host.log.read_text()[-3000:]
     figures = json.loads(host.stats.read_text())
-    assert figures["errors"] == 0 and figures["read_bytes"] > wider_moe.path.stat().st_size
+    assert figures["errors"] == 0 and figures["read_bytes"] > wide_moe.path.stat().st_size
