@@ -206,6 +206,7 @@ void use_device(const ggml_tensor * weight, ggml_backend_dev_t dev) {
         GGML_LOG_INFO("hypura: %s has no host memory of its own; what is copied to it takes the slower way\n", ggml_backend_dev_name(dev));
         return;
     }
+    ggml_hypura_measure_gpu(dev, buft, weight, *t->model);
     // a type of buffer has one owner of such memory, for as long as the process lives
     static std::mutex mutex;
     static std::map<ggml_backend_buffer_type_t, pinned_memory> owners;

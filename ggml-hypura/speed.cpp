@@ -1,5 +1,5 @@
 // Measures how fast this machine multiplies with weights of a type, with the very kernels and threads that will compute: what a
-// prediction of a model's speed rests on. libhypura keeps the figures, so this happens once per machine.
+// prediction of a model's speed rests on. libhypura keeps the figures of CPUs, so that happens once per machine; a GPU takes milliseconds.
 
 #include "model.h"
 
@@ -15,14 +15,31 @@ namespace {
 // more than a core's own caches hold
 constexpr size_t WEIGHT_BYTES = 64u << 20;
 
+// about what experts have
+constexpr size_t UPLOAD_BYTES = 8u << 20;
+
 // elements of a row; a multiple of every type's block
 constexpr int64_t ROW_LENGTH = 4096;
 
 // the fastest counts: others were disturbed
 constexpr int PASSES = 4;
 
+// the least seconds that a task takes; 0 if it fails
+template <typename task_t> double least_seconds(task_t task) {
+    double best = 0;
+    for (int i = 0; i < PASSES; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        if (!task()) {
+            break;
+        }
+        const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+        best = i == 0 ? elapsed.count() : std::min(best, elapsed.count());
+    }
+    return best;
+}
+
 // bytes per second of one row times a matrix of this type; 0 if that cannot be measured
-double measure(ggml_backend_t cpu, ggml_type type) {
+double measure(ggml_backend_t backend, ggml_type type) {
     const int64_t n_rows = WEIGHT_BYTES/ggml_row_size(type, ROW_LENGTH);
     ggml_init_params params = {
         /* .mem_size   = */ 8*ggml_tensor_overhead() + ggml_graph_overhead(),
@@ -35,28 +52,58 @@ double measure(ggml_backend_t cpu, ggml_type type) {
     ggml_tensor * output = ggml_mul_mat(ctx, weight, input);
     ggml_cgraph * graph  = ggml_new_graph(ctx);
     ggml_build_forward_expand(graph, output);
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, cpu);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, backend);
 
-    double best = 0;
-    if (buffer && ggml_backend_supports_op(cpu, output)) {
+    double seconds = 0;
+    if (buffer && ggml_backend_supports_op(backend, output)) {
         // ordinary numbers in every type
-        memset(weight->data, 0x11, ggml_nbytes(weight));
-        memset(input->data, 0x11, ggml_nbytes(input));
-        for (int i = 0; i < PASSES; ++i) {
-            const auto start = std::chrono::steady_clock::now();
-            if (ggml_backend_graph_compute(cpu, graph) != GGML_STATUS_SUCCESS) {
-                break;
-            }
-            const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-            best = std::max(best, ggml_nbytes(weight)/elapsed.count());
-        }
+        ggml_backend_tensor_memset(weight, 0x11, 0, ggml_nbytes(weight));
+        ggml_backend_tensor_memset(input, 0x11, 0, ggml_nbytes(input));
+        seconds = least_seconds([&] { return ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS; });
     }
+    const double speed = seconds > 0 ? ggml_nbytes(weight)/seconds : 0;
     ggml_backend_buffer_free(buffer);
     ggml_free(ctx);
-    return best;
+    return speed;
+}
+
+// bytes per second from memory that the device's driver hands out, as slots lie in, to the device; 0 if that cannot be measured
+double measure_upload(ggml_backend_t backend, ggml_backend_buffer_type_t host_buft) {
+    ggml_init_params params = {
+        /* .mem_size   = */ ggml_tensor_overhead(),
+        /* .mem_buffer = */ nullptr,
+        /* .no_alloc   = */ true,
+    };
+    ggml_context * ctx = ggml_init(params);
+    ggml_tensor * copy = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, UPLOAD_BYTES);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, backend);
+    ggml_backend_buffer_t host   = ggml_backend_buft_alloc_buffer(host_buft, UPLOAD_BYTES);
+
+    double seconds = 0;
+    if (buffer && host) {
+        ggml_backend_buffer_clear(host, 0x11);
+        seconds = least_seconds([&] {
+            ggml_backend_tensor_set_async(backend, copy, ggml_backend_buffer_get_base(host), 0, UPLOAD_BYTES);
+            ggml_backend_synchronize(backend);
+            return true;
+        });
+    }
+    ggml_backend_buffer_free(host);
+    ggml_backend_buffer_free(buffer);
+    ggml_free(ctx);
+    return seconds > 0 ? UPLOAD_BYTES/seconds : 0;
 }
 
 } // namespace
+
+void ggml_hypura_measure_gpu(ggml_backend_dev_t dev, ggml_backend_buffer_type_t host_buft, const ggml_tensor * weight, const ggml_hypura_model & model) {
+    ggml_backend_t backend = ggml_backend_dev_init(dev, nullptr);
+    if (!backend) {
+        return;
+    }
+    hypura_copy_set_speed(model.handle, measure(backend, weight->type), measure_upload(backend, host_buft));
+    ggml_backend_free(backend);
+}
 
 void ggml_hypura_measure_speeds(ggml_backend_t cpu, int n_threads, const ggml_hypura_model & model) {
     uint32_t type;

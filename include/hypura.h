@@ -730,6 +730,15 @@ int32_t hypura_model_use_memory(const struct hypura_model_t *model,
                                 char *error,
                                 size_t error_size);
 
+/// Tells how fast the GPU is that copies are made for, which makes the expected speed more exact. To be called before the first demand.
+///
+/// @param model from hypura_model_open(); NULL is allowed
+/// @param multiply_bytes_per_second how fast it multiplies a vector with weights in its memory, in bytes of them; 0 if that is not known
+/// @param upload_bytes_per_second how fast weights get there from the memory of hypura_model_use_memory(); 0 if that is not known
+void hypura_copy_set_speed(const struct hypura_model_t *model,
+                           double multiply_bytes_per_second,
+                           double upload_bytes_per_second);
+
 /// How much of a GPU's memory copies of experts may take: HYPURA_VRAM, or what is free but for a margin.
 ///
 /// @param model from hypura_model_open(); NULL is allowed

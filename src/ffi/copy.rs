@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::boundary::{guard, guard_infallible};
 use super::model::HypuraModel;
 use super::pointers;
+use crate::hw::GpuSpeed;
 use crate::memory::HostMemory;
 
 /// Gives out memory for slots: `size_bytes` of it, writable, aligned to pages; NULL when there is none. Called from any thread; it
@@ -68,6 +69,25 @@ pub unsafe extern "C" fn hypura_model_use_memory(
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
+}
+
+/// Tells how fast the GPU is that copies are made for, which makes the expected speed more exact. To be called before the first demand.
+///
+/// # Safety
+/// @param model from hypura_model_open(); NULL is allowed
+/// @param multiply_bytes_per_second how fast it multiplies a vector with weights in its memory, in bytes of them; 0 if that is not known
+/// @param upload_bytes_per_second how fast weights get there from the memory of hypura_model_use_memory(); 0 if that is not known
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_copy_set_speed(
+    model: *const HypuraModel,
+    multiply_bytes_per_second: f64,
+    upload_bytes_per_second: f64,
+) {
+    // SAFETY: the contract of this function.
+    if let Some(session) = (unsafe { model.as_ref() }).and_then(|model| model.session.as_ref()) {
+        let speed = GpuSpeed { multiply_bytes_per_second, upload_bytes_per_second };
+        guard_infallible((), || session.set_gpu_speed(speed));
+    }
 }
 
 /// How much of a GPU's memory copies of experts may take: HYPURA_VRAM, or what is free but for a margin.

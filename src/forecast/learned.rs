@@ -127,6 +127,7 @@ impl Learned {
         let machine = &mut problem.machine;
         machine.cpu_seconds_per_byte *= self.compute;
         machine.gpu_seconds_per_byte *= self.compute;
+        machine.upload_seconds_per_byte *= self.compute;
         machine.fixed_seconds *= self.compute;
         machine.drive_seconds_per_byte *= self.drive;
         machine.read_overhead_seconds *= self.drive;
@@ -234,12 +235,13 @@ mod tests {
         let machine = Machine {
             cpu_seconds_per_byte: 0.01,
             gpu_seconds_per_byte: 0.001,
+            upload_seconds_per_byte: 0.001,
             fixed_seconds: 0.0,
             drive_seconds_per_byte: 0.1,
             read_overhead_seconds: 0.0,
         };
         let items = vec![item(Usage::Dense, 1), item(Usage::Routed(curve), 8)];
-        let problem = Problem { items, machine, dense_ring_bytes: 0 };
+        let problem = Problem { items, machine, dense_ring_bytes: 0, vram_bytes: 0 };
         (problem, [Residency::Host { slots: 1 }, Residency::Host { slots: 3 }])
     }
 

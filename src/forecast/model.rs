@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::miss::MissCurve;
 use super::problem::{Item, Machine, Problem, Usage};
 use crate::gguf::{Gguf, Role, label_of, layer_of, role_of};
-use crate::hw::Profile;
+use crate::hw::{GpuSpeed, Profile};
 use crate::plan::Place;
 
 /// Share of the measured memory bandwidth that multiplying a matrix by a vector reaches when many cores share it. This and the
@@ -29,8 +29,9 @@ const MEMORY_BYTES_PER_SECOND: f64 = 20e9;
 /// Bytes per second that are assumed of a drive where it was not measured: a modest NVMe drive's.
 const DRIVE_BYTES_PER_SECOND: f64 = 2e9;
 
-/// Bytes per second that are assumed of a GPU's memory: the host does not tell.
+/// Bytes per second that are assumed of a GPU's memory, and of the bus to it, where they were not measured: a modest card's.
 const GPU_BYTES_PER_SECOND: f64 = 400e9;
+const UPLOAD_BYTES_PER_SECOND: f64 = 20e9;
 
 /// Makes the problem of placing a model. What is not loaded takes no part.
 ///
@@ -85,7 +86,12 @@ pub fn problem_of(
             streamable: !matches!(role_of(info), Role::Other | Role::TokenEmbedding),
         });
     }
-    Problem { dense_ring_bytes: 0, machine: machine(gguf, &items, profile, read_overhead_seconds), items }
+    Problem {
+        dense_ring_bytes: 0,
+        vram_bytes: 0,
+        machine: machine(gguf, &items, profile, read_overhead_seconds),
+        items,
+    }
 }
 
 /// What a token looks up in a table, and what that costs while the table is on the drive.
@@ -126,10 +132,12 @@ fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, read_overhead_seconds
     let used_bytes: f64 = host().map(Item::used_bytes).sum();
     let used_seconds: f64 = host().map(|item| item.used_bytes() * seconds_per_byte(item)).sum();
     let cpu_seconds_per_byte = if used_bytes > 0.0 { used_seconds / used_bytes } else { 1.0 / assumed };
+    let gpu = |speed: fn(&GpuSpeed) -> f64| profile.gpu_speed.as_ref().map(speed);
     let layers = items.iter().filter_map(|item| item.layer).collect::<std::collections::HashSet<_>>().len();
     Machine {
         cpu_seconds_per_byte,
-        gpu_seconds_per_byte: 1.0 / GPU_BYTES_PER_SECOND,
+        gpu_seconds_per_byte: 1.0 / sane(gpu(|speed| speed.multiply_bytes_per_second), GPU_BYTES_PER_SECOND),
+        upload_seconds_per_byte: 1.0 / sane(gpu(|speed| speed.upload_bytes_per_second), UPLOAD_BYTES_PER_SECOND),
         fixed_seconds: layers as f64 * LAYER_SECONDS,
         drive_seconds_per_byte: 1.0 / sane(profile.drive_bytes_per_second, DRIVE_BYTES_PER_SECOND),
         read_overhead_seconds: read_overhead_seconds.max(0.0),

@@ -72,6 +72,8 @@ pub struct Machine {
     pub cpu_seconds_per_byte: f64,
     /// Computing on weights on a GPU.
     pub gpu_seconds_per_byte: f64,
+    /// Copying weights from RAM to a GPU.
+    pub upload_seconds_per_byte: f64,
     /// Time per token that no placement changes.
     pub fixed_seconds: f64,
     /// Reading from the drive.
@@ -89,6 +91,9 @@ pub struct Problem {
     pub machine: Machine,
     /// RAM that dense tensors pass through, which depends on the placement.
     pub dense_ring_bytes: u64,
+    /// Memory of GPUs that holds copies of experts beside what RAM holds. If there is any, GPUs compute with all experts, and copy those
+    /// that are not there for each token.
+    pub vram_bytes: u64,
 }
 
 /// Where an item is.
@@ -118,13 +123,20 @@ pub struct TierBytes {
     pub drive: u64,
     /// Of those, experts.
     pub drive_experts: u64,
+    /// Experts in RAM and in the memory of GPUs.
+    pub held_experts: u64,
 }
 
 impl Problem {
-    /// The bytes that a placement has in each tier, when copies of experts may take so much memory of GPUs.
-    pub fn tiers(&self, residencies: &[Residency], vram_bytes: u64) -> TierBytes {
+    /// Of the experts that a placement holds, the share that is in the memory of GPUs.
+    pub(super) fn vram_share(&self, residencies: &[Residency]) -> f64 {
+        let tiers = self.tiers(residencies);
+        tiers.vram as f64 / tiers.held_experts.max(1) as f64
+    }
+
+    /// The bytes that a placement has in each tier.
+    pub fn tiers(&self, residencies: &[Residency]) -> TierBytes {
         let mut tiers = TierBytes { ring: self.dense_ring_bytes, ..TierBytes::default() };
-        let mut expert_bytes = 0;
         for (item, residency) in self.items.iter().zip(residencies) {
             match *residency {
                 Residency::Gpu => tiers.gpu += item.bytes(),
@@ -133,13 +145,13 @@ impl Problem {
                     tiers.ram += held;
                     tiers.drive += item.bytes() - held;
                     if item.is_routed() {
-                        expert_bytes += held;
+                        tiers.held_experts += held;
                         tiers.drive_experts += item.bytes() - held;
                     }
                 }
             }
         }
-        tiers.vram = vram_bytes.min(expert_bytes);
+        tiers.vram = self.vram_bytes.min(tiers.held_experts);
         tiers.gpu += tiers.vram;
         tiers.ram -= tiers.vram;
         tiers

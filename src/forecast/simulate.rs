@@ -41,6 +41,8 @@ pub enum Limit {
     Memory,
     /// The GPU.
     Gpu,
+    /// The bus that leads there.
+    Bus,
     /// Time that no placement changes.
     Fixed,
 }
@@ -52,6 +54,7 @@ impl Limit {
             Self::Drive => "drive",
             Self::Memory => "memory bandwidth",
             Self::Gpu => "GPU",
+            Self::Bus => "bus to the GPU",
             Self::Fixed => "fixed work per token",
         }
     }
@@ -76,6 +79,10 @@ pub fn simulate(problem: &Problem, residencies: &[Residency]) -> Prediction {
         ),
         (Limit::Memory, Machine { cpu_seconds_per_byte: machine.cpu_seconds_per_byte * FASTER, ..machine.clone() }),
         (Limit::Gpu, Machine { gpu_seconds_per_byte: machine.gpu_seconds_per_byte * FASTER, ..machine.clone() }),
+        (
+            Limit::Bus,
+            Machine { upload_seconds_per_byte: machine.upload_seconds_per_byte * FASTER, ..machine.clone() },
+        ),
         (Limit::Fixed, Machine { fixed_seconds: machine.fixed_seconds * FASTER, ..machine.clone() }),
     ];
     let limit = candidates
@@ -116,10 +123,14 @@ pub(crate) struct Cost {
     pub(crate) cpu_seconds: f64,
     /// Computing on it on a GPU.
     pub(crate) gpu_seconds: f64,
+    /// Copying a slot to a GPU.
+    pub(crate) upload_seconds: f64,
     /// Reading a slot.
     pub(crate) read_seconds: f64,
     /// Computing on the part of a slot that arrives last.
     pub(crate) tail_seconds: f64,
+    /// Copying that part to a GPU.
+    pub(crate) upload_tail_seconds: f64,
 }
 
 /// What is read of a slot that is on the drive.
@@ -141,8 +152,10 @@ impl Cost {
             Self {
                 cpu_seconds: used * machine.cpu_seconds_per_byte,
                 gpu_seconds: used * machine.gpu_seconds_per_byte,
+                upload_seconds: item.slot_bytes as f64 * machine.upload_seconds_per_byte,
                 read_seconds: read_bytes(item) * machine.drive_seconds_per_byte + reads * machine.read_overhead_seconds,
                 tail_seconds: item.slot_bytes as f64 / reads * machine.cpu_seconds_per_byte,
+                upload_tail_seconds: item.slot_bytes as f64 / reads * machine.upload_seconds_per_byte,
             }
         };
         problem.items.iter().map(cost).collect()
@@ -151,6 +164,12 @@ impl Cost {
     /// A layer of experts, so many of them missing: computing, or reading and then computing on what came last.
     fn layer_seconds(&self, misses: f64) -> f64 {
         self.cpu_seconds.max(misses * self.read_seconds + self.tail_seconds * misses.min(1.0))
+    }
+
+    /// The same layer where GPUs compute with it, once its experts are there, and so many have to be copied first: [`Self::layer_seconds`]
+    /// is then until they are.
+    fn until_uploaded(&self, uploads: f64) -> Self {
+        Self { cpu_seconds: uploads * self.upload_seconds, tail_seconds: self.upload_tail_seconds, ..*self }
     }
 
     /// The mean of [`Self::layer_seconds`] over tokens that miss so many of the `used` experts on average.
@@ -199,6 +218,7 @@ impl<'a> Simulator<'a> {
         };
         self.streamed.clear();
         self.streamed.extend((0..items.len()).filter(|&index| streams(index)));
+        let vram_share = self.problem.vram_share(residencies);
         let mut drive = Drive::new(self);
         let mut now = 0.0;
         let mut previous = f64::INFINITY;
@@ -214,7 +234,14 @@ impl<'a> Simulator<'a> {
                     last.compute_seconds += cost.gpu_seconds;
                     continue;
                 };
-                last.compute_seconds += cost.cpu_seconds;
+                let (cost, gpu_seconds) = match &item.usage {
+                    Usage::Routed(curve) if vram_share > 0.0 => {
+                        let uploads = curve.misses((slots as f64 * vram_share) as usize);
+                        (&cost.until_uploaded(uploads), cost.gpu_seconds)
+                    }
+                    _ => (cost, 0.0),
+                };
+                last.compute_seconds += cost.cpu_seconds + gpu_seconds;
                 match &item.usage {
                     Usage::Routed(curve) if slots < item.slot_count => {
                         let misses = curve.misses(slots);
@@ -222,6 +249,7 @@ impl<'a> Simulator<'a> {
                         drive.interrupt(now, read_seconds);
                         last.drive_seconds += read_seconds;
                         last.read_bytes += misses * item.slot_bytes as f64;
+                        now += gpu_seconds;
                         now += match self.misses_vary {
                             true => cost.mean_layer_seconds(misses, curve.used()),
                             false => cost.layer_seconds(misses),
@@ -240,7 +268,7 @@ impl<'a> Simulator<'a> {
                         last.drive_seconds += cost.read_seconds;
                         last.read_bytes += item.slot_bytes as f64;
                     }
-                    _ => now += cost.cpu_seconds,
+                    _ => now += cost.cpu_seconds + gpu_seconds,
                 }
             }
             last.seconds = now - begin;
@@ -333,9 +361,19 @@ impl<'a> Drive<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
 
-    const COST: Cost = Cost { cpu_seconds: 8.0, gpu_seconds: 0.0, read_seconds: 4.0, tail_seconds: 1.0 };
+    use super::*;
+    use crate::forecast::{Item, MissCurve};
+
+    const COST: Cost = Cost {
+        cpu_seconds: 8.0,
+        gpu_seconds: 0.0,
+        upload_seconds: 3.0,
+        read_seconds: 4.0,
+        tail_seconds: 1.0,
+        upload_tail_seconds: 1.0,
+    };
 
     #[test]
     fn misses_that_vary_make_a_layer_wait_also_where_their_mean_hides_behind_computing() {
@@ -343,6 +381,40 @@ mod tests {
         // None, one or two of two, with a quarter, a half and a quarter of the tokens.
         let by_hand = 0.25 * 8.0 + 0.5 * 8.0 + 0.25 * 9.0;
         assert!((COST.mean_layer_seconds(1.0, 2.0) - by_hand).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_gpu_computes_when_the_experts_that_it_lacks_are_there() {
+        let curve = Arc::new(MissCurve::from_frequencies(&[1.0; 4], 2).unwrap());
+        let experts = Item {
+            layer: Some(0),
+            role: String::new(),
+            tensors: Vec::new(),
+            slot_bytes: 1000,
+            slot_count: 4,
+            reads_per_slot: 1,
+            usage: Usage::Routed(curve),
+            on_gpu: false,
+            streamable: true,
+        };
+        let machine = Machine {
+            cpu_seconds_per_byte: 1.0,
+            gpu_seconds_per_byte: 1e-6,
+            upload_seconds_per_byte: 2e-6,
+            fixed_seconds: 0.0,
+            drive_seconds_per_byte: 1e-5,
+            read_overhead_seconds: 0.0,
+        };
+        let seconds = |slots: usize, vram_bytes: u64| {
+            let problem =
+                Problem { items: vec![experts.clone()], machine: machine.clone(), dense_ring_bytes: 0, vram_bytes };
+            simulated_pass(&problem, &[Residency::Host { slots }]).0
+        };
+        let close = |found: f64, by_hand: f64| assert!((found - by_hand).abs() < 1e-9, "{found}, not {by_hand}");
+        // Two of four experts are used; computing with them takes 2 ms.
+        close(seconds(4, 4000), 0.002);
+        close(seconds(4, 2000), 0.002 + 1.0 * 0.002); // one is copied
+        close(seconds(2, 1000), 0.002 + 1.0 * 0.010 + 0.002); // one is read, and copied last
     }
 
     #[test]

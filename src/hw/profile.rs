@@ -40,8 +40,19 @@ pub struct Profile {
     pub drive_bytes_per_second: Option<f64>,
     /// GPU memory, as the host reports it.
     pub gpu_bytes: Option<u64>,
+    /// How fast the GPU that holds experts is, once measured.
+    pub gpu_speed: Option<GpuSpeed>,
     /// What had to be guessed: sentences for the log.
     pub notes: Vec<String>,
+}
+
+/// How fast a GPU is with weights, in bytes of them per second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuSpeed {
+    /// Multiplies with those in its memory.
+    pub multiply_bytes_per_second: f64,
+    /// Is given others from RAM.
+    pub upload_bytes_per_second: f64,
 }
 
 /// The profile of this machine for a model's file. Reads a few small files; measures nothing.
@@ -67,6 +78,7 @@ pub fn profile_under(root: &Path, model: &Path) -> Profile {
         multiply_bytes_per_second: BTreeMap::new(),
         drive_bytes_per_second: None,
         gpu_bytes: None,
+        gpu_speed: None,
         notes: Vec::new(),
     }
     .with_notes()

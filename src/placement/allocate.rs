@@ -64,7 +64,7 @@ pub(super) fn residencies(problem: &mut Problem, task: &Task, slots: &[usize]) -
 fn with_vram(task: &Task, slots: &[usize]) -> Vec<usize> {
     let bytes = |class: &SlotClass| if class.every_pass { 0 } else { class.slot_bytes * class.block_count as u64 };
     let all: u64 = task.classes.iter().map(bytes).sum();
-    let share = |class: &SlotClass| bytes(class) as f64 / all.max(1) as f64 * task.vram_bytes as f64;
+    let share = |class: &SlotClass| bytes(class) as f64 / all.max(1) as f64 * task.problem.vram_bytes as f64;
     let held = |(&slots, class): (&usize, &SlotClass)| slots + (share(class) / class.slot_bytes as f64) as usize;
     slots.iter().zip(&task.classes).map(held).collect()
 }
@@ -191,10 +191,10 @@ mod tests {
     fn what_a_gpu_holds_counts_beside_the_slots() {
         let mut task = task(vec![experts(1000, &[1.0; 8], &[0, 0])], &[(500, false)]);
         assert_eq!(slots(&residencies(&mut task.problem.clone(), &task, &[6])), [3]);
-        task.vram_bytes = 2000;
+        task.problem.vram_bytes = 2000;
         let residencies = residencies(&mut task.problem.clone(), &task, &[6]);
         assert_eq!(slots(&residencies), [5]);
-        let tiers = task.problem.tiers(&residencies, task.vram_bytes);
+        let tiers = task.problem.tiers(&residencies);
         assert_eq!((tiers.gpu, tiers.ram, tiers.drive), (2000, 3000, 3000));
     }
 

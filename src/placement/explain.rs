@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(lines[..6], expected);
         assert!(lines[6].starts_with("expected: ") && lines[6].ends_with("; limited by drive"), "{}", lines[6]);
         assert!(lines.len() <= 7 && lines.iter().all(|line| line.len() < 100), "{lines:?}");
-        task.vram_bytes = 2 << 29;
+        task.problem.vram_bytes = 2 << 29;
         let lines = task.place(7 << 29).unwrap().explain();
         assert_eq!(
             lines[3..6],

@@ -39,8 +39,6 @@ pub struct Task {
     pub router_bytes: u64,
     /// Memory for the pairs of a usage profile, in bytes; 0 where none are counted.
     pub pairs_bytes: u64,
-    /// Memory of GPUs that holds copies of experts beside the pools, in bytes.
-    pub vram_bytes: u64,
 }
 
 /// Who divided the memory among the pools.
@@ -112,7 +110,7 @@ impl Task {
         let bytes = slots.iter().zip(&self.classes).map(|(&count, class)| count as u64 * class.slot_bytes);
         Ok(Placement {
             mode: self.mode,
-            tiers: corrected.tiers(&residencies, self.vram_bytes),
+            tiers: corrected.tiers(&residencies),
             prediction: self.learned.predict(&corrected, &residencies),
             problem: Problem { dense_ring_bytes: corrected.dense_ring_bytes, ..self.problem.clone() },
             learned: self.learned,

@@ -58,20 +58,20 @@ pub(super) fn task(items: Vec<(Item, Allocation)>, classes: &[(u64, bool)]) -> T
     let machine = Machine {
         cpu_seconds_per_byte: 1e-10,
         gpu_seconds_per_byte: 1e-12,
+        upload_seconds_per_byte: 1e-12,
         fixed_seconds: 0.0,
         drive_seconds_per_byte: 1e-9,
         read_overhead_seconds: 0.0,
     };
     Task {
         mode: Mode::ExpertStreaming,
-        problem: Problem { items, machine, dense_ring_bytes: 0 },
+        problem: Problem { items, machine, dense_ring_bytes: 0, vram_bytes: 0 },
         learned: Learned::default(),
         allocation,
         classes,
         table_bytes: 0,
         router_bytes: 0,
         pairs_bytes: 0,
-        vram_bytes: 0,
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use crate::cache::WaiterSet;
 use crate::error::{Error, ErrorCode, Result};
+use crate::hw::GpuSpeed;
 use crate::index::BlockId;
 use crate::memory::HostMemory;
 use crate::plan::{in_gigabytes, vram_budget};
@@ -26,6 +27,11 @@ impl Session {
             return refused("the memory of a model that runs cannot be changed");
         }
         self.host_memory.set(host).or_else(|_| refused("the model has the host's memory already"))
+    }
+
+    /// Notes how fast the GPU is. Only before the first demand it changes what is expected.
+    pub fn set_gpu_speed(&self, speed: GpuSpeed) {
+        self.machine.set_gpu_speed(speed);
     }
 
     /// How much of a GPU's memory copies may take, given what is free of it and how much there is.

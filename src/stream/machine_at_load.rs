@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use crate::config::{Config, PrefetchSetting};
 use crate::forecast::{Kernels, measure_memory};
 use crate::gguf::{Gguf, layer_of};
-use crate::hw::{self, Profile};
+use crate::hw::{self, GpuSpeed, Profile};
 use crate::io::Tuning;
 use crate::placement::Task;
 use crate::plan::{Mode, Place, Plan};
@@ -27,6 +27,7 @@ pub(super) struct MachineAtLoad {
     planned: Box<[usize]>,
     read_overhead_seconds: f64,
     kernels: Mutex<Kernels>,
+    gpu_speed: Mutex<Option<GpuSpeed>>,
     /// The types of weights whose speed matters.
     types: Vec<u32>,
 }
@@ -51,6 +52,7 @@ impl MachineAtLoad {
         }
         Self {
             kernels: Mutex::new(Kernels::kept_in(cache_directory.map(Path::to_owned), profile.machine())),
+            gpu_speed: Mutex::default(),
             types: main_types(gguf, place),
             cache_directory: cache_directory.map(Path::to_owned),
             profile,
@@ -90,9 +92,21 @@ impl MachineAtLoad {
         }
     }
 
+    /// Notes how fast the GPU is that computes with experts.
+    pub(super) fn set_gpu_speed(&self, speed: GpuSpeed) {
+        let GpuSpeed { multiply_bytes_per_second, upload_bytes_per_second } = speed;
+        let (multiply, upload) = (multiply_bytes_per_second / 1e9, upload_bytes_per_second / 1e9);
+        tracing::info!("the GPU multiplies with {multiply:.0} GB/s of weights and is given {upload:.1} GB/s");
+        *self.gpu_speed.lock() = Some(speed);
+    }
+
     /// The machine, with what was measured of its kernels by now.
     pub(super) fn profile(&self) -> Profile {
-        Profile { multiply_bytes_per_second: self.kernels.lock().speeds(), ..self.profile.clone() }
+        Profile {
+            multiply_bytes_per_second: self.kernels.lock().speeds(),
+            gpu_speed: *self.gpu_speed.lock(),
+            ..self.profile.clone()
+        }
     }
 
     pub(super) fn machine(&self, vram_bytes: u64) -> Machine<'_> {

@@ -35,9 +35,10 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// What figures of a model are kept by: the processor, the cores and the drive.
+    /// What figures of a model are kept by: the processor, the cores and the drive, and whether a GPU computes with experts.
     pub(super) fn key(&self) -> String {
-        format!("{}, {}", self.profile.machine(), self.profile.drive.identity())
+        let gpu = if self.vram_bytes > 0 { ", GPU" } else { "" };
+        format!("{}, {}{gpu}", self.profile.machine(), self.profile.drive.identity())
     }
 }
 
@@ -51,6 +52,7 @@ pub(super) fn task_of(
     machine: &Machine<'_>,
 ) -> Task {
     let mut problem = problem_of(gguf, place, machine.profile, machine.read_overhead_seconds);
+    problem.vram_bytes = machine.vram_bytes;
     let allocation: Vec<Allocation> = problem.items.iter().map(|item| allocation(&item.tensors, streamed)).collect();
     for (item, held) in problem.items.iter_mut().zip(&allocation) {
         item.streamable = *held != Allocation::Fixed;
@@ -70,7 +72,6 @@ pub(super) fn task_of(
         table_bytes: streamed.table_bytes(),
         router_bytes: if looks_ahead { routers_bytes(gguf, &layers) } else { 0 },
         pairs_bytes: if looks_ahead { pairs_bytes(layers.len(), expert_count) } else { 0 },
-        vram_bytes: machine.vram_bytes,
     }
 }
 
