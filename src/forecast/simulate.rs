@@ -79,10 +79,7 @@ pub fn simulate(problem: &Problem, residencies: &[Residency]) -> Prediction {
         ),
         (Limit::Memory, Machine { cpu_seconds_per_byte: machine.cpu_seconds_per_byte * FASTER, ..machine.clone() }),
         (Limit::Gpu, Machine { gpu_seconds_per_byte: machine.gpu_seconds_per_byte * FASTER, ..machine.clone() }),
-        (
-            Limit::Bus,
-            Machine { upload_seconds_per_byte: machine.upload_seconds_per_byte * FASTER, ..machine.clone() },
-        ),
+        (Limit::Bus, Machine { upload_seconds_per_byte: machine.upload_seconds_per_byte * FASTER, ..machine.clone() }),
         (Limit::Fixed, Machine { fixed_seconds: machine.fixed_seconds * FASTER, ..machine.clone() }),
     ];
     let limit = candidates
