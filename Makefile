@@ -21,7 +21,7 @@ CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ni
 	-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo \
 	-DLLAMA_BUILD_COMMIT=$(call upstream,tag) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
-PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity llama-mtmd-cli llama-app
+PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity llama-mtmd-cli llama-app ggml-rpc-server
 
 MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
 ARCH_SCRIPTS := $(wildcard scripts/models/archs/*)
@@ -71,7 +71,7 @@ $(patsubst %,build/%/build.ninja,llama llama-off llama-dist llama-tests): | sour
 build/llama-stock/build.ninja: | pristine
 $(patsubst %,build/%/build.ninja,llama llama-off llama-dist llama-stock llama-tests): Makefile patches/UPSTREAM $(TOOLS)
 build/llama/build.ninja:
-	$(CONFIGURE) -DLLAMA_HYPURA=ON
+	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_RPC=ON
 	@touch $@
 build/llama-off/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=OFF
@@ -79,7 +79,7 @@ build/llama-off/build.ninja:
 # For other machines: not this CPU's code but that of any with AVX2 (x86-64 since 2013), and no library that one may lack.
 # CMAKE_ARGS="-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON" has code for each kind, and takes half an hour.
 build/llama-dist/build.ninja:
-	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_NATIVE=OFF -DLLAMA_OPENSSL=OFF
+	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_RPC=ON -DGGML_RPC_RDMA=OFF -DGGML_NATIVE=OFF -DLLAMA_OPENSSL=OFF
 	@touch $@
 build/llama-tests/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON -DLLAMA_BUILD_TESTS=ON

@@ -256,10 +256,19 @@ std::unique_ptr<llama_moe_cache> llama_hypura_new_cache(const llama_model & mode
     if (!streamed || model.hparams.no_alloc || model.hparams.n_expert == 0 || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
         return nullptr;
     }
-    size_t size = cache_size(model, backends, streamed);
+    // what a cache on another machine holds would cross the network, and again whenever that changes
+    std::vector<ggml_backend_t> local;
+    std::vector<ggml_backend_buffer_type_t> local_bufts;
+    for (size_t i = 0; i < backends.size(); ++i) {
+        if (!llama_hypura_is_remote(ggml_backend_get_device(backends[i]))) {
+            local.push_back(backends[i]);
+            local_bufts.push_back(bufts[i]);
+        }
+    }
+    size_t size = cache_size(model, local, streamed);
     for (int i = 0; i < MAX_TRIES && size > 0; ++i, size /= 2) {
         try {
-            auto cache = std::make_unique<llama_moe_cache>(model, backends, bufts, size);
+            auto cache = std::make_unique<llama_moe_cache>(model, local, local_bufts, size);
             size_t taken = 0;
             for (const auto & [buft, bytes] : cache->memory_breakdown()) {
                 taken += ggml_backend_buft_is_host(buft) ? 0 : bytes;

@@ -147,6 +147,11 @@ ggml_backend_t llama_hypura_find_backend(const std::vector<ggml_backend_t> & bac
     return found == backends.end() ? nullptr : *found;
 }
 
+bool llama_hypura_is_remote(ggml_backend_dev_t dev) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(dev);
+    return reg && std::string(ggml_backend_reg_name(reg)) == "RPC";
+}
+
 void llama_hypura_expect(const std::vector<ggml_backend_t> & backends, ggml_cgraph * graph) {
     if (ggml_backend_t ours = llama_hypura_find_backend(backends)) {
         llama_hypura_get_loader()->expect(ours, graph);
@@ -191,8 +196,10 @@ uint32_t llama_hypura_new_context(const llama_model & model, const llama_context
     if (streamed && n_ubatch == llama_context_default_params().n_ubatch) {
         n_ubatch = loader->micro_batch(streamed, n_batch, n_ubatch);
     }
-    if (streamed && !model.devices.empty()) {
-        loader->use_device(streamed, model.devices[0].dev);
+    const auto is_local = [](const auto & device) { return !llama_hypura_is_remote(device.dev); };
+    const auto local = std::find_if(model.devices.begin(), model.devices.end(), is_local);
+    if (streamed && local != model.devices.end()) {
+        loader->use_device(streamed, local->dev);
     }
     loader->make_room(context_bytes(model, params, n_ctx, n_ubatch));
     return n_ubatch;

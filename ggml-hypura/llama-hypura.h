@@ -12,6 +12,7 @@
 
 struct ggml_backend;
 struct ggml_backend_buffer_type;
+struct ggml_backend_device;
 struct ggml_backend_hypura_loader;
 struct ggml_cgraph;
 struct ggml_tensor;
@@ -96,3 +97,6 @@ std::unique_ptr<llama_moe_cache> llama_hypura_new_cache(const llama_model & mode
 const ggml_backend_hypura_loader * llama_hypura_get_loader();
 ggml_backend * llama_hypura_find_backend(const std::vector<ggml_backend *> & backends);
 const ggml_tensor * llama_hypura_find_streamed(const llama_model & model);
+
+// Whether a device is another machine's, reached by llama.cpp's RPC backend.
+bool llama_hypura_is_remote(ggml_backend_device * dev);

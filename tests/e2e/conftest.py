@@ -19,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     programs = ("llama-server", "llama-cli", "llama-completion", "llama-bench")
     for path, target in [
         *((BIN / program, "llama") for program in (*programs, "llama-perplexity")),
+        (BIN / "ggml-rpc-server", "llama"),
         (OFF_BIN / "llama-completion", "llama-off"),
         *((STOCK_BIN / program, "llama-stock") for program in programs),
         (BACKEND, "backend"),

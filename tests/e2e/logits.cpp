@@ -1,6 +1,6 @@
 // Writes the logits of every position of a text, as float32, so that two runs can be compared bit for bit.
 //
-//   logits MODEL MODE POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU]]
+//   logits MODEL MODE POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU [SERVER]]]
 //
 // A plain llama.h program: it knows nothing of libhypura. What is fixed here decides which kernels run (batches, threads,
 // flash attention, no weight repacking); the environment decides where the weights are. MODE is how the positions are
@@ -13,7 +13,8 @@
 //
 // A model with an encoder and a decoder reads the text with the one before it computes the logits of the same text with the other.
 //
-// GPU_LAYERS is llama.cpp's -ngl; weights whose names match the regular expression ON_CPU stay in RAM.
+// GPU_LAYERS is llama.cpp's -ngl; weights whose names match the regular expression ON_CPU stay in RAM. The devices of SERVER, HOST:PORT,
+// take part (--rpc).
 
 #include "llama.h"
 
@@ -75,9 +76,19 @@ static int decode_and_write(llama_context * ctx, const llama_batch & batch, bool
     return 0;
 }
 
+static bool add_server(const char * endpoint) {
+    ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+    void * add = rpc ? ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server") : nullptr;
+    ggml_backend_reg_t server = add ? ((ggml_backend_reg_t (*)(const char *)) add)(endpoint) : nullptr;
+    if (server) {
+        ggml_backend_register(server);
+    }
+    return server != nullptr;
+}
+
 int main(int argc, char ** argv) {
-    if (argc < 6 || argc > 8) {
-        fprintf(stderr, "usage: logits MODEL single|ubatch|parallel|embeddings POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU]]\n");
+    if (argc < 6 || argc > 9) {
+        fprintf(stderr, "usage: logits MODEL single|ubatch|parallel|embeddings POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU [SERVER]]]\n");
         return 2;
     }
     const std::string mode = argv[2];
@@ -91,6 +102,10 @@ int main(int argc, char ** argv) {
     }
 
     ggml_backend_load_all();
+    if (argc > 8 && !add_server(argv[8])) {
+        fprintf(stderr, "logits: no device at %s\n", argv[8]);
+        return 1;
+    }
 
     llama_model_params model_params = llama_model_default_params();
     model_params.use_extra_bufts = false;

@@ -10,7 +10,7 @@ import pytest
 
 from machine import MODELS, REPOSITORY, environment, run, skip
 
-PROGRAMS = {"hypura", "llama-server", "llama-cli", "llama-completion", "llama-bench", "llama-perplexity", "llama-mtmd-cli"}
+PROGRAMS = {"hypura", "llama-server", "llama-cli", "llama-completion", "llama-bench", "llama-perplexity", "llama-mtmd-cli", "ggml-rpc-server"}
 # What a machine that runs the tarball has of its own.
 SYSTEM = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp))\.so\.\d+")
 
@@ -62,7 +62,7 @@ def test_links_stay_inside(unpacked: Path) -> None:
 
 @pytest.mark.parametrize("program", sorted(PROGRAMS))
 def test_every_program_starts(unpacked: Path, out_of_reach, program: str) -> None:
-    flag = "--help" if program == "llama-bench" else "--version"
+    flag = "--help" if program in ("llama-bench", "ggml-rpc-server") else "--version"
     run([*out_of_reach, unpacked / "bin" / program, flag])
 
 

@@ -10,9 +10,9 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 tree=$scratch/tree
 apply() { sh "$repo/scripts/apply_patches.sh" "$@"; }
-# The streaming patches, and the optional ones: for tools, and for GPUs, which feeds a cache that is llama.cpp's own.
+# The streaming patches, and the optional ones: for tools, for GPUs, which feeds a cache that is llama.cpp's own, and for other machines.
 added_limit=90
-optional_limit=230
+optional_limit=275
 passed=0
 failed=0
 

@@ -1,0 +1,96 @@
+"""Several machines over llama.cpp's RPC backend: the other one computes what llama.cpp puts there, and the rest is streamed here.
+
+Results are compared with those of the same flags, the same other machine and `HYPURA=off`.
+"""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from far import Endless, Far, make_networks
+from logits import LogitsProgram, difference
+from models import SMOLLM2_MOE, Model, tiny
+from programs import OFF, TIMEOUT_SECONDS, Finished, complete, run
+
+EXPERTS_HERE = ("99", "ffn_.*_exps")
+FFN_HERE = ("99", "ffn_")
+NOTHING = "^$"
+
+# Model, mode, place. Half of the layers there, one of them, or all but what is streamed.
+CASES = [
+    (tiny("mixtral"), "single", ("1", NOTHING)),
+    (tiny("mixtral"), "parallel", EXPERTS_HERE),
+    (tiny("many-experts"), "ubatch", EXPERTS_HERE),
+    (tiny("gptoss"), "single", ("2", NOTHING)),
+    (tiny("dense-mixed"), "ubatch", FFN_HERE),
+]
+
+
+@pytest.fixture
+def far(tmp_path: Path):
+    networks = make_networks()
+    if not networks:
+        print("the other machine is this one's loopback: networks of one's own take root, unshare, nsenter and ip")
+    try:
+        with Far(networks, tmp_path) as far:
+            yield far
+    finally:
+        if networks:
+            networks.close()
+
+
+def positions_of(model: Model, mode: str) -> int:
+    return 576 if mode == "ubatch" else 16 if model is SMOLLM2_MOE else 48
+
+
+def logits_of(program: LogitsProgram, far: Far, model: Model, mode: str, place: tuple[str, str], settings: dict[str, str], output: Path) -> Finished:
+    arguments = [model.path, mode, str(positions_of(model, mode)), program.text, output, *place, far.address]
+    return run(program.path, arguments, settings, output.parent, far.through).succeeded()
+
+
+def streaming(program: LogitsProgram, model: Model, stats: Path) -> dict[str, str]:
+    """The least memory, every byte verified."""
+    budget = str(max(model.streamable_bytes // 10, program.smallest_budget(model)))
+    return {"HYPURA": "stream", "HYPURA_RAM": budget, "HYPURA_VERIFY": "1", "HYPURA_STATS": str(stats)}
+
+
+@pytest.mark.parametrize(("model", "mode", "place"), CASES, ids=lambda value: getattr(value, "name", None))
+def test_streaming_changes_no_bit(logits: LogitsProgram, far: Far, model: Model, mode: str, place: tuple[str, str], tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    logits_of(logits, far, model, mode, place, OFF, tmp_path / "resident")
+    logits_of(logits, far, model, mode, place, streaming(logits, model, stats), tmp_path / "streamed")
+    assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(model, mode)) is None
+    figures = json.loads(stats.read_text())
+    assert figures["errors"] == 0 and figures["read_bytes"] > 0
+
+
+def test_streamed_weights_do_not_cross_the_network(logits: LogitsProgram, far: Far, tmp_path: Path) -> None:
+    """Neither for a prompt nor to be kept there: what is sent is what a resident run sends."""
+    stats, sent = tmp_path / "stats.json", []
+    for output, settings in (("resident", OFF), ("streamed", streaming(logits, SMOLLM2_MOE, stats))):
+        before = far.received_bytes()
+        logits_of(logits, far, SMOLLM2_MOE, "single", EXPERTS_HERE, settings, tmp_path / output)
+        sent.append(far.received_bytes() - before)
+    assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(SMOLLM2_MOE, "single")) is None
+    assert sent[1] < 1.1 * sent[0], f"{sent[0]} bytes without streaming, {sent[1]} with it"
+    assert json.loads(stats.read_text())["vram_bytes"] == 0
+
+
+def test_llama_cpps_own_flags(far: Far, tmp_path: Path) -> None:
+    """--rpc and --cpu-moe, as users give them."""
+    flags = ("--rpc", far.address, "-ngl", "99", "--cpu-moe")
+    settings = {"HYPURA": "stream", "HYPURA_RAM": str(SMOLLM2_MOE.streamable_bytes // 3), "HYPURA_VERIFY": "1"}
+    resident = complete(SMOLLM2_MOE.path, OFF, tmp_path, *flags, through=far.through).succeeded()
+    streamed = complete(SMOLLM2_MOE.path, settings, tmp_path, *flags, through=far.through).succeeded()
+    assert len(resident.output.strip()) > 10 and streamed.output == resident.output
+
+
+def test_a_server_that_dies_ends_the_computation(far: Far, tmp_path: Path) -> None:
+    """llama.cpp gives up on the process: it says so, and nothing of ours keeps it waiting."""
+    with Endless(far, tmp_path, "-ngl", "99", "--cpu-moe") as endless:
+        assert far.probes_its_peer(far.process) and far.probes_its_peer(endless.process), "neither end may wait for the other without end"
+        far.process.kill()
+        assert endless.process.wait(TIMEOUT_SECONDS) == -signal.SIGABRT
+        assert "Remote RPC server crashed" in endless.errors.read_text()
