@@ -16,7 +16,7 @@ GGML_BACKEND_API ggml_backend_reg_t ggml_backend_hypura_reg(void);
 // The name by which ggml_backend_reg_get_proc_address gives out a const struct ggml_backend_hypura_loader *.
 #define GGML_BACKEND_HYPURA_LOADER "ggml_backend_hypura_loader"
 
-#define GGML_BACKEND_HYPURA_LOADER_VERSION 5
+#define GGML_BACKEND_HYPURA_LOADER_VERSION 6
 
 // A streamed weight that is to be copied to another backend.
 struct ggml_backend_hypura_copy {
@@ -52,6 +52,7 @@ enum ggml_backend_hypura_place {
     GGML_BACKEND_HYPURA_PLACE_DEVICE = 0,
     GGML_BACKEND_HYPURA_PLACE_RAM    = 1,
     GGML_BACKEND_HYPURA_PLACE_SPARE  = 2, // probably nowhere: it is in the file and not loaded
+    GGML_BACKEND_HYPURA_PLACE_REMOTE = 3, // on a device of another machine
 };
 
 // Loading a model, in the order of the calls; all on one thread. Those that can fail return false and write the reason.
@@ -90,6 +91,9 @@ struct ggml_backend_hypura_loader {
 
     // the weights of the model of this tensor are going to be copied to a device
     void (*use_device)(const struct ggml_tensor * tensor, ggml_backend_dev_t dev);
+
+    // a device of another machine has a part of the model of this tensor
+    void (*use_remote)(const struct ggml_tensor * tensor, ggml_backend_dev_t dev);
 
     // copies; false when a weight cannot be read: then the copy is zeros and the reason is logged
     bool (*copy)(const struct ggml_backend_hypura_copy * copy);

@@ -42,31 +42,44 @@ namespace {
 struct placement {
     int n_layer;
     int n_layer_loaded; // the layers after these draft tokens, and are not loaded
-    const std::function<bool(int)> & layer_on_cpu;
+    const std::function<ggml_backend_device *(int)> & layer_device;
     const llama_model_tensor_buft_override * overrides;
 };
 
-bool on_host(const char * name, const placement & where) {
-    for (const auto * o = where.overrides; o && o->pattern; ++o) {
-        if (std::regex_search(name, std::regex(o->pattern))) {
-            return o->buft == ggml_backend_cpu_buffer_type();
-        }
+ggml_backend_hypura_place place_on(ggml_backend_dev_t dev) {
+    if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+        return GGML_BACKEND_HYPURA_PLACE_RAM;
     }
-    int layer;
-    if (sscanf(name, "blk.%d.", &layer) == 1) {
-        return layer < where.n_layer && where.layer_on_cpu(layer);
+    return llama_hypura_is_remote(dev) ? GGML_BACKEND_HYPURA_PLACE_REMOTE : GGML_BACKEND_HYPURA_PLACE_DEVICE;
+}
+
+ggml_backend_hypura_place place_in(ggml_backend_buffer_type_t buft) {
+    if (buft == ggml_backend_cpu_buffer_type()) {
+        return GGML_BACKEND_HYPURA_PLACE_RAM;
     }
-    // the input is always kept in RAM
-    return std::string(name).rfind("output", 0) != 0 || where.layer_on_cpu(where.n_layer);
+    // others of the CPU hold weights in a form of their own
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
+    return dev && llama_hypura_is_remote(dev) ? GGML_BACKEND_HYPURA_PLACE_REMOTE : GGML_BACKEND_HYPURA_PLACE_DEVICE;
 }
 
 ggml_backend_hypura_place place(const char * name, void * user_data) {
     const auto & where = *(const placement *) user_data;
     int layer;
-    if (sscanf(name, "blk.%d.", &layer) == 1 && layer >= where.n_layer_loaded) {
+    const bool is_in_layer = sscanf(name, "blk.%d.", &layer) == 1;
+    if (is_in_layer && layer >= where.n_layer_loaded) {
         return GGML_BACKEND_HYPURA_PLACE_SPARE;
     }
-    return on_host(name, where) ? GGML_BACKEND_HYPURA_PLACE_RAM : GGML_BACKEND_HYPURA_PLACE_DEVICE;
+    for (const auto * o = where.overrides; o && o->pattern; ++o) {
+        if (std::regex_search(name, std::regex(o->pattern))) {
+            return place_in(o->buft);
+        }
+    }
+    if (is_in_layer) {
+        return layer < where.n_layer ? place_on(where.layer_device(layer)) : GGML_BACKEND_HYPURA_PLACE_DEVICE;
+    }
+    // the input is always kept in RAM
+    const bool is_output = std::string(name).rfind("output", 0) == 0;
+    return is_output ? place_on(where.layer_device(where.n_layer)) : GGML_BACKEND_HYPURA_PLACE_RAM;
 }
 
 } // namespace
@@ -83,7 +96,7 @@ template <typename L> auto loads_mtp(const L & ml, int) -> decltype(bool(ml.load
 }
 template <typename L> bool loads_mtp(const L &, long) { return false; }
 
-void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, const std::function<bool(int)> & layer_on_cpu) {
+void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, const std::function<ggml_backend_device *(int)> & layer_device) {
     const auto * loader = llama_hypura_get_loader();
     if (!loader) {
         return;
@@ -93,7 +106,7 @@ void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, 
             loader->override_key(key.c_str(), value.val_i64);
         }
     }
-    placement where = { n_layer, loads_mtp(ml, 0) ? n_layer : n_layer_trunk, layer_on_cpu, ml.tensor_buft_overrides };
+    placement where = { n_layer, loads_mtp(ml, 0) ? n_layer : n_layer_trunk, layer_device, ml.tensor_buft_overrides };
     bool streamed = false;
     char error[1024];
     if (!loader->plan(place, &where, &streamed, error, sizeof(error))) {
@@ -196,10 +209,14 @@ uint32_t llama_hypura_new_context(const llama_model & model, const llama_context
     if (streamed && n_ubatch == llama_context_default_params().n_ubatch) {
         n_ubatch = loader->micro_batch(streamed, n_batch, n_ubatch);
     }
-    const auto is_local = [](const auto & device) { return !llama_hypura_is_remote(device.dev); };
-    const auto local = std::find_if(model.devices.begin(), model.devices.end(), is_local);
+    const auto is_remote = [](const auto & device) { return llama_hypura_is_remote(device.dev); };
+    const auto local  = std::find_if_not(model.devices.begin(), model.devices.end(), is_remote);
+    const auto remote = std::find_if(model.devices.begin(), model.devices.end(), is_remote);
     if (streamed && local != model.devices.end()) {
         loader->use_device(streamed, local->dev);
+    }
+    if (streamed && remote != model.devices.end()) {
+        loader->use_remote(streamed, remote->dev);
     }
     loader->make_room(context_bytes(model, params, n_ctx, n_ubatch));
     return n_ubatch;

@@ -29,10 +29,10 @@ struct llama_hypura_load {
     ~llama_hypura_load();
 };
 
-// Decides what is streamed, and switches mmap off if anything is: a mapping would be read in full. layer_on_cpu tells
-// whether a layer's weights would be kept in RAM; the layer after the last is the output. Layers after the trunk draft tokens.
+// Decides what is streamed, and switches mmap off if anything is: a mapping would be read in full. layer_device tells
+// where a layer would be kept; the layer after the last is the output. Layers after the trunk draft tokens.
 // Throws std::runtime_error when streaming is needed and impossible.
-void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, const std::function<bool(int)> & layer_on_cpu);
+void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, const std::function<ggml_backend_device *(int)> & layer_device);
 
 // Whether the tensor is streamed and so must not be read; checks that both sides mean the same bytes of the file.
 bool llama_hypura_bind(const ggml_tensor * tensor, uint16_t file, size_t offset);

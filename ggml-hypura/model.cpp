@@ -46,6 +46,7 @@ static void loader_begin(const char * const * paths, size_t n_paths) {
 static_assert(int(GGML_BACKEND_HYPURA_PLACE_DEVICE) == int(HYPURA_PLACE_DEVICE), "one set of numbers");
 static_assert(int(GGML_BACKEND_HYPURA_PLACE_RAM)    == int(HYPURA_PLACE_RAM),    "one set of numbers");
 static_assert(int(GGML_BACKEND_HYPURA_PLACE_SPARE)  == int(HYPURA_PLACE_SPARE),  "one set of numbers");
+static_assert(int(GGML_BACKEND_HYPURA_PLACE_REMOTE) == int(HYPURA_PLACE_REMOTE), "one set of numbers");
 
 static void loader_override_key(const char * key, uint64_t value) {
     ggml_hypura_current_loading().overrides.emplace_back(key, value);
@@ -141,6 +142,12 @@ static void loader_make_room(size_t size) {
     hypura_make_room(size);
 }
 
+static void loader_use_remote(const ggml_tensor * tensor, ggml_backend_dev_t dev) {
+    if (const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor)) {
+        ggml_hypura_measure_remote(dev, tensor, *t->model);
+    }
+}
+
 static bool loader_copy(const ggml_backend_hypura_copy * copy) {
     return hypura::copy_weight(*copy);
 }
@@ -175,6 +182,7 @@ const ggml_backend_hypura_loader * ggml_hypura_get_loader() {
         /* .expect      = */ hypura::expect,
         /* .expect_rows = */ hypura::expect_rows,
         /* .use_device  = */ hypura::use_device,
+        /* .use_remote  = */ loader_use_remote,
         /* .copy        = */ loader_copy,
         /* .finish_copies = */ hypura::finish_copies_of,
         /* .add_copy    = */ hypura::add_copy,

@@ -38,8 +38,9 @@ template <typename task_t> double least_seconds(task_t task) {
     return best;
 }
 
-// bytes per second of one row times a matrix of this type; 0 if that cannot be measured
-double measure(ggml_backend_t backend, ggml_type type) {
+// bytes per second of one row times a matrix of this type; 0 if that cannot be measured. With a place for it also the seconds until the
+// least answer of the backend is there, which do not count then.
+double measure(ggml_backend_t backend, ggml_type type, double * answer_seconds = nullptr) {
     const int64_t n_rows = WEIGHT_BYTES/ggml_row_size(type, ROW_LENGTH);
     ggml_init_params params = {
         /* .mem_size   = */ 8*ggml_tensor_overhead() + ggml_graph_overhead(),
@@ -59,7 +60,14 @@ double measure(ggml_backend_t backend, ggml_type type) {
         // ordinary numbers in every type
         ggml_backend_tensor_memset(weight, 0x11, 0, ggml_nbytes(weight));
         ggml_backend_tensor_memset(input, 0x11, 0, ggml_nbytes(input));
-        seconds = least_seconds([&] { return ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS; });
+        float first = 0;
+        // what is sent to another machine is done when it answers
+        const auto answer = [&] { ggml_backend_tensor_get(output, &first, 0, sizeof(first)); return true; };
+        seconds = least_seconds([&] { return ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS && answer(); });
+        if (answer_seconds) {
+            *answer_seconds = least_seconds(answer);
+            seconds = std::max(seconds - *answer_seconds, 0.0);
+        }
     }
     const double speed = seconds > 0 ? ggml_nbytes(weight)/seconds : 0;
     ggml_backend_buffer_free(buffer);
@@ -102,6 +110,20 @@ void ggml_hypura_measure_gpu(ggml_backend_dev_t dev, ggml_backend_buffer_type_t 
         return;
     }
     hypura_copy_set_speed(model.handle, measure(backend, weight->type), measure_upload(backend, host_buft));
+    ggml_backend_free(backend);
+}
+
+void ggml_hypura_measure_remote(ggml_backend_dev_t dev, const ggml_tensor * weight, ggml_hypura_model & model) {
+    if (model.has_remote.exchange(true)) {
+        return;
+    }
+    ggml_backend_t backend = ggml_backend_dev_init(dev, nullptr);
+    if (!backend) {
+        return;
+    }
+    double answer_seconds = 0;
+    const double speed = measure(backend, weight->type, &answer_seconds);
+    hypura_model_set_remote_speed(model.handle, speed, answer_seconds);
     ggml_backend_free(backend);
 }
 

@@ -137,6 +137,8 @@ enum hypura_place
   HYPURA_PLACE_RAM = 1,
   /// Nowhere, probably: it is in the file, but not loaded. It counts as no memory, and is streamed if it is bound after all.
   HYPURA_PLACE_SPARE = 2,
+  /// On a device of another machine.
+  HYPURA_PLACE_REMOTE = 3,
 };
 #ifndef __cplusplus
 typedef int32_t hypura_place;
@@ -423,6 +425,16 @@ void hypura_model_set_speed(const struct hypura_model_t *model,
                             uint32_t ggml_type,
                             size_t n_threads,
                             double bytes_per_second);
+
+/// Tells how fast the other machine is that has tensors at HYPURA_PLACE_REMOTE, which makes the expected speed more exact. To be called before
+/// the first demand.
+///
+/// @param model from hypura_model_open(), or NULL
+/// @param multiply_bytes_per_second how fast it multiplies a vector with weights in its memory, in bytes of them; 0 if that is not known
+/// @param round_trip_seconds after how long its least answer is there; 0 if that is not known
+void hypura_model_set_remote_speed(const struct hypura_model_t *model,
+                                   double multiply_bytes_per_second,
+                                   double round_trip_seconds);
 
 /// Checks that the host and the library agree on where a streamed tensor lies: for hosts that read the header themselves,
 /// called instead of reading the tensor.

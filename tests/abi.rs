@@ -117,7 +117,7 @@ fn values_in_rust() -> BTreeMap<String, i64> {
         FullResident = "FULL_RESIDENT", ExpertStreaming = "EXPERT_STREAMING", DenseStreaming = "DENSE_STREAMING",
         TableStreaming = "TABLE_STREAMING",
     });
-    values_of!(values, "HYPURA_PLACE", HypuraPlace { Device = "DEVICE", Ram = "RAM", Spare = "SPARE" });
+    values_of!(values, "HYPURA_PLACE", HypuraPlace { Device = "DEVICE", Ram = "RAM", Spare = "SPARE", Remote = "REMOTE" });
     values_of!(values, "HYPURA_LOG_LEVEL", HypuraLogLevel {
         Error = "ERROR", Warn = "WARN", Info = "INFO", Debug = "DEBUG", Trace = "TRACE",
     });
@@ -207,6 +207,7 @@ signatures! {
     hypura_model_micro_batch: fn(*const HypuraModel, usize, usize) -> usize;
     hypura_model_next_unmeasured: fn(*const HypuraModel, usize, u64, *mut u32) -> bool;
     hypura_model_set_speed: fn(*const HypuraModel, u32, usize, f64);
+    hypura_model_set_remote_speed: fn(*const HypuraModel, f64, f64);
     hypura_model_bind: fn(*const HypuraModel, usize, usize, u64, u64, *mut c_char, usize) -> i32;
     hypura_model_discover: fn(
         *const c_char, u32, u64, *const *const c_char, *mut *mut HypuraModel, *mut c_char, usize

@@ -73,7 +73,10 @@ fn the_plan_is_told_once_the_memory_is_divided() {
                 assert_eq!(stats(&session)["plan"], serde_json::Value::Null);
                 model.sweep(&session).unwrap();
                 let plan: serde_json::Value = serde_json::from_str(&session.plan_json()).unwrap();
-                let placed = number(&plan, "gpu_bytes") + number(&plan, "ram_bytes") + number(&plan, "drive_bytes");
+                let placed = ["gpu_bytes", "remote_bytes", "ram_bytes", "drive_bytes"]
+                    .map(|tier| number(&plan, tier))
+                    .iter()
+                    .sum::<u64>();
                 assert_eq!(placed, model.gguf.model_bytes(), "{plan}");
                 assert!(number(&plan, "slots_bytes") <= ram_bytes, "{plan}");
                 let in_slots = number(&plan, "ram_bytes") + number(&plan, "ring_bytes");

@@ -134,7 +134,8 @@ impl Placement {
     /// What the planner says.
     pub fn speed_by_ram(&self, model: &ModelFile, count: usize) -> Result<Vec<(u64, f64)>, String> {
         let most = self.placed.residencies.iter().zip(&self.placed.problem.items);
-        let most: u64 = most.filter(|(held, _)| **held != Residency::Gpu).map(|(_, item)| item.bytes()).sum();
+        let most: u64 =
+            most.filter(|(held, _)| matches!(held, Residency::Host { .. })).map(|(_, item)| item.bytes()).sum();
         let least = least_ram(model)?.min(most);
         let steps = (count as u64).saturating_sub(1).max(1);
         let point = |step: u64| if step == steps { most } else { least + (most - least) / steps * step };
@@ -175,7 +176,7 @@ impl Placement {
         for (item, residency) in self.placed.problem.items.iter().zip(&self.placed.residencies) {
             let tiers = groups.entry(key(item)).or_default();
             match *residency {
-                Residency::Gpu => tiers.gpu += item.bytes(),
+                Residency::Gpu | Residency::Remote => tiers.gpu += item.bytes(),
                 Residency::Host { slots } => {
                     let ram = item.slot_bytes * slots as u64;
                     tiers.ram += ram;

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::discover::OpenFile;
 use crate::error::{Error, ErrorCode, Result};
 use crate::gguf::{Gguf, role_of};
+use crate::hw::RemoteSpeed;
 use crate::io::read_exact_to;
 use crate::plan::{Mode, Place, usual_place};
 use crate::stream::Session;
@@ -67,6 +68,8 @@ pub enum HypuraPlace {
     Ram = 1,
     /// Nowhere, probably: it is in the file, but not loaded. It counts as no memory, and is streamed if it is bound after all.
     Spare = 2,
+    /// On a device of another machine.
+    Remote = 3,
 }
 
 /// What was decided for a model. Set `size` to sizeof(hypura_plan) before the call.
@@ -377,6 +380,7 @@ fn place_of(value: u8) -> Place {
     match i32::from(value) {
         value if value == HypuraPlace::Device as i32 => Place::Device,
         value if value == HypuraPlace::Spare as i32 => Place::Spare,
+        value if value == HypuraPlace::Remote as i32 => Place::Remote,
         _ => Place::Ram,
     }
 }
@@ -504,6 +508,26 @@ pub unsafe extern "C" fn hypura_model_set_speed(
             session.set_speed(ggml_type, n_threads, bytes_per_second);
         }
     });
+}
+
+/// Tells how fast the other machine is that has tensors at HYPURA_PLACE_REMOTE, which makes the expected speed more exact. To be called before
+/// the first demand.
+///
+/// # Safety
+/// @param model from hypura_model_open(), or NULL
+/// @param multiply_bytes_per_second how fast it multiplies a vector with weights in its memory, in bytes of them; 0 if that is not known
+/// @param round_trip_seconds after how long its least answer is there; 0 if that is not known
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_model_set_remote_speed(
+    model: *const HypuraModel,
+    multiply_bytes_per_second: f64,
+    round_trip_seconds: f64,
+) {
+    // SAFETY: the contract of this function.
+    if let Some(session) = (unsafe { model.as_ref() }).and_then(|model| model.session.as_ref()) {
+        let speed = RemoteSpeed { multiply_bytes_per_second, round_trip_seconds };
+        guard_infallible((), || session.set_remote_speed(speed));
+    }
 }
 
 /// Checks that the host and the library agree on where a streamed tensor lies: for hosts that read the header themselves,

@@ -127,6 +127,8 @@ impl Learned {
         let machine = &mut problem.machine;
         machine.cpu_seconds_per_byte *= self.compute;
         machine.gpu_seconds_per_byte *= self.compute;
+        machine.remote_seconds_per_byte *= self.compute;
+        machine.network_seconds *= self.compute;
         machine.upload_seconds_per_byte *= self.compute;
         machine.fixed_seconds *= self.compute;
         machine.drive_seconds_per_byte *= self.drive;
@@ -229,12 +231,15 @@ mod tests {
             reads_per_slot: 1,
             usage,
             on_gpu: false,
+            is_remote: false,
             streamable: slot_count > 1,
         };
         let curve = std::sync::Arc::new(MissCurve::prior(8, 2).unwrap());
         let machine = Machine {
             cpu_seconds_per_byte: 0.01,
             gpu_seconds_per_byte: 0.001,
+            remote_seconds_per_byte: 0.001,
+            network_seconds: 0.0,
             upload_seconds_per_byte: 0.001,
             fixed_seconds: 0.0,
             drive_seconds_per_byte: 0.1,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::miss::MissCurve;
 use super::problem::{Item, Machine, Problem, Usage};
 use crate::gguf::{Gguf, Role, label_of, layer_of, role_of};
-use crate::hw::{GpuSpeed, Profile};
+use crate::hw::{GpuSpeed, Profile, RemoteSpeed};
 use crate::plan::Place;
 
 /// Share of the measured memory bandwidth that multiplying a matrix by a vector reaches when many cores share it. This and the
@@ -33,6 +33,10 @@ const DRIVE_BYTES_PER_SECOND: f64 = 2e9;
 const GPU_BYTES_PER_SECOND: f64 = 400e9;
 const UPLOAD_BYTES_PER_SECOND: f64 = 20e9;
 
+/// What is assumed of another machine that was not measured: a modest one's memory, and a local network.
+const REMOTE_SPEED: RemoteSpeed =
+    RemoteSpeed { multiply_bytes_per_second: MEMORY_BYTES_PER_SECOND * CPU_EFFICIENCY, round_trip_seconds: 300e-6 };
+
 /// Makes the problem of placing a model. What is not loaded takes no part.
 ///
 /// What may be streamed is what has a streamable role. Items come in the order of the layers and, within one, attention
@@ -50,16 +54,18 @@ pub fn problem_of(
     order.sort_by_key(|&tensor| position(&gguf.tensors()[tensor].name));
     for tensor in order {
         let info = &gguf.tensors()[tensor];
-        let on_gpu = match place(tensor) {
-            Place::Ram => false,
-            Place::Device => true,
+        let (on_gpu, is_remote) = match place(tensor) {
+            Place::Ram => (false, false),
+            Place::Device => (true, false),
+            Place::Remote => (true, true),
             Place::Absent | Place::Spare => continue,
         };
         let layer = layer_of(&info.name);
         let experts = if role_of(info).has_experts() { info.shape[2] as usize } else { 0 };
         // A layer's expert matrices are used together, expert by expert.
         let partner = items.iter_mut().rev().find(|item| {
-            let is_same = (item.layer, item.on_gpu, item.slot_count) == (layer, on_gpu, experts);
+            let is_same =
+                (item.layer, item.on_gpu, item.is_remote, item.slot_count) == (layer, on_gpu, is_remote, experts);
             experts > 0 && item.is_routed() && is_same && role_of(&gguf.tensors()[item.tensors[0]]) == role_of(info)
         });
         if let Some(partner) = partner {
@@ -83,6 +89,7 @@ pub fn problem_of(
             reads_per_slot: if role_of(info) == Role::Table { Lookup::of(gguf, tensor).rows as usize } else { 1 },
             usage,
             on_gpu,
+            is_remote,
             streamable: !matches!(role_of(info), Role::Other | Role::TokenEmbedding),
         });
     }
@@ -132,11 +139,18 @@ fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, read_overhead_seconds
     let used_bytes: f64 = host().map(Item::used_bytes).sum();
     let used_seconds: f64 = host().map(|item| item.used_bytes() * seconds_per_byte(item)).sum();
     let cpu_seconds_per_byte = if used_bytes > 0.0 { used_seconds / used_bytes } else { 1.0 / assumed };
+    let remote = profile.remote_speed.unwrap_or(REMOTE_SPEED);
+    // What lies there in a row is computed in one go.
+    let stretches = items.chunk_by(|one, other| one.is_remote == other.is_remote).filter(|chunk| chunk[0].is_remote);
     let gpu = |speed: fn(&GpuSpeed) -> f64| profile.gpu_speed.as_ref().map(speed);
     let layers = items.iter().filter_map(|item| item.layer).collect::<std::collections::HashSet<_>>().len();
     Machine {
         cpu_seconds_per_byte,
         gpu_seconds_per_byte: 1.0 / sane(gpu(|speed| speed.multiply_bytes_per_second), GPU_BYTES_PER_SECOND),
+        remote_seconds_per_byte: 1.0
+            / sane(Some(remote.multiply_bytes_per_second), REMOTE_SPEED.multiply_bytes_per_second),
+        network_seconds: stretches.count() as f64
+            * sane(Some(remote.round_trip_seconds), REMOTE_SPEED.round_trip_seconds),
         upload_seconds_per_byte: 1.0 / sane(gpu(|speed| speed.upload_bytes_per_second), UPLOAD_BYTES_PER_SECOND),
         fixed_seconds: layers as f64 * LAYER_SECONDS,
         drive_seconds_per_byte: 1.0 / sane(profile.drive_bytes_per_second, DRIVE_BYTES_PER_SECOND),
@@ -157,7 +171,7 @@ fn position(name: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forecast::Residency;
+    use crate::forecast::{Residency, simulate};
     use crate::gguf::test_directory::TestDirectory;
     use crate::gguf::test_writer::GgufWriter;
     use crate::hw::profile_under;
@@ -222,6 +236,31 @@ mod tests {
         assert_eq!(problem.items[0].usage, Usage::Lookup);
         assert!(problem.items[7].on_gpu && !problem.items[5].on_gpu);
         assert_eq!(problem.items.iter().map(Item::bytes).sum::<u64>(), gguf.model_bytes());
+    }
+
+    /// All but experts and embeddings on another machine: it is asked before the experts, and once more for the rest.
+    #[test]
+    fn another_machine_takes_its_time_and_the_networks() {
+        let directory = TestDirectory::new();
+        let gguf = mixture(&directory);
+        let stays = |name: &str| name.contains("exps") || name.starts_with("token_embd");
+        let place = |tensor: usize| if stays(&gguf.tensors()[tensor].name) { Place::Ram } else { Place::Remote };
+        let remote_speed = Some(RemoteSpeed { multiply_bytes_per_second: 2e3, round_trip_seconds: 0.25 });
+        let problem = problem_of(&gguf, place, &Profile { remote_speed, ..profile() }, 0.0);
+        let remote: Vec<&str> = problem.items.iter().filter(|item| item.is_remote).map(|item| &*item.role).collect();
+        assert_eq!(remote, ["attention", "norms and biases", "feed-forward", "attention", "routers", "output"]);
+        assert!(problem.items.iter().all(|item| item.is_remote == item.on_gpu));
+        assert_eq!((problem.machine.remote_seconds_per_byte, problem.machine.network_seconds), (1.0 / 2e3, 2.0 * 0.25));
+        let residencies: Vec<Residency> = problem
+            .items
+            .iter()
+            .map(|item| if item.is_remote { Residency::Remote } else { Residency::Host { slots: item.slot_count } })
+            .collect();
+        let tiers = problem.tiers(&residencies);
+        assert_eq!((tiers.gpu, tiers.drive, tiers.remote + tiers.ram), (0, 0, gguf.model_bytes()));
+        let seconds = simulate(&problem, &residencies).seconds_per_token;
+        let there = tiers.remote as f64 / 2e3 + 0.5;
+        assert!((there..1.01 * there).contains(&seconds), "{seconds} s, {there} s of them there");
     }
 
     #[test]

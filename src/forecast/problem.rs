@@ -38,8 +38,10 @@ pub struct Item {
     pub reads_per_slot: usize,
     /// How a pass uses it.
     pub usage: Usage,
-    /// The host or its user put it on a GPU, where it stays.
+    /// The host or its user put it on a GPU or on another machine, where it stays.
     pub on_gpu: bool,
+    /// It is another machine.
+    pub is_remote: bool,
     /// Whether it may be on the drive.
     pub streamable: bool,
 }
@@ -72,6 +74,10 @@ pub struct Machine {
     pub cpu_seconds_per_byte: f64,
     /// Computing on weights on a GPU.
     pub gpu_seconds_per_byte: f64,
+    /// Computing on weights that another machine has.
+    pub remote_seconds_per_byte: f64,
+    /// Time per token that the network takes, there and back.
+    pub network_seconds: f64,
     /// Copying weights from RAM to a GPU.
     pub upload_seconds_per_byte: f64,
     /// Time per token that no placement changes.
@@ -101,6 +107,8 @@ pub struct Problem {
 pub enum Residency {
     /// On a GPU, as a whole.
     Gpu,
+    /// On another machine, as a whole.
+    Remote,
     /// On the host: this many slots in memory, the others on the drive.
     Host {
         /// Slots in RAM or, as copies, in a GPU's memory; the most used experts first.
@@ -115,6 +123,8 @@ pub struct TierBytes {
     pub gpu: u64,
     /// Of those, copies of experts that come and go.
     pub vram: u64,
+    /// On other machines.
+    pub remote: u64,
     /// Weights in RAM.
     pub ram: u64,
     /// RAM that streamed weights pass through.
@@ -140,6 +150,7 @@ impl Problem {
         for (item, residency) in self.items.iter().zip(residencies) {
             match *residency {
                 Residency::Gpu => tiers.gpu += item.bytes(),
+                Residency::Remote => tiers.remote += item.bytes(),
                 Residency::Host { slots } => {
                     let held = item.slot_bytes * slots as u64;
                     tiers.ram += held;

@@ -43,6 +43,10 @@ pub enum Limit {
     Gpu,
     /// The bus that leads there.
     Bus,
+    /// Another machine.
+    Remote,
+    /// The network that leads there.
+    Network,
     /// Time that no placement changes.
     Fixed,
 }
@@ -55,6 +59,8 @@ impl Limit {
             Self::Memory => "memory bandwidth",
             Self::Gpu => "GPU",
             Self::Bus => "bus to the GPU",
+            Self::Remote => "the other machine",
+            Self::Network => "network",
             Self::Fixed => "fixed work per token",
         }
     }
@@ -80,6 +86,11 @@ pub fn simulate(problem: &Problem, residencies: &[Residency]) -> Prediction {
         (Limit::Memory, Machine { cpu_seconds_per_byte: machine.cpu_seconds_per_byte * FASTER, ..machine.clone() }),
         (Limit::Gpu, Machine { gpu_seconds_per_byte: machine.gpu_seconds_per_byte * FASTER, ..machine.clone() }),
         (Limit::Bus, Machine { upload_seconds_per_byte: machine.upload_seconds_per_byte * FASTER, ..machine.clone() }),
+        (
+            Limit::Remote,
+            Machine { remote_seconds_per_byte: machine.remote_seconds_per_byte * FASTER, ..machine.clone() },
+        ),
+        (Limit::Network, Machine { network_seconds: machine.network_seconds * FASTER, ..machine.clone() }),
         (Limit::Fixed, Machine { fixed_seconds: machine.fixed_seconds * FASTER, ..machine.clone() }),
     ];
     let limit = candidates
@@ -118,7 +129,7 @@ struct Pass {
 pub(crate) struct Cost {
     /// Computing on it on the host.
     pub(crate) cpu_seconds: f64,
-    /// Computing on it on a GPU.
+    /// Computing on it on a GPU, or on another machine.
     pub(crate) gpu_seconds: f64,
     /// Copying a slot to a GPU.
     pub(crate) upload_seconds: f64,
@@ -148,7 +159,8 @@ impl Cost {
             };
             Self {
                 cpu_seconds: used * machine.cpu_seconds_per_byte,
-                gpu_seconds: used * machine.gpu_seconds_per_byte,
+                gpu_seconds: used
+                    * if item.is_remote { machine.remote_seconds_per_byte } else { machine.gpu_seconds_per_byte },
                 upload_seconds: item.slot_bytes as f64 * machine.upload_seconds_per_byte,
                 read_seconds: read_bytes(item) * machine.drive_seconds_per_byte + reads * machine.read_overhead_seconds,
                 tail_seconds: item.slot_bytes as f64 / reads * machine.cpu_seconds_per_byte,
@@ -203,14 +215,15 @@ struct Simulator<'a> {
 impl<'a> Simulator<'a> {
     fn on(problem: &'a Problem, machine: &Machine) -> Self {
         let costs = Cost::of(problem, machine);
-        Self { problem, fixed_seconds: machine.fixed_seconds, costs, misses_vary: false, streamed: Vec::new() }
+        let fixed_seconds = machine.fixed_seconds + machine.network_seconds;
+        Self { problem, fixed_seconds, costs, misses_vary: false, streamed: Vec::new() }
     }
 
     /// The steady state of a placement.
     fn pass(&mut self, residencies: &[Residency]) -> Pass {
         let items = &self.problem.items;
         let streams = |index: usize| match (&items[index].usage, residencies[index]) {
-            (Usage::Routed(_) | Usage::Row(_), _) | (_, Residency::Gpu) => false,
+            (Usage::Routed(_) | Usage::Row(_), _) | (_, Residency::Gpu | Residency::Remote) => false,
             (_, Residency::Host { slots }) => slots == 0,
         };
         self.streamed.clear();
@@ -392,11 +405,14 @@ mod tests {
             reads_per_slot: 1,
             usage: Usage::Routed(curve),
             on_gpu: false,
+            is_remote: false,
             streamable: true,
         };
         let machine = Machine {
             cpu_seconds_per_byte: 1.0,
             gpu_seconds_per_byte: 1e-6,
+            remote_seconds_per_byte: 0.0,
+            network_seconds: 0.0,
             upload_seconds_per_byte: 2e-6,
             fixed_seconds: 0.0,
             drive_seconds_per_byte: 1e-5,

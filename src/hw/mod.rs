@@ -25,4 +25,4 @@ pub use paging::{HugePageMode, HugePages, Swap};
 pub use pressure::{
     MemoryEvents, MemoryPressure, memory_events, memory_events_under, memory_pressure, memory_pressure_under,
 };
-pub use profile::{GpuSpeed, Profile, profile, profile_under};
+pub use profile::{GpuSpeed, Profile, RemoteSpeed, profile, profile_under};

@@ -42,6 +42,8 @@ pub struct Profile {
     pub gpu_bytes: Option<u64>,
     /// How fast the GPU that holds experts is, once measured.
     pub gpu_speed: Option<GpuSpeed>,
+    /// How fast the other machine that has weights is, once measured.
+    pub remote_speed: Option<RemoteSpeed>,
     /// What had to be guessed: sentences for the log.
     pub notes: Vec<String>,
 }
@@ -53,6 +55,15 @@ pub struct GpuSpeed {
     pub multiply_bytes_per_second: f64,
     /// Is given others from RAM.
     pub upload_bytes_per_second: f64,
+}
+
+/// How fast another machine is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RemoteSpeed {
+    /// Multiplies with weights in its memory, in bytes of them.
+    pub multiply_bytes_per_second: f64,
+    /// Until the least answer is there.
+    pub round_trip_seconds: f64,
 }
 
 /// The profile of this machine for a model's file. Reads a few small files; measures nothing.
@@ -79,6 +90,7 @@ pub fn profile_under(root: &Path, model: &Path) -> Profile {
         drive_bytes_per_second: None,
         gpu_bytes: None,
         gpu_speed: None,
+        remote_speed: None,
         notes: Vec::new(),
     }
     .with_notes()

@@ -42,9 +42,10 @@ pub(super) fn residencies(problem: &mut Problem, task: &Task, slots: &[usize]) -
         .map(|class| task.classes[class].slot_bytes * ring.min(slots[class]) as u64)
         .sum();
 
-    let whole = |item: &crate::forecast::Item| match item.on_gpu {
-        true => Residency::Gpu,
-        false => Residency::Host { slots: item.slot_count },
+    let whole = |item: &crate::forecast::Item| match (item.on_gpu, item.is_remote) {
+        (_, true) => Residency::Remote,
+        (true, false) => Residency::Gpu,
+        (false, false) => Residency::Host { slots: item.slot_count },
     };
     let mut residencies: Vec<Residency> = problem.items.iter().map(whole).collect();
     for (residency, _) in residencies.iter_mut().zip(allocation).filter(|(_, held)| **held == Allocation::Table) {

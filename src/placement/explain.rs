@@ -9,7 +9,7 @@ use crate::forecast::{Prediction, Problem, Residency};
 use crate::plan::in_gigabytes;
 
 impl Placement {
-    /// At most eight short lines for the log: how the model runs, what lives where, in how much memory, how fast that
+    /// At most nine short lines for the log: how the model runs, what lives where, in how much memory, how fast that
     /// is expected to be, and what limits it.
     pub fn explain(&self) -> Vec<String> {
         let (problem, tiers) = (&self.problem, &self.tiers);
@@ -31,6 +31,7 @@ impl Placement {
             .sum();
         let changing_bytes = changing_bytes.saturating_sub(tiers.vram);
         lines.extend(place("GPU", tiers.gpu - tiers.vram, &|residency, _| *residency == Residency::Gpu));
+        lines.extend(place("other machines", tiers.remote, &|residency, _| *residency == Residency::Remote));
         lines.extend(place(
             "RAM, for good",
             tiers.ram - changing_bytes,
@@ -66,6 +67,7 @@ impl Placement {
             "mode": self.mode.name(),
             "gpu_bytes": tiers.gpu,
             "vram_bytes": tiers.vram,
+            "remote_bytes": tiers.remote,
             "ram_bytes": tiers.ram,
             "ring_bytes": tiers.ring,
             "slots_bytes": self.pool_bytes,
@@ -81,7 +83,7 @@ impl Placement {
     pub fn to_json(&self) -> Value {
         let items = self.problem.items.iter().zip(&self.residencies).map(|(item, residency)| {
             let slots = match residency {
-                Residency::Gpu => Value::Null,
+                Residency::Gpu | Residency::Remote => Value::Null,
                 Residency::Host { slots } => json!(slots),
             };
             json!({
@@ -91,6 +93,7 @@ impl Placement {
                 "bytes": item.bytes(),
                 "slot_count": item.slot_count,
                 "on_gpu": *residency == Residency::Gpu,
+                "is_remote": *residency == Residency::Remote,
                 "slots_in_ram": slots,
             })
         });
@@ -200,6 +203,17 @@ mod tests {
             lines[3..6],
             ["GPU, as needed: 1.00 GiB (experts)", "RAM, as needed: 3.50 GiB (experts)", "drive: 3.50 GiB (experts)"]
         );
+    }
+
+    #[test]
+    fn what_another_machine_has_is_told() {
+        let mut task = layers();
+        task.problem.items[0].is_remote = true;
+        let placement = task.place(7 << 29).unwrap();
+        assert_eq!(placement.explain()[1], "other machines: 1.00 GiB (output)");
+        let json = placement.to_json();
+        assert_eq!((&json["remote_bytes"], &json["gpu_bytes"]), (&(1u64 << 30).into(), &0.into()));
+        assert_eq!((&json["items"][0]["is_remote"], &json["items"][0]["slots_in_ram"]), (&true.into(), &Value::Null));
     }
 
     #[test]

@@ -62,7 +62,9 @@ pub(super) fn relax(
         true => costs[index].gpu_seconds,
         false => costs[index].cpu_seconds,
     };
-    let all_compute = problem.machine.fixed_seconds + (0..costs.len()).map(compute_seconds).sum::<f64>();
+    let all_compute = problem.machine.fixed_seconds
+        + problem.machine.network_seconds
+        + (0..costs.len()).map(compute_seconds).sum::<f64>();
     let reads_of = |index: usize| match &problem.items[index].usage {
         Usage::Routed(curve) => curve.misses(0),
         _ => 1.0,

@@ -23,6 +23,7 @@ fn item(slot_bytes: u64, usage: Usage, slot_count: usize, reads_per_slot: usize)
         reads_per_slot,
         usage,
         on_gpu: false,
+        is_remote: false,
         streamable: true,
     }
 }
@@ -58,6 +59,8 @@ pub(super) fn task(items: Vec<(Item, Allocation)>, classes: &[(u64, bool)]) -> T
     let machine = Machine {
         cpu_seconds_per_byte: 1e-10,
         gpu_seconds_per_byte: 1e-12,
+        remote_seconds_per_byte: 1e-12,
+        network_seconds: 0.0,
         upload_seconds_per_byte: 1e-12,
         fixed_seconds: 0.0,
         drive_seconds_per_byte: 1e-9,

@@ -9,6 +9,8 @@ pub enum Place {
     Ram,
     /// On a device, by the host's or its user's choice.
     Device,
+    /// On a device of another machine, likewise.
+    Remote,
     /// Nowhere: the tensor is in the file, but the host does not load it.
     Absent,
     /// Nobody knows, and it is probably not loaded. It counts as no memory, and is streamed if the host binds it.

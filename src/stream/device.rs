@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use crate::cache::WaiterSet;
 use crate::error::{Error, ErrorCode, Result};
-use crate::hw::GpuSpeed;
+use crate::hw::{GpuSpeed, RemoteSpeed};
 use crate::index::BlockId;
 use crate::memory::HostMemory;
 use crate::plan::{in_gigabytes, vram_budget};
@@ -32,6 +32,11 @@ impl Session {
     /// Notes how fast the GPU is. Only before the first demand it changes what is expected.
     pub fn set_gpu_speed(&self, speed: GpuSpeed) {
         self.machine.set_gpu_speed(speed);
+    }
+
+    /// Notes how fast the other machine is that has weights. Only before the first demand it changes what is expected.
+    pub fn set_remote_speed(&self, speed: RemoteSpeed) {
+        self.machine.set_remote_speed(speed);
     }
 
     /// How much of a GPU's memory copies may take, given what is free of it and how much there is.
@@ -106,11 +111,15 @@ impl Session {
         Ok(())
     }
 
-    /// What of the model is kept on GPUs, for the log; empty if nothing.
-    pub(super) fn vram_phrase(&self) -> String {
-        match self.vram_bytes.load(Ordering::Relaxed).max(0) as u64 {
+    /// What of the model is kept on GPUs and other machines, for the log; empty if nothing.
+    pub(super) fn elsewhere_phrase(&self) -> String {
+        let vram = match self.vram_bytes.load(Ordering::Relaxed).max(0) as u64 {
             0 => String::new(),
             bytes => format!(" and {} of VRAM", in_gigabytes(bytes)),
+        };
+        match self.machine.remote_bytes(&self.gguf) {
+            0 => vram,
+            bytes => format!("{vram}; {} on other machines", in_gigabytes(bytes)),
         }
     }
 

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use crate::config::{Config, PrefetchSetting};
 use crate::forecast::{Kernels, measure_memory};
 use crate::gguf::{Gguf, layer_of};
-use crate::hw::{self, GpuSpeed, Profile};
+use crate::hw::{self, GpuSpeed, Profile, RemoteSpeed};
 use crate::io::Tuning;
 use crate::placement::Task;
 use crate::plan::{Mode, Place, Plan};
@@ -28,6 +28,7 @@ pub(super) struct MachineAtLoad {
     read_overhead_seconds: f64,
     kernels: Mutex<Kernels>,
     gpu_speed: Mutex<Option<GpuSpeed>>,
+    remote_speed: Mutex<Option<RemoteSpeed>>,
     /// The types of weights whose speed matters.
     types: Vec<u32>,
 }
@@ -53,6 +54,7 @@ impl MachineAtLoad {
         Self {
             kernels: Mutex::new(Kernels::kept_in(cache_directory.map(Path::to_owned), profile.machine())),
             gpu_speed: Mutex::default(),
+            remote_speed: Mutex::default(),
             types: main_types(gguf, place),
             cache_directory: cache_directory.map(Path::to_owned),
             profile,
@@ -100,11 +102,28 @@ impl MachineAtLoad {
         *self.gpu_speed.lock() = Some(speed);
     }
 
+    /// Notes how fast the other machine is that has weights.
+    pub(super) fn set_remote_speed(&self, speed: RemoteSpeed) {
+        let RemoteSpeed { multiply_bytes_per_second, round_trip_seconds } = speed;
+        let (multiply, round_trip) = (multiply_bytes_per_second / 1e9, round_trip_seconds * 1e3);
+        tracing::info!(
+            "the other machine multiplies with {multiply:.1} GB/s of weights and answers in {round_trip:.2} ms"
+        );
+        *self.remote_speed.lock() = Some(speed);
+    }
+
+    /// What of the model other machines have, in bytes.
+    pub(super) fn remote_bytes(&self, gguf: &Gguf) -> u64 {
+        let tensors = gguf.tensors().iter().zip(&self.places);
+        tensors.filter(|(_, place)| **place == Place::Remote).map(|(tensor, _)| tensor.size_bytes).sum()
+    }
+
     /// The machine, with what was measured of its kernels by now.
     pub(super) fn profile(&self) -> Profile {
         Profile {
             multiply_bytes_per_second: self.kernels.lock().speeds(),
             gpu_speed: *self.gpu_speed.lock(),
+            remote_speed: *self.remote_speed.lock(),
             ..self.profile.clone()
         }
     }

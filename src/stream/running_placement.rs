@@ -28,10 +28,10 @@ pub(super) struct RunningPlacement {
 impl RunningPlacement {
     pub(super) fn new(gguf: &Gguf, placement: Placement, machine: &MachineAtLoad, core: &Arc<Core>) -> Self {
         Self {
+            machine: machine.machine(0).key(&placement.problem),
             placement,
             profile: machine.profile().to_json(),
             model: gguf.fingerprint().to_owned(),
-            machine: machine.machine(0).key(),
             is_toy: gguf.model_bytes() < TOY_BYTES,
             cache_directory: machine.cache_directory.clone(),
             core: Arc::clone(core),

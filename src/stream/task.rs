@@ -5,7 +5,7 @@ use std::path::Path;
 use super::tensors::StreamedTensors;
 use crate::config::{Config, DirectSetting, PrefetchSetting};
 use crate::error::{Error, ErrorCode, Result};
-use crate::forecast::{Kernels, Learned, problem_of};
+use crate::forecast::{Kernels, Learned, Problem, problem_of};
 use crate::gguf::Gguf;
 use crate::hw::{MemoryReport, Profile};
 use crate::index::StreamedId;
@@ -35,10 +35,12 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// What figures of a model are kept by: the processor, the cores and the drive, and whether a GPU computes with experts.
-    pub(super) fn key(&self) -> String {
-        let gpu = if self.vram_bytes > 0 { ", GPU" } else { "" };
-        format!("{}, {}{gpu}", self.profile.machine(), self.profile.drive.identity())
+    /// What figures of a model are kept by: the processor, the cores and the drive, whether a GPU computes with experts, and whether
+    /// another machine has a part of the model.
+    pub(super) fn key(&self, problem: &Problem) -> String {
+        let gpu = if problem.vram_bytes > 0 { ", GPU" } else { "" };
+        let remote = if problem.items.iter().any(|item| item.is_remote) { ", remote" } else { "" };
+        format!("{}, {}{gpu}{remote}", self.profile.machine(), self.profile.drive.identity())
     }
 }
 
@@ -58,9 +60,10 @@ pub(super) fn task_of(
         item.streamable = *held != Allocation::Fixed;
     }
     problem.machine.fixed_seconds += streamed.tensors.len() as f64 * DEMAND_SECONDS;
+    let key = machine.key(&problem);
     let learned = match gguf.model_bytes() < TOY_BYTES {
         true => Learned::default(),
-        false => Learned::recall(machine.cache_directory, gguf.fingerprint(), &machine.key()),
+        false => Learned::recall(machine.cache_directory, gguf.fingerprint(), &key),
     };
     let (layers, expert_count) = (streamed.expert_layer_numbers(), streamed.policy_shape(false).expert_count);
     Task {

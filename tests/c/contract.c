@@ -97,6 +97,7 @@ static void check_null_arguments(char **paths, size_t path_count) {
     EXPECT_ERROR(hypura_setting_from_environment(NULL, error, sizeof error), HYPURA_STATUS_INVALID_ARGUMENT, "setting");
     EXPECT(!hypura_model_next_unmeasured(NULL, 1, 0, NULL));
     hypura_model_set_speed(NULL, 0, 1, 1e9);
+    hypura_model_set_remote_speed(NULL, 1e9, 1e-3);
     hypura_model_free(NULL);
     hypura_fetch_end(NULL);
     hypura_fetch_free(NULL);

@@ -4,6 +4,7 @@ Results are compared with those of the same flags, the same other machine and `H
 """
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -45,6 +46,10 @@ def positions_of(model: Model, mode: str) -> int:
     return 576 if mode == "ubatch" else 16 if model is SMOLLM2_MOE else 48
 
 
+def embedding_bytes(model: Model) -> int:
+    return sum(int(tensor.n_bytes) for tensor in model.tensors if tensor.name == "token_embd.weight")
+
+
 def logits_of(program: LogitsProgram, far: Far, model: Model, mode: str, place: tuple[str, str], settings: dict[str, str], output: Path) -> Finished:
     arguments = [model.path, mode, str(positions_of(model, mode)), program.text, output, *place, far.address]
     return run(program.path, arguments, settings, output.parent, far.through).succeeded()
@@ -75,7 +80,10 @@ def test_streamed_weights_do_not_cross_the_network(logits: LogitsProgram, far: F
         sent.append(far.received_bytes() - before)
     assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(SMOLLM2_MOE, "single")) is None
     assert sent[1] < 1.1 * sent[0], f"{sent[0]} bytes without streaming, {sent[1]} with it"
-    assert json.loads(stats.read_text())["vram_bytes"] == 0
+    figures = json.loads(stats.read_text())
+    assert figures["vram_bytes"] == 0
+    # The tied output is counted where the embeddings are.
+    assert figures["plan"]["remote_bytes"] == SMOLLM2_MOE.other_bytes - embedding_bytes(SMOLLM2_MOE)
 
 
 def test_llama_cpps_own_flags(far: Far, tmp_path: Path) -> None:
@@ -85,6 +93,7 @@ def test_llama_cpps_own_flags(far: Far, tmp_path: Path) -> None:
     resident = complete(SMOLLM2_MOE.path, OFF, tmp_path, *flags, through=far.through).succeeded()
     streamed = complete(SMOLLM2_MOE.path, settings, tmp_path, *flags, through=far.through).succeeded()
     assert len(resident.output.strip()) > 10 and streamed.output == resident.output
+    assert re.search(r"streamed through [\d.]+ MiB of RAM .* MiB on other machines; ", streamed.log)
 
 
 def test_a_server_that_dies_ends_the_computation(far: Far, tmp_path: Path) -> None:
