@@ -164,8 +164,9 @@ struct backend_context {
 
     inner_graph graph;
 
-    // of the graph that is computed: where the latest sub-graph has its nodes
+    // of the graph that is computed: where the latest sub-graph has its nodes; and whether somebody tells when graphs begin
     ggml_tensor ** nodes = nullptr;
+    bool is_told = false;
 
     // a model stays open for as long as a fetch of it exists
     std::map<std::shared_ptr<ggml_hypura_model>, fetch_ptr> fetches;
@@ -218,15 +219,25 @@ struct backend_context {
         return fetch.get();
     }
 
-    // The scheduler hands over the sub-graphs of a graph in order, each a view of its nodes. One that lies no further than the one before
-    // is the first of the next graph.
+    // A whole graph is about to be computed, of which other backends may compute all that is streamed.
+    void begin_graph() {
+        is_told = true;
+        begin_pass();
+    }
+
+    // The scheduler hands over the sub-graphs of a graph in order, each a view of its nodes. Where nobody tells of whole graphs, one that lies
+    // no further than the one before is the first of the next.
     void enter(const ggml_cgraph * graph) {
-        if (graph->nodes <= nodes) {
-            for (auto & [_, fetch] : fetches) {
-                hypura_fetch_begin_pass(fetch.get());
-            }
+        if (!is_told && graph->nodes <= nodes) {
+            begin_pass();
         }
         nodes = graph->nodes;
+    }
+
+    void begin_pass() {
+        for (auto & [_, fetch] : fetches) {
+            hypura_fetch_begin_pass(fetch.get());
+        }
     }
 
     early_result * early_of(const ggml_tensor * node) {

@@ -67,6 +67,7 @@ void expect_rows(ggml_backend_t ours, const ggml_tensor * table, const int32_t *
 
 void expect(ggml_backend_t ours, ggml_cgraph * graph) {
     backend_context & ctx = *(backend_context *) ours->context;
+    ctx.begin_graph();
     const ggml_tensor * latest = nullptr; // of several matrices of a layer the first is enough
     for (int i = 0; i < graph->n_nodes; ++i) {
         const ggml_tensor * node = graph->nodes[i];
