@@ -64,6 +64,17 @@ def logits(tmp_path_factory: pytest.TempPathFactory, text_file: Path):
     program.discard()
 
 
+@pytest.fixture(scope="session")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gpu_device.cpp, as a library to be preloaded: a device that computes with the CPU's kernels in memory that is not the host's."""
+    path = tmp_path_factory.mktemp("device") / "libtestgpu.so"
+    ggml = REPOSITORY / "build" / "llama-src" / "ggml"
+    command = ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", path, Path(__file__).with_name("gpu_device.cpp")]
+    command += ["-I", ggml / "include", "-I", ggml / "src", "-L", BIN, "-lggml", "-lggml-base", f"-Wl,-rpath,{BIN}"]
+    subprocess.run(list(map(str, command)), check=True)
+    return path
+
+
 def widened(model: Model, script: str, hidden: int) -> Path:
     """A model with more hidden units and the same function. Made once and kept."""
     path = DIRECTORY / f"{model.name}-wide-{hidden}.gguf"

@@ -5,14 +5,13 @@ compared with those of the same flags and `HYPURA=off`.
 """
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from logits import LogitsProgram, difference
 from models import SMOLLM2, SMOLLM2_MOE, Model, tiny
-from programs import BIN, OFF, REPOSITORY, Finished, run
+from programs import OFF, Finished, run
 
 EXPERTS_ON_CPU = ("99", "ffn_.*_exps")
 FFN_ON_CPU = ("99", "ffn_")
@@ -37,17 +36,6 @@ def tiers():
             for ram in (0.1,) if model in REAL else (0.1, 0.5):
                 for mode in ("single", "parallel", "ubatch"):
                     yield pytest.param(model, vram, ram, mode, id=f"{model.name}-vram-{vram:.0%}-ram-{ram:.0%}-{mode}")
-
-
-@pytest.fixture(scope="session")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The device, as a library to be preloaded."""
-    path = tmp_path_factory.mktemp("device") / "libtestgpu.so"
-    ggml = REPOSITORY / "build" / "llama-src" / "ggml"
-    command = ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", path, Path(__file__).with_name("gpu_device.cpp")]
-    command += ["-I", ggml / "include", "-I", ggml / "src", "-L", BIN, "-lggml", "-lggml-base", f"-Wl,-rpath,{BIN}"]
-    subprocess.run(list(map(str, command)), check=True)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ Results are compared with those of the same flags, the same other machine and `H
 """
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -19,14 +20,10 @@ EXPERTS_HERE = ("99", "ffn_.*_exps")
 FFN_HERE = ("99", "ffn_")
 NOTHING = "^$"
 
-# Model, mode, place. Half of the layers there, one of them, or all but what is streamed.
-CASES = [
-    (tiny("mixtral"), "single", ("1", NOTHING)),
-    (tiny("mixtral"), "parallel", EXPERTS_HERE),
-    (tiny("many-experts"), "ubatch", EXPERTS_HERE),
-    (tiny("gptoss"), "single", ("2", NOTHING)),
-    (tiny("dense-mixed"), "ubatch", FFN_HERE),
-]
+# One layer there, some of them, or all but what is streamed; and how positions are grouped into batches.
+PLACES = [("single", ("1", NOTHING)), ("ubatch", ("2", NOTHING)), ("parallel", EXPERTS_HERE), ("ubatch", EXPERTS_HERE)]
+CASES = [(tiny(name), *place) for name in ("mixtral", "many-experts", "gptoss") for place in PLACES]
+CASES += [(tiny("dense-mixed"), mode, FFN_HERE) for mode in ("single", "ubatch")]
 
 
 @pytest.fixture
@@ -42,8 +39,13 @@ def far(tmp_path: Path):
             networks.close()
 
 
-def positions_of(model: Model, mode: str) -> int:
-    return 576 if mode == "ubatch" else 16 if model is SMOLLM2_MOE else 48
+def positions_of(mode: str) -> int:
+    return 576 if mode == "ubatch" else 48
+
+
+def machine_bytes() -> int:
+    """So much memory as the other machine says that it has: about as many layers for each."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def embedding_bytes(model: Model) -> int:
@@ -51,7 +53,7 @@ def embedding_bytes(model: Model) -> int:
 
 
 def logits_of(program: LogitsProgram, far: Far, model: Model, mode: str, place: tuple[str, str], settings: dict[str, str], output: Path) -> Finished:
-    arguments = [model.path, mode, str(positions_of(model, mode)), program.text, output, *place, far.address]
+    arguments = [model.path, mode, str(positions_of(mode)), program.text, output, *place, far.address]
     return run(program.path, arguments, settings, output.parent, far.through).succeeded()
 
 
@@ -66,24 +68,36 @@ def test_streaming_changes_no_bit(logits: LogitsProgram, far: Far, model: Model,
     stats = tmp_path / "stats.json"
     logits_of(logits, far, model, mode, place, OFF, tmp_path / "resident")
     logits_of(logits, far, model, mode, place, streaming(logits, model, stats), tmp_path / "streamed")
-    assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(model, mode)) is None
+    assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(mode)) is None
     figures = json.loads(stats.read_text())
     assert figures["errors"] == 0 and figures["read_bytes"] > 0
 
 
+@pytest.mark.parametrize("mode", ["single", "ubatch"])
+def test_a_gpu_here_beside_another_machine(logits: LogitsProgram, far: Far, device: Path, mode: str, tmp_path: Path) -> None:
+    """llama.cpp divides the layers between them. The GPU's part, and no more, gets a cache of experts."""
+    model, stats = tiny("mixtral"), tmp_path / "stats.json"
+    both = {"LD_PRELOAD": str(device), "HYPURA_TEST_GPU_BYTES": str(machine_bytes()), "HYPURA_TEST_GPU_PINS": "1"}
+    logits_of(logits, far, model, mode, EXPERTS_HERE, OFF | both, tmp_path / "resident")
+    logits_of(logits, far, model, mode, EXPERTS_HERE, streaming(logits, model, stats) | both, tmp_path / "streamed")
+    assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(mode)) is None
+    figures = json.loads(stats.read_text())
+    assert 0 < figures["vram_bytes"] < model.streamable_bytes and figures["plan"]["remote_bytes"] > 0
+    assert figures["errors"] == 0 and figures["vram_hits"] > 0
+
+
 def test_streamed_weights_do_not_cross_the_network(logits: LogitsProgram, far: Far, tmp_path: Path) -> None:
     """Neither for a prompt nor to be kept there: what is sent is what a resident run sends."""
-    stats, sent = tmp_path / "stats.json", []
-    for output, settings in (("resident", OFF), ("streamed", streaming(logits, SMOLLM2_MOE, stats))):
-        before = far.received_bytes()
-        logits_of(logits, far, SMOLLM2_MOE, "single", EXPERTS_HERE, settings, tmp_path / output)
-        sent.append(far.received_bytes() - before)
-    assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(SMOLLM2_MOE, "single")) is None
-    assert sent[1] < 1.1 * sent[0], f"{sent[0]} bytes without streaming, {sent[1]} with it"
+    model, stats, sent = tiny("mixtral"), tmp_path / "stats.json", {}
+    for mode in ("single", "ubatch"):
+        for settings in (OFF, streaming(logits, model, stats)):
+            before = far.received_bytes()
+            logits_of(logits, far, model, mode, EXPERTS_HERE, settings, tmp_path / "logits")
+            sent[mode, settings["HYPURA"]] = far.received_bytes() - before
+        assert sent[mode, "stream"] < sent[mode, "off"] + model.streamable_bytes // 10, sent
     figures = json.loads(stats.read_text())
     assert figures["vram_bytes"] == 0
-    # The tied output is counted where the embeddings are.
-    assert figures["plan"]["remote_bytes"] == SMOLLM2_MOE.other_bytes - embedding_bytes(SMOLLM2_MOE)
+    assert figures["plan"]["remote_bytes"] == model.other_bytes - embedding_bytes(model)
 
 
 def test_llama_cpps_own_flags(far: Far, tmp_path: Path) -> None:
