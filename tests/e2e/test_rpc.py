@@ -54,7 +54,7 @@ def embedding_bytes(model: Model) -> int:
 
 def logits_of(program: LogitsProgram, far: Far, model: Model, mode: str, place: tuple[str, str], settings: dict[str, str], output: Path) -> Finished:
     arguments = [model.path, mode, str(positions_of(mode)), program.text, output, *place, far.address]
-    return run(program.path, arguments, settings, output.parent, far.through).succeeded()
+    return run(program.path, arguments, settings, output.parent, far.through)
 
 
 def streaming(program: LogitsProgram, model: Model, stats: Path) -> dict[str, str]:
@@ -66,8 +66,8 @@ def streaming(program: LogitsProgram, model: Model, stats: Path) -> dict[str, st
 @pytest.mark.parametrize(("model", "mode", "place"), CASES, ids=lambda value: getattr(value, "name", None))
 def test_streaming_changes_no_bit(logits: LogitsProgram, far: Far, model: Model, mode: str, place: tuple[str, str], tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
-    logits_of(logits, far, model, mode, place, OFF, tmp_path / "resident")
-    logits_of(logits, far, model, mode, place, streaming(logits, model, stats), tmp_path / "streamed")
+    logits_of(logits, far, model, mode, place, OFF, tmp_path / "resident").succeeded()
+    logits_of(logits, far, model, mode, place, streaming(logits, model, stats), tmp_path / "streamed").succeeded()
     assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(mode)) is None
     figures = json.loads(stats.read_text())
     assert figures["errors"] == 0 and figures["read_bytes"] > 0
@@ -78,12 +78,22 @@ def test_a_gpu_here_beside_another_machine(logits: LogitsProgram, far: Far, devi
     """llama.cpp divides the layers between them. The GPU's part, and no more, gets a cache of experts."""
     model, stats = tiny("mixtral"), tmp_path / "stats.json"
     both = {"LD_PRELOAD": str(device), "HYPURA_TEST_GPU_BYTES": str(machine_bytes()), "HYPURA_TEST_GPU_PINS": "1"}
-    logits_of(logits, far, model, mode, EXPERTS_HERE, OFF | both, tmp_path / "resident")
-    logits_of(logits, far, model, mode, EXPERTS_HERE, streaming(logits, model, stats) | both, tmp_path / "streamed")
+    logits_of(logits, far, model, mode, EXPERTS_HERE, OFF | both, tmp_path / "resident").succeeded()
+    logits_of(logits, far, model, mode, EXPERTS_HERE, streaming(logits, model, stats) | both, tmp_path / "streamed").succeeded()
     assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(mode)) is None
     figures = json.loads(stats.read_text())
     assert 0 < figures["vram_bytes"] < model.streamable_bytes and figures["plan"]["remote_bytes"] > 0
     assert figures["errors"] == 0 and figures["vram_hits"] > 0
+
+
+def test_a_failed_read_fails_the_decode(logits: LogitsProgram, far: Far, device: Path, tmp_path: Path) -> None:
+    """The file ends early: a message and no output, while the other machine goes on."""
+    whole, model = tiny("mixtral"), Model("short", tmp_path / "short.gguf")
+    model.path.write_bytes(whole.path.read_bytes())
+    cutting = {"LD_PRELOAD": str(device), "HYPURA_TEST_GPU_BYTES": str(machine_bytes()), "HYPURA_TEST_GPU_CUTS": str(model.path)}
+    settings = streaming(logits, whole, tmp_path / "stats.json") | cutting
+    logits_of(logits, far, model, "single", EXPERTS_HERE, settings, tmp_path / "logits").refused("hypura: ", "llama_decode failed")
+    assert far.process.poll() is None
 
 
 def test_streamed_weights_do_not_cross_the_network(logits: LogitsProgram, far: Far, tmp_path: Path) -> None:
@@ -92,7 +102,7 @@ def test_streamed_weights_do_not_cross_the_network(logits: LogitsProgram, far: F
     for mode in ("single", "ubatch"):
         for settings in (OFF, streaming(logits, model, stats)):
             before = far.received_bytes()
-            logits_of(logits, far, model, mode, EXPERTS_HERE, settings, tmp_path / "logits")
+            logits_of(logits, far, model, mode, EXPERTS_HERE, settings, tmp_path / "logits").succeeded()
             sent[mode, settings["HYPURA"]] = far.received_bytes() - before
         assert sent[mode, "stream"] < sent[mode, "off"] + model.streamable_bytes // 10, sent
     figures = json.loads(stats.read_text())
