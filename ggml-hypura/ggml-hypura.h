@@ -115,6 +115,9 @@ struct ggml_backend_hypura_loader {
     // how much of a device's memory a cache of the experts of this tensor's model may take
     size_t (*vram_budget)(const struct ggml_tensor * tensor, size_t free, size_t total);
 
+    // the same from now on, while it holds some of it: `held` if nothing need change
+    size_t (*vram_budget_now)(const struct ggml_tensor * tensor, size_t held, size_t free, size_t total);
+
     // how much one has taken, or, if negative, given back
     void (*note_vram)(const struct ggml_tensor * tensor, int64_t bytes);
 };

@@ -1,15 +1,12 @@
-// What libllama calls when a streamed weight is to be copied to another backend, and when it makes its cache of experts.
+// What libllama calls when a streamed weight is to be copied to another backend.
 
 #include "llama-hypura.h"
 
 #include "ggml-hypura.h"
 
-#include "llama-impl.h"
-#include "llama-model.h"
 #include "llama-moe-cache.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 using backend_list = std::vector<ggml_backend_t>;
 
@@ -208,80 +205,4 @@ bool llama_hypura_copy_failed(const backend_list & backends) {
     const bool failed = copy_failed;
     copy_failed = false;
     return failed;
-}
-
-// What the caches of all devices may take together. The cache divides it as llama.cpp divides layers, so the device with the least
-// room for its part decides.
-static size_t cache_size(const llama_model & model, const backend_list & backends, const ggml_tensor * streamed) {
-    const auto * loader = llama_hypura_get_loader();
-    const float * split = model.tensor_split();
-    const bool by_free = !split || std::all_of(split, split + model.n_devices(), [](float part) { return part == 0.0f; });
-    std::vector<double> parts;
-    std::vector<double> rooms;
-    for (ggml_backend_t backend : backends) {
-        ggml_backend_dev_t dev = ggml_backend_get_device(backend);
-        const auto is_dev = [&](const llama_device & d) { return d.dev == dev; };
-        const auto found = std::find_if(model.devices.begin(), model.devices.end(), is_dev);
-        bool has_layers = false;
-        for (size_t il = 0; il < model.layers.size(); ++il) {
-            has_layers = has_layers || model.dev_layer(il) == dev;
-        }
-        if (found == model.devices.end() || !has_layers) {
-            continue;
-        }
-        size_t free  = 0;
-        size_t total = 0;
-        ggml_backend_dev_memory(dev, &free, &total);
-        parts.push_back(by_free ? (double) free : (double) split[found - model.devices.begin()]);
-        rooms.push_back((double) loader->vram_budget(streamed, free, total));
-    }
-    double sum = 0;
-    for (double part : parts) {
-        sum += part;
-    }
-    double size = 0;
-    for (size_t i = 0; i < parts.size(); ++i) {
-        const double fits = parts[i] > 0 ? rooms[i]*sum/parts[i] : 0;
-        size = i == 0 ? fits : std::min(size, fits);
-    }
-    return (size_t) size;
-}
-
-std::unique_ptr<llama_moe_cache> llama_hypura_new_cache(const llama_model & model, const backend_list & backends, const std::vector<ggml_backend_buffer_type_t> & bufts) {
-    // kernels of some GPUs give other bits for more tokens, depending on where an expert lies
-    constexpr int64_t MAX_BATCH = 8;
-    constexpr int MAX_TRIES = 6;
-
-    const ggml_tensor * streamed = llama_hypura_find_streamed(model);
-    if (!streamed || model.hparams.no_alloc || model.hparams.n_expert == 0 || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
-        return nullptr;
-    }
-    // what a cache on another machine holds would cross the network, and again whenever that changes
-    std::vector<ggml_backend_t> local;
-    std::vector<ggml_backend_buffer_type_t> local_bufts;
-    for (size_t i = 0; i < backends.size(); ++i) {
-        if (!llama_hypura_is_remote(ggml_backend_get_device(backends[i]))) {
-            local.push_back(backends[i]);
-            local_bufts.push_back(bufts[i]);
-        }
-    }
-    size_t size = cache_size(model, local, streamed);
-    for (int i = 0; i < MAX_TRIES && size > 0; ++i, size /= 2) {
-        try {
-            auto cache = std::make_unique<llama_moe_cache>(model, local, local_bufts, size);
-            size_t taken = 0;
-            for (const auto & [buft, bytes] : cache->memory_breakdown()) {
-                taken += ggml_backend_buft_is_host(buft) ? 0 : bytes;
-            }
-            if (taken == 0) {
-                return nullptr;
-            }
-            cache->set_max_batch(MAX_BATCH);
-            return cache;
-        } catch (const std::exception & error) {
-            // others may have taken the memory in the meantime
-            LLAMA_LOG_WARN("%s: no cache of %.2f MiB: %s\n", __func__, size/1024.0/1024.0, error.what());
-        }
-    }
-    return nullptr;
 }

@@ -90,8 +90,29 @@ void llama_hypura_forget(const std::vector<ggml_tensor *> & experts, int32_t exp
 // A graph has been computed. Whether copying a weight has failed since the last call by this thread: then its result is worth nothing.
 bool llama_hypura_copy_failed(const std::vector<ggml_backend *> & backends);
 
-// The cache of experts for a model that is streamed, as large as device memory allows. Null if there is none.
-std::unique_ptr<llama_moe_cache> llama_hypura_new_cache(const llama_model & model, const std::vector<ggml_backend *> & backends, const std::vector<ggml_backend_buffer_type *> & bufts);
+// A context's cache of experts, in device memory that nobody else wants: it gives way, and comes back.
+struct llama_hypura_vram;
+
+// For a model whose experts are streamed; null if it can have no cache. `cache` is filled by turns, and must outlive what is returned.
+std::shared_ptr<llama_hypura_vram> llama_hypura_new_vram(const llama_model & model, const std::vector<ggml_backend *> & backends,
+    const std::vector<ggml_backend_buffer_type *> & bufts, std::unique_ptr<llama_moe_cache> & cache);
+
+// A context computes. At the beginning its cache is fitted to the memory that is free; if it is another one since, or none, the context
+// must reserve again. Until the end no other thread takes it away.
+class llama_hypura_turn {
+public:
+    llama_hypura_turn(llama_hypura_vram * vram, bool & must_reserve);
+    ~llama_hypura_turn();
+    llama_hypura_turn(const llama_hypura_turn &) = delete;
+    llama_hypura_turn & operator=(const llama_hypura_turn &) = delete;
+
+private:
+    llama_hypura_vram * vram;
+};
+
+// Within a turn: the context gets no memory for what it computes. Whether its cache has given way, so that another try is worth it; what
+// has been built with the cache is of no use then.
+bool llama_hypura_give_way(llama_hypura_vram * vram);
 
 // Between the parts of this file.
 const ggml_backend_hypura_loader * llama_hypura_get_loader();

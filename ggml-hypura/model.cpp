@@ -162,6 +162,11 @@ static size_t loader_vram_budget(const ggml_tensor * tensor, size_t free, size_t
     return t ? hypura_copy_budget(t->model->handle, free, total) : 0;
 }
 
+static size_t loader_vram_budget_now(const ggml_tensor * tensor, size_t held, size_t free, size_t total) {
+    const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor);
+    return t ? hypura_copy_budget_now(t->model->handle, held, free, total) : 0;
+}
+
 static void loader_note_vram(const ggml_tensor * tensor, int64_t bytes) {
     if (const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor)) {
         hypura_copy_note_memory(t->model->handle, bytes);
@@ -189,6 +194,7 @@ const ggml_backend_hypura_loader * ggml_hypura_get_loader() {
         /* .worth       = */ loader_worth,
         /* .drop_copy   = */ hypura::drop_copy,
         /* .vram_budget = */ loader_vram_budget,
+        /* .vram_budget_now = */ loader_vram_budget_now,
         /* .note_vram   = */ loader_note_vram,
     };
     return &loader;

@@ -758,6 +758,18 @@ void hypura_copy_set_speed(const struct hypura_model_t *model,
 /// @return bytes; 0 for a model that is not streamed
 uint64_t hypura_copy_budget(const struct hypura_model_t *model, uint64_t free_bytes, uint64_t total_bytes);
 
+/// The same while copies hold some of it: HYPURA_VRAM gives way when others have taken half of the margin, and copies may take more when
+/// much more is free.
+///
+/// @param model from hypura_model_open(); NULL is allowed
+/// @param held_bytes what copies hold of the GPU's memory
+/// @param free_bytes,total_bytes of the GPU's memory
+/// @return how much they are to hold from now on, `held_bytes` if that need not change; 0 for a model that is not streamed
+uint64_t hypura_copy_budget_now(const struct hypura_model_t *model,
+                                uint64_t held_bytes,
+                                uint64_t free_bytes,
+                                uint64_t total_bytes);
+
 /// Notes that the host has taken memory of a GPU for copies, or, with a negative number, has given some back. For the statistics.
 ///
 /// @param model from hypura_model_open(); NULL is allowed

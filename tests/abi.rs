@@ -221,6 +221,7 @@ signatures! {
         *const HypuraModel, HypuraAllocate, HypuraRelease, *mut c_void, *mut c_char, usize
     ) -> i32;
     hypura_copy_budget: fn(*const HypuraModel, u64, u64) -> u64;
+    hypura_copy_budget_now: fn(*const HypuraModel, u64, u64, u64) -> u64;
     hypura_copy_note_memory: fn(*const HypuraModel, i64);
     hypura_copy_set_speed: fn(*const HypuraModel, f64, f64);
     hypura_copy_add: fn(*const HypuraModel, usize, usize, *mut c_char, usize) -> i32;

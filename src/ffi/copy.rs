@@ -103,6 +103,26 @@ pub unsafe extern "C" fn hypura_copy_budget(model: *const HypuraModel, free_byte
     guard_infallible(0, || session.vram_budget(free_bytes, total_bytes))
 }
 
+/// The same while copies hold some of it: HYPURA_VRAM gives way when others have taken half of the margin, and copies may take more when
+/// much more is free.
+///
+/// # Safety
+/// @param model from hypura_model_open(); NULL is allowed
+/// @param held_bytes what copies hold of the GPU's memory
+/// @param free_bytes,total_bytes of the GPU's memory
+/// @return how much they are to hold from now on, `held_bytes` if that need not change; 0 for a model that is not streamed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hypura_copy_budget_now(
+    model: *const HypuraModel,
+    held_bytes: u64,
+    free_bytes: u64,
+    total_bytes: u64,
+) -> u64 {
+    // SAFETY: the contract of this function.
+    let Some(session) = (unsafe { model.as_ref() }).and_then(|model| model.session.as_ref()) else { return 0 };
+    guard_infallible(0, || session.vram_budget_now(held_bytes, free_bytes, total_bytes))
+}
+
 /// Notes that the host has taken memory of a GPU for copies, or, with a negative number, has given some back. For the statistics.
 ///
 /// # Safety

@@ -18,7 +18,7 @@ pub use decide::{Mode, Plan, WORKING_BYTES, decide};
 pub use micro_batch::micro_batch;
 pub use place::{Place, usual_place};
 pub use ring::{FIRST_RING, Pass, Step, pinned};
-pub use vram::vram_budget;
+pub use vram::{vram_budget, vram_budget_now};
 
 /// Bytes for people: MiB below 1 GiB, else GiB.
 pub fn in_gigabytes(bytes: u64) -> String {

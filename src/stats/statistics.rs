@@ -29,8 +29,10 @@ pub struct Statistics {
     pub expert_hits: u64,
     /// Experts that had to be read for the request.
     pub expert_misses: u64,
-    /// The most memory of GPUs that held copies of experts.
+    /// Memory of GPUs that holds copies of experts.
     pub vram_bytes: u64,
+    /// The most that it was.
+    pub vram_bytes_max: u64,
     /// Experts that the host had a copy of, in the memory of a GPU.
     pub vram_hits: u64,
     /// Bytes of such copies that were moved into slots when they were dropped.
@@ -146,7 +148,8 @@ pub const FIGURES: &[Figure] = &[
     gauge("model_bytes", "Bytes of all weights of the model."),
     gauge("resident_bytes", "Streamed weights that are in RAM now."),
     gauge("budget_bytes", "What streamed weights may occupy."),
-    gauge("vram_bytes", "The most memory of GPUs that held copies of experts."),
+    gauge("vram_bytes", "Memory of GPUs that holds copies of experts."),
+    gauge("vram_bytes_max", "The most that it was."),
     gauge(
         "lookahead_coverage",
         "Of the experts wanted after a token's first layer, the share for which a router was asked.",

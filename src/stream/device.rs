@@ -5,16 +5,38 @@
 //! what would go for it; nothing is read again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::cache::WaiterSet;
 use crate::error::{Error, ErrorCode, Result};
 use crate::hw::{GpuSpeed, RemoteSpeed};
 use crate::index::BlockId;
 use crate::memory::HostMemory;
-use crate::plan::{in_gigabytes, vram_budget};
+use crate::plan::{in_gigabytes, vram_budget, vram_budget_now};
 
 use super::session::Session;
+
+/// Memory of GPUs that the host holds copies in.
+#[derive(Debug, Default)]
+pub(super) struct HeldVram {
+    now_bytes: AtomicI64,
+    most_bytes: AtomicU64,
+}
+
+impl HeldVram {
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.now_bytes.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    pub(super) fn most_bytes(&self) -> u64 {
+        self.most_bytes.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: i64) {
+        let now = self.now_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.most_bytes.fetch_max(now.max(0) as u64, Ordering::Relaxed);
+    }
+}
 
 impl Session {
     /// Puts slots into memory of the host's, from which its GPU copies faster. Only before the first demand.
@@ -44,10 +66,14 @@ impl Session {
         vram_budget(self.config.vram, free_bytes, total_bytes)
     }
 
+    /// How much they may take from now on, given what they hold of it already.
+    pub fn vram_budget_now(&self, held_bytes: u64, free_bytes: u64, total_bytes: u64) -> u64 {
+        vram_budget_now(self.config.vram, held_bytes, free_bytes, total_bytes)
+    }
+
     /// Notes how much memory of GPUs the host holds copies in, of all contexts together.
     pub fn add_vram(&self, bytes: i64) {
-        let now = self.vram_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.most_vram_bytes.fetch_max(now.max(0) as u64, Ordering::Relaxed);
+        self.vram.add(bytes);
     }
 
     /// How much an expert deserves a copy, compared with others: what is likely to be used soon, more.
@@ -113,7 +139,7 @@ impl Session {
 
     /// What of the model is kept on GPUs and other machines, for the log; empty if nothing.
     pub(super) fn elsewhere_phrase(&self) -> String {
-        let vram = match self.vram_bytes.load(Ordering::Relaxed).max(0) as u64 {
+        let vram = match self.vram.held_bytes() {
             0 => String::new(),
             bytes => format!(" and {} of VRAM", in_gigabytes(bytes)),
         };

@@ -1,7 +1,6 @@
 //! What exists from the first demand on, and how it starts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::SlotCount;
 use crate::config::PrefetchSetting;
@@ -14,6 +13,7 @@ use crate::predict::{Lookahead, Store};
 use crate::stats::{Statistics, StatsWriter};
 
 use super::core::Core;
+use super::device::HeldVram;
 use super::learner::Learner;
 use super::rows::Rows;
 use super::running_placement::RunningPlacement;
@@ -61,7 +61,7 @@ impl Session {
         };
         let fixed_bytes = self.config.ram_bytes.unwrap_or(0);
         let budget_bytes = admission.as_ref().map_or(fixed_bytes, Admission::budget_bytes);
-        let vram_bytes = self.vram_bytes.load(Ordering::Relaxed).max(0) as u64;
+        let vram_bytes = self.vram.held_bytes();
         let task = Arc::new(self.machine.task(&self.gguf, &self.config, self.plan.mode, &streamed, vram_bytes));
         let placement = task.place(budget_bytes)?;
         let (rows_bytes, slots) = (placement.rows_bytes, placement.slots.clone());
@@ -111,7 +111,7 @@ impl Session {
     fn stats_writer(&self, running: &Running) -> Result<Option<StatsWriter>> {
         let Some(path) = &self.config.stats else { return Ok(None) };
         let (core, placement) = (Arc::clone(&running.core), Arc::clone(&running.placement));
-        let (rows, facts, vram) = (running.rows.clone(), running.facts(self), Arc::clone(&self.most_vram_bytes));
+        let (rows, facts, vram) = (running.rows.clone(), running.facts(self), Arc::clone(&self.vram));
         let files = Arc::clone(&self.files);
         let snapshot = move || snapshot(&core, &placement, rows.as_deref(), &files, &facts, &vram);
         StatsWriter::start(path.clone(), snapshot).map(Some)
@@ -200,7 +200,7 @@ pub(super) fn snapshot(
     rows: Option<&Rows>,
     files: &[DirectFile],
     facts: &Statistics,
-    vram_bytes: &AtomicU64,
+    vram: &HeldVram,
 ) -> String {
     let mut state = core.state.lock();
     core.count_read_time(&mut state.slots);
@@ -219,7 +219,8 @@ pub(super) fn snapshot(
         resident_bytes: resident_bytes + rows.map_or(0, Rows::held_bytes),
         budget_bytes: core.pool_bytes() + rows.map_or(0, Rows::memory_bytes),
         page_cache_bytes: files.iter().map(DirectFile::page_cache_bytes).sum(),
-        vram_bytes: vram_bytes.load(Ordering::Relaxed),
+        vram_bytes: vram.held_bytes(),
+        vram_bytes_max: vram.most_bytes(),
         prefetch_pays,
         plan: placement.summary(),
         predicted_tokens_per_second: Some(placement.prediction().tokens_per_second()),

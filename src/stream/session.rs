@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use crate::persist;
 use crate::plan::{self, Place, Plan, bytes_for_tables, minimum_bytes, tables_claim};
 use crate::stats::{Counters, Statistics};
 
+use super::device::HeldVram;
 use super::fetch::Fetch;
 use super::machine_at_load::MachineAtLoad;
 use super::running::{Running, snapshot};
@@ -39,10 +40,7 @@ pub struct Session {
     mapped_weights: OnceLock<MappedWeights>,
     /// Where slots are, if the host has memory for them.
     pub(super) host_memory: OnceLock<Arc<dyn HostMemory>>,
-    /// Memory of GPUs that holds copies of experts.
-    pub(super) vram_bytes: AtomicI64,
-    /// The most that it was.
-    pub(super) most_vram_bytes: Arc<AtomicU64>,
+    pub(super) vram: Arc<HeldVram>,
     running: OnceLock<Running>,
     /// Held by whoever starts it.
     starting: Mutex<()>,
@@ -92,8 +90,7 @@ impl Session {
             is_loaded: AtomicBool::new(false),
             mapped_weights: OnceLock::new(),
             host_memory: OnceLock::new(),
-            vram_bytes: AtomicI64::default(),
-            most_vram_bytes: Arc::default(),
+            vram: Arc::default(),
             running: OnceLock::new(),
             starting: Mutex::new(()),
         })))
@@ -202,7 +199,7 @@ impl Session {
             Some(running) => {
                 let facts = running.facts(self);
                 let rows = running.rows.as_deref();
-                snapshot(&running.core, &running.placement, rows, &self.files, &facts, &self.most_vram_bytes)
+                snapshot(&running.core, &running.placement, rows, &self.files, &facts, &self.vram)
             }
             _ => Counters::default().statistics(self.idle_facts()).to_json(),
         }

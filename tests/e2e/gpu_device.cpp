@@ -5,6 +5,8 @@
 // waits for them: a source that is given back too early shows.
 //
 //   HYPURA_TEST_GPU_BYTES        how much memory it has (default 4 GiB)
+//   HYPURA_TEST_GPU_TAKEN        a file: as many bytes as it has are taken by another process
+//   HYPURA_TEST_GPU_PADDING      a file: as many bytes as it has are wanted behind the result of a multiplication
 //   HYPURA_TEST_GPU_PINS         set: it has host memory of its own
 //   HYPURA_TEST_GPU_CUTS         a file that loses its second half when the device first computes
 
@@ -12,6 +14,7 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -27,9 +30,19 @@ size_t setting(const char * name, size_t otherwise) {
 }
 
 size_t total_bytes() { return setting("HYPURA_TEST_GPU_BYTES", size_t(4) << 30); }
-size_t used_bytes = 0;
+std::atomic<size_t> used_bytes = 0;
 
-size_t free_bytes() { return total_bytes() - used_bytes; }
+size_t file_bytes(const char * name) {
+    const char * path = getenv(name);
+    std::error_code none;
+    const auto bytes = path ? std::filesystem::file_size(path, none) : 0;
+    return none ? 0 : bytes;
+}
+
+size_t free_bytes() {
+    const size_t not_free = used_bytes + file_bytes("HYPURA_TEST_GPU_TAKEN");
+    return total_bytes() - std::min(total_bytes(), not_free);
+}
 
 void cut_file() {
     static bool is_done = false;
@@ -84,6 +97,9 @@ ggml_backend_buffer_type_t buffer_type() {
             memset(base, 0xff, size); // NaN in every type of number
             used_bytes += size;
             return ggml_backend_buffer_init(buft, make_buffer_interface(), new buffer_context { (char *) base, size }, size);
+        };
+        type.iface.get_alloc_size = [](ggml_backend_buffer_type_t, const ggml_tensor * t) {
+            return ggml_nbytes(t) + (t->op == GGML_OP_MUL_MAT ? file_bytes("HYPURA_TEST_GPU_PADDING") : 0);
         };
         type.iface.get_alignment = [](ggml_backend_buffer_type_t) { return size_t(128); };
         type.device = device();

@@ -5,13 +5,15 @@ compared with those of the same flags and `HYPURA=off`.
 """
 
 import json
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from logits import LogitsProgram, difference
+from logits import LogitsProgram, build_host, difference
 from models import SMOLLM2, SMOLLM2_MOE, Model, tiny
-from programs import OFF, Finished, run
+from programs import BIN, OFF, Finished, run
 
 EXPERTS_ON_CPU = ("99", "ffn_.*_exps")
 FFN_ON_CPU = ("99", "ffn_")
@@ -86,7 +88,7 @@ def test_a_prompt_on_the_gpu_has_the_bits_of_stock(gpu: Gpu, model: Model, place
     positions = 512 + 64
     streamed, stats = gpu.streamed(model, "ubatch", positions, place, share, HYPURA_VRAM="off")
     assert difference(gpu.resident(model, "ubatch", positions, place), streamed, positions) is None
-    assert stats["errors"] == 0 and stats["read_bytes"] > 0 and stats["vram_bytes"] == 0
+    assert stats["errors"] == 0 and stats["read_bytes"] > 0 and stats["vram_bytes_max"] == 0
 
 
 @pytest.mark.parametrize(("model", "vram", "ram", "mode"), tiers())
@@ -97,7 +99,8 @@ def test_experts_in_vram_have_the_bits_of_stock(gpu: Gpu, model: Model, vram: fl
     streamed, stats = gpu.streamed(model, mode, positions, EXPERTS_ON_CPU, ram, HYPURA_VRAM=vram_bytes)
     assert difference(gpu.resident(model, mode, positions, EXPERTS_ON_CPU), streamed, positions) is None
     assert stats["errors"] == 0
-    assert 0 < stats["vram_bytes"] <= int(vram_bytes)
+    assert 0 < stats["vram_bytes_max"] <= int(vram_bytes)
+    assert stats["vram_bytes"] == 0, "contexts are gone"
     # Too few slots for what four tokens may want leave those to the CPU, by their number and not by what is cached.
     assert stats["vram_hits"] > 0 or (mode == "parallel" and vram < 0.5)
 
@@ -123,9 +126,9 @@ def test_what_is_free_is_used_but_for_a_margin(gpu: Gpu) -> None:
     """Unasked, with enough memory all experts are in VRAM; with little, none, and nothing fails."""
     model = SMOLLM2_MOE
     _, stats = gpu.streamed(model, "single", 48, EXPERTS_ON_CPU, 0.3)
-    assert stats["vram_bytes"] >= model.streamable_bytes
+    assert stats["vram_bytes_max"] >= model.streamable_bytes
     _, stats = gpu.streamed(model, "single", 48, EXPERTS_ON_CPU, 0.3, HYPURA_TEST_GPU_BYTES=str(500 << 20))
-    assert stats["vram_bytes"] == 0
+    assert stats["vram_bytes_max"] == 0
 
 
 def test_a_failed_read_fails_the_decode_on_the_gpu_too(gpu: Gpu, tmp_path: Path) -> None:
@@ -144,3 +147,56 @@ def test_a_failed_read_fails_the_decode_on_the_gpu_too(gpu: Gpu, tmp_path: Path)
 def test_a_malformed_variable_is_refused(gpu: Gpu, value: str, words: str) -> None:
     finished, _ = gpu.run(SMOLLM2_MOE, "single", 4, EXPERTS_ON_CPU, {"HYPURA": "stream", "HYPURA_VRAM": value})
     finished.refused(words)
+
+
+@dataclass
+class Hardships:
+    """vram_hardships.cpp on a device that is too small for all that it is to hold."""
+
+    program: Path
+    device: Path
+    model: Path
+    text: Path
+    scratch: Path
+    # To a size of the user's belongs a margin of 133 MiB.
+    memory: dict = field(default_factory=lambda: {"HYPURA_TEST_GPU_BYTES": str(640 << 20), "HYPURA_VRAM": "1G"})
+
+    def run(self, hardship: str, settings: dict[str, str], *more: str) -> tuple[Finished, list[bytes]]:
+        """What it said, and the logits of its contexts."""
+        files = {f"HYPURA_TEST_GPU_{name}": str(self.scratch / name) for name in ("TAKEN", "PADDING")}
+        output = self.scratch / "logits"
+        arguments = [self.model, self.text, output, hardship, *more]
+        finished = run(self.program, arguments, {"LD_PRELOAD": str(self.device)} | self.memory | files | settings, self.scratch)
+        return finished, [path.read_bytes() for path in sorted(self.scratch.glob("logits-?"))]
+
+
+@pytest.fixture(scope="session")
+def hardships(logits: LogitsProgram, device: Path, tmp_path_factory: pytest.TempPathFactory) -> Hardships:
+    scratch = tmp_path_factory.mktemp("hardships")
+    return Hardships(build_host("vram_hardships", BIN, scratch), device, SMOLLM2_MOE.path, logits.text, scratch)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(hardships: Hardships) -> bytes:
+    """The logits of the text, computed without libhypura, with all the memory that is wanted."""
+    finished, logits = hardships.run("none", OFF)
+    finished.succeeded()
+    return logits[0]
+
+
+@pytest.mark.parametrize(("hardship", "more"), [("process", []), ("context", ["8192"]), ("thread", ["8192"]), ("buffers", []), ("graph", [])])
+def test_vram_gives_way(hardships: Hardships, undisturbed: bytes, hardship: str, more: list[str], tmp_path: Path) -> None:
+    """Whoever else wants memory of the device gets it; nothing fails, and no bit differs."""
+    hardships = replace(hardships, scratch=tmp_path)
+    settings = {"HYPURA": "stream", "HYPURA_RAM": "150M", "HYPURA_VERIFY": "1", "HYPURA_STATS": str(tmp_path / "stats.json")}
+    finished, logits = hardships.run(hardship, settings, *more)
+    finished.succeeded()
+    assert len(logits) == 1 + len(more)
+    for of_context in logits:
+        assert of_context == undisturbed[: len(of_context)]
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["errors"] == 0 and stats["vram_bytes_max"] > 300 << 20 and stats["vram_bytes"] == 0
+    assert re.search("hypura: .* of VRAM (hold experts now|no longer hold)", finished.log), "nothing gave way"
+    if hardship == "process":
+        before, during, after = (int(free) for free in re.findall(r": (\d+) MiB free", finished.output))
+        assert during > before + 64 and after < during - 64, "it gave way to the process, and came back"
