@@ -137,16 +137,15 @@ impl Session {
         Ok(())
     }
 
-    /// What of the model is kept on GPUs and other machines, for the log; empty if nothing.
-    pub(super) fn elsewhere_phrase(&self) -> String {
-        let vram = match self.vram.held_bytes() {
+    /// What of the model is kept on GPUs and other machines, for the log, where the host put `gpu_bytes` on GPUs; empty if nothing.
+    pub(super) fn elsewhere_phrase(&self, gpu_bytes: u64) -> String {
+        let place = |before: &str, bytes, after| match bytes {
             0 => String::new(),
-            bytes => format!(" and {} of VRAM", in_gigabytes(bytes)),
+            bytes => format!("{before}{}{after}", in_gigabytes(bytes)),
         };
-        match self.machine.remote_bytes(&self.gguf) {
-            0 => vram,
-            bytes => format!("{vram}; {} on other machines", in_gigabytes(bytes)),
-        }
+        place(" and ", self.vram.held_bytes(), " of VRAM")
+            + &place("; ", gpu_bytes, " on the GPU for good")
+            + &place("; ", self.machine.remote_bytes(&self.gguf), " on other machines")
     }
 
     fn block_of(&self, tensor: usize, expert: usize) -> Result<BlockId> {

@@ -129,7 +129,7 @@ impl Session {
             in_gigabytes(block_bytes + streamed.table_bytes()),
             in_gigabytes(self.gguf.model_bytes()),
             in_gigabytes(running.core.pool_bytes() + rows_bytes),
-            self.elsewhere_phrase(),
+            self.elsewhere_phrase(running.placement.gpu_bytes()),
             self.tuning,
         );
         running.placement.log();

@@ -47,6 +47,11 @@ impl RunningPlacement {
         tracing::warn!("{expected}");
     }
 
+    /// What the host has put on GPUs, where it stays.
+    pub(super) fn gpu_bytes(&self) -> u64 {
+        self.placement.tiers.gpu - self.placement.tiers.vram
+    }
+
     pub(super) fn prediction(&self) -> &Prediction {
         &self.placement.prediction
     }
