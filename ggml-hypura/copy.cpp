@@ -43,15 +43,18 @@ bool failed(backend_context & ctx, const ggml_backend_hypura_copy & copy) {
 }
 
 // what is copied into RAM from copies that are dropped has arrived
-void finish_rescues(backend_context & ctx, ggml_backend_t from) {
-    if (ctx.rescued.empty()) {
-        return;
-    }
-    ggml_backend_synchronize(from);
+void finish_rescues(backend_context & ctx) {
     for (const auto & [weight, expert] : ctx.rescued) {
         hypura_copy_rescued(weight->model->handle, weight->index, expert, ctx.error, sizeof(ctx.error));
     }
     ctx.rescued.clear();
+}
+
+void finish_rescues(backend_context & ctx, ggml_backend_t from) {
+    if (!ctx.rescued.empty()) {
+        ggml_backend_synchronize(from);
+        finish_rescues(ctx);
+    }
 }
 
 // zeros behind experts that are followed by one that is not there
@@ -140,6 +143,7 @@ bool copy_weight(const ggml_backend_hypura_copy & copy) {
 
 void finish_copies_of(ggml_backend_t ours) {
     finish_copies(context(ours));
+    finish_rescues(context(ours));
 }
 
 void add_copy(const ggml_tensor * weight, int32_t expert) {

@@ -99,7 +99,7 @@ struct ggml_backend_hypura_loader {
     bool (*copy)(const struct ggml_backend_hypura_copy * copy);
 
     // waits for what is being copied, and lets go of where it came from; to be called when a graph has been computed, and before the
-    // copies of one layer into a cache
+    // copies of one layer into a cache. Also completes what drop_copy() has begun, once the device has been waited for
     void (*finish_copies)(ggml_backend_t ours);
 
     // a cache has an expert now that it did not get by copy()
@@ -109,7 +109,7 @@ struct ggml_backend_hypura_loader {
     double (*worth)(const struct ggml_tensor * weight, int32_t expert);
 
     // an expert's slot of a cache is about to be used for another. With `ours` its bytes may be copied into RAM first, which the next
-    // copy() to that backend completes
+    // copy() to that backend or finish_copies() completes
     void (*drop_copy)(ggml_backend_t ours, ggml_backend_t from, const struct ggml_tensor * weight, int32_t expert, const struct ggml_tensor * cache, int32_t slot);
 
     // how much of a device's memory a cache of the experts of this tensor's model may take

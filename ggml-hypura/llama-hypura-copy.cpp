@@ -171,6 +171,23 @@ llama_hypura_filled llama_hypura_fill_cache(const backend_list & backends, ggml_
     return LLAMA_HYPURA_FAILED;
 }
 
+void llama_hypura_rescue(const backend_list & backends, ggml_backend_t backend, const std::vector<ggml_tensor *> & banks, const std::vector<llama_hypura_fill> & leaving) {
+    const auto * loader = llama_hypura_get_loader();
+    const ggml_backend_t ours = llama_hypura_find_backend(backends);
+    for (const auto & slot : leaving) {
+        for (size_t i = 0; ours && i < banks.size(); ++i) {
+            const ggml_tensor * weight = (*slot.evicted)[i];
+            if (loader->is_streamed(weight)) {
+                loader->drop_copy(ours, backend, weight, slot.evicted_expert, banks[i], slot.slot);
+            }
+        }
+    }
+    if (ours) {
+        ggml_backend_synchronize(backend);
+        loader->finish_copies(ours);
+    }
+}
+
 void llama_hypura_forget(const std::vector<ggml_tensor *> & experts, int32_t expert) {
     const auto * loader = llama_hypura_get_loader();
     for (const ggml_tensor * weight : experts) {

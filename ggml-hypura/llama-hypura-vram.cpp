@@ -232,6 +232,9 @@ void llama_hypura_vram::drop() {
 
 void llama_hypura_vram::replace(const char * why) {
     const size_t before = held();
+    if (cache) {
+        cache->rescue();
+    }
     {
         std::lock_guard<std::mutex> lock(mutex);
         drop();
@@ -283,15 +286,18 @@ void llama_hypura_vram::fit() {
 
 bool llama_hypura_vram::begin_turn() {
     n_turns++;
-    {
-        std::lock_guard<std::mutex> lock(mutex);
-        is_busy = true;
-        if (is_asked) {
-            drop();
-        }
+    std::unique_lock<std::mutex> lock(mutex);
+    is_busy = true;
+    const bool must_drop = is_asked && cache;
+    lock.unlock();
+    if (must_drop) {
+        cache->rescue();
+        lock.lock();
+        drop();
+        lock.unlock();
     }
     fit();
-    std::lock_guard<std::mutex> lock(mutex);
+    lock.lock();
     return std::exchange(is_replaced, false);
 }
 
@@ -315,6 +321,7 @@ bool llama_hypura_vram::give_way() {
     if (!cache) {
         return false;
     }
+    cache->rescue();
     synchronize();
     LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM no longer hold experts: the context itself wants memory\n", mebibytes(held()));
     std::lock_guard<std::mutex> lock(mutex);

@@ -63,7 +63,7 @@ bool llama_hypura_copy(const std::vector<ggml_backend *> & backends, ggml_backen
 bool llama_hypura_copy_experts(const std::vector<ggml_backend *> & backends, llama_moe_cache * cache, ggml_backend * backend, const ggml_tensor * src, ggml_tensor * dst,
     const ggml_tensor * ids, const std::vector<int32_t> & ids_data, const std::vector<bool> & used);
 
-// An expert that gets a slot of the cache of experts, and what was in the slot before, if anything.
+// An expert (-1: none) that gets a slot of the cache of experts, and what was in the slot before, if anything.
 struct llama_hypura_fill {
     int32_t expert;
     int32_t slot;
@@ -75,6 +75,10 @@ struct llama_hypura_fill {
 enum llama_hypura_filled { LLAMA_HYPURA_NOT_STREAMED, LLAMA_HYPURA_FILLED, LLAMA_HYPURA_FAILED };
 llama_hypura_filled llama_hypura_fill_cache(const std::vector<ggml_backend *> & backends, ggml_backend * backend, const std::vector<ggml_tensor *> & experts,
     const std::vector<ggml_tensor *> & banks, const std::vector<int32_t> & ids, ggml_cgraph * graph, const std::vector<llama_hypura_fill> & fills, size_t & bytes);
+
+// A cache is about to go: what it has in these slots of its banks may be kept in RAM, the first rather than the last.
+void llama_hypura_rescue(const std::vector<ggml_backend *> & backends, ggml_backend * backend, const std::vector<ggml_tensor *> & banks,
+    const std::vector<llama_hypura_fill> & leaving);
 
 bool llama_hypura_is_streamed(const ggml_tensor * weight);
 

@@ -198,6 +198,8 @@ def test_vram_gives_way(hardships: Hardships, undisturbed: bytes, hardship: str,
     assert stats["errors"] == 0 and stats["vram_bytes_max"] > 300 << 20 and stats["vram_bytes"] == 0
     assert re.search("hypura: .* of VRAM (hold experts now|no longer hold)", finished.log), "nothing gave way"
     assert re.search(r"streamed through [\d.]+ MiB of RAM .* and [\d.]+ MiB of VRAM; [\d.]+ MiB on the GPU for good; ", finished.log)
+    if hardship in ("buffers", "graph"):
+        assert stats["vram_rescued_bytes"] > 100 << 20, "what fits into RAM is not read again"
     if hardship == "process":
         before, during, after = (int(free) for free in re.findall(r": (\d+) MiB free", finished.output))
         assert during > before + 64 and after < during - 64, "it gave way to the process, and came back"
