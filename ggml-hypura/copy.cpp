@@ -7,7 +7,9 @@
 
 #include "ggml-hypura.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <vector>
 
 namespace hypura {
 
@@ -20,18 +22,26 @@ backend_context & context(ggml_backend_t backend) {
     return *(backend_context *) backend->context;
 }
 
+// not by ggml_backend_tensor_memset(), which some backends lack
+void set_zeros(ggml_tensor * tensor, size_t offset, size_t size) {
+    static const std::vector<char> zeros(1u << 20);
+    for (size_t done = 0; done < size; done += zeros.size()) {
+        ggml_backend_tensor_set(tensor, zeros.data(), offset + done, std::min(zeros.size(), size - done));
+    }
+}
+
 // The other backend goes on until the end of its graph, which then fails as a whole. Until then it must compute with numbers, and find
 // experts that exist.
 void clear(const ggml_backend_hypura_copy & copy) {
     ggml_backend_synchronize(copy.to);
     if (!copy.is_cache) {
-        ggml_backend_tensor_memset(copy.copy, 0, 0, ggml_nbytes(copy.copy));
+        set_zeros(copy.copy, 0, ggml_nbytes(copy.copy));
         return;
     }
     const size_t bytes = copy.weight->nb[2];
     for (int64_t e = 0; e < copy.weight->ne[2]; ++e) {
         if (copy.slots[e] >= 0) {
-            ggml_backend_tensor_memset(copy.copy, 0, copy.slots[e]*bytes, bytes);
+            set_zeros(copy.copy, copy.slots[e]*bytes, bytes);
         }
     }
 }

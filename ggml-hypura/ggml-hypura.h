@@ -92,8 +92,8 @@ struct ggml_backend_hypura_loader {
     // the weights of the model of this tensor are going to be copied to a device
     void (*use_device)(const struct ggml_tensor * tensor, ggml_backend_dev_t dev);
 
-    // a device of another machine has a part of the model of this tensor
-    void (*use_remote)(const struct ggml_tensor * tensor, ggml_backend_dev_t dev);
+    // a device of another machine has a part of the model of this tensor, such as that matrix
+    void (*use_remote)(const struct ggml_tensor * tensor, ggml_backend_dev_t dev, const struct ggml_tensor * matrix);
 
     // copies; false when a weight cannot be read: then the copy is zeros and the reason is logged
     bool (*copy)(const struct ggml_backend_hypura_copy * copy);

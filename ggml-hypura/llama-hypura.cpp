@@ -199,6 +199,20 @@ static size_t context_bytes(const llama_model & model, const llama_context_param
     return bytes;
 }
 
+// Of the matrices that a device multiplies with. The RPC backend takes every operation, whether its server can compute it or not: what is
+// asked of it must be something that llama.cpp asks, too.
+static const ggml_tensor * largest_matrix_on(const llama_model & model, ggml_backend_dev_t dev) {
+    const ggml_tensor * largest = nullptr;
+    for (const auto & [name, t] : model.tensors_by_name) {
+        const bool is_matrix = name.rfind("blk.", 0) == 0 && t->ne[0] > 1 && t->ne[1] > 1 && t->ne[2] == 1;
+        const bool is_there  = t->buffer && ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer)) == dev;
+        if (is_matrix && is_there && (!largest || ggml_nbytes(t) > ggml_nbytes(largest))) {
+            largest = t;
+        }
+    }
+    return largest;
+}
+
 uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch) {
     const auto * loader = llama_hypura_get_loader();
     if (!loader) {
@@ -215,8 +229,8 @@ uint32_t llama_hypura_new_context(const llama_model & model, const llama_context
     if (streamed && local != model.devices.end()) {
         loader->use_device(streamed, local->dev);
     }
-    if (streamed && remote != model.devices.end()) {
-        loader->use_remote(streamed, remote->dev);
+    if (const ggml_tensor * matrix = streamed && remote != model.devices.end() ? largest_matrix_on(model, remote->dev) : nullptr) {
+        loader->use_remote(streamed, remote->dev, matrix);
     }
     loader->make_room(context_bytes(model, params, n_ctx, n_ubatch));
     return n_ubatch;

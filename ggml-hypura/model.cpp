@@ -142,9 +142,9 @@ static void loader_make_room(size_t size) {
     hypura_make_room(size);
 }
 
-static void loader_use_remote(const ggml_tensor * tensor, ggml_backend_dev_t dev) {
+static void loader_use_remote(const ggml_tensor * tensor, ggml_backend_dev_t dev, const ggml_tensor * matrix) {
     if (const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor)) {
-        ggml_hypura_measure_remote(dev, tensor, *t->model);
+        ggml_hypura_measure_remote(dev, matrix->type, *t->model);
     }
 }
 

@@ -101,7 +101,7 @@ ggml_backend_buffer_type_t ggml_hypura_protected_type();
 bool                       ggml_hypura_is_buffer(ggml_backend_buffer_t buffer);
 ggml_backend_t             ggml_hypura_backend_init(ggml_backend_dev_t dev);
 void                       ggml_hypura_measure_gpu(ggml_backend_dev_t dev, ggml_backend_buffer_type_t host_buft, const ggml_tensor * weight, const ggml_hypura_model & model);
-void                       ggml_hypura_measure_remote(ggml_backend_dev_t dev, const ggml_tensor * weight, ggml_hypura_model & model);
+void                       ggml_hypura_measure_remote(ggml_backend_dev_t dev, ggml_type type, ggml_hypura_model & model);
 void                       ggml_hypura_measure_speeds(ggml_backend_t cpu, int n_threads, const ggml_hypura_model & model);
 void                       ggml_hypura_backend_set_n_threads(ggml_backend_t backend, int n_threads);
 void                       ggml_hypura_backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data);

@@ -57,9 +57,8 @@ double measure(ggml_backend_t backend, ggml_type type, double * answer_seconds =
 
     double seconds = 0;
     if (buffer && ggml_backend_supports_op(backend, output)) {
-        // ordinary numbers in every type
-        ggml_backend_tensor_memset(weight, 0x11, 0, ggml_nbytes(weight));
-        ggml_backend_tensor_memset(input, 0x11, 0, ggml_nbytes(input));
+        // ordinary numbers in every type; not every backend can do that to one tensor
+        ggml_backend_buffer_clear(buffer, 0x11);
         float first = 0;
         // what is sent to another machine is done when it answers
         const auto answer = [&] { ggml_backend_tensor_get(output, &first, 0, sizeof(first)); return true; };
@@ -113,7 +112,7 @@ void ggml_hypura_measure_gpu(ggml_backend_dev_t dev, ggml_backend_buffer_type_t 
     ggml_backend_free(backend);
 }
 
-void ggml_hypura_measure_remote(ggml_backend_dev_t dev, const ggml_tensor * weight, ggml_hypura_model & model) {
+void ggml_hypura_measure_remote(ggml_backend_dev_t dev, ggml_type type, ggml_hypura_model & model) {
     if (model.has_remote.exchange(true)) {
         return;
     }
@@ -122,7 +121,7 @@ void ggml_hypura_measure_remote(ggml_backend_dev_t dev, const ggml_tensor * weig
         return;
     }
     double answer_seconds = 0;
-    const double speed = measure(backend, weight->type, &answer_seconds);
+    const double speed = measure(backend, type, &answer_seconds);
     hypura_model_set_remote_speed(model.handle, speed, answer_seconds);
     ggml_backend_free(backend);
 }

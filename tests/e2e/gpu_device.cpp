@@ -2,7 +2,7 @@
 //
 // Its memory is not the host's, as far as anyone can tell: buffers say so, and nothing may be read through their tensors' addresses. It
 // computes with the CPU's kernels, so results are those of the CPU bit for bit. Copies are made as late as they may be, when someone
-// waits for them: a source that is given back too early shows.
+// waits for them: a source that is given back too early shows. What some backends lack (memset_tensor), it lacks, too.
 //
 //   HYPURA_TEST_GPU_BYTES        how much memory it has (default 4 GiB)
 //   HYPURA_TEST_GPU_TAKEN        a file: as many bytes as it has are taken by another process
@@ -74,7 +74,6 @@ ggml_backend_buffer_i make_buffer_interface() {
         delete ctx;
     };
     iface.get_base = [](ggml_backend_buffer_t b) { return (void *) ((buffer_context *) b->context)->base; };
-    iface.memset_tensor = [](ggml_backend_buffer_t, ggml_tensor * t, uint8_t value, size_t offset, size_t size) { memset(at(t, offset), value, size); };
     iface.set_tensor = [](ggml_backend_buffer_t, ggml_tensor * t, const void * data, size_t offset, size_t size) { memcpy(at(t, offset), data, size); };
     iface.get_tensor = [](ggml_backend_buffer_t, const ggml_tensor * t, void * data, size_t offset, size_t size) { memcpy(data, at(t, offset), size); };
     iface.clear = [](ggml_backend_buffer_t b, uint8_t value) { memset(((buffer_context *) b->context)->base, value, b->size); };
