@@ -49,8 +49,10 @@ struct vram_device {
     ggml_backend_dev_t dev;
     ggml_backend_buffer_type_t buft;
     float split;          // of the model's layers, if that was given
-    size_t held = 0;
-    bool is_full = false; // it holds all experts
+    size_t held  = 0;
+    size_t asked = 0;     // what it might have held; much less fits when all experts are there
+
+    bool is_full() const { return held < asked/8*7; }
 };
 
 struct llama_hypura_vram {
@@ -193,8 +195,8 @@ void llama_hypura_vram::make() {
             auto memory = made->memory_breakdown();
             std::lock_guard<std::mutex> lock(mutex);
             for (size_t id = 0; id < devices.size(); ++id) {
-                devices[id].held    = memory[devices[id].buft];
-                devices[id].is_full = devices[id].held < shares[id]*size*7/8;
+                devices[id].held  = memory[devices[id].buft];
+                devices[id].asked = shares[id]*size;
             }
             if (held() == 0) {
                 break; // no layer's experts are in host memory
@@ -221,8 +223,8 @@ size_t llama_hypura_vram::held() const {
 void llama_hypura_vram::drop() {
     cache.reset();
     for (vram_device & d : devices) {
-        d.held    = 0;
-        d.is_full = false;
+        d.held  = 0;
+        d.asked = 0;
     }
     n_roomy     = 0;
     is_replaced = true;
@@ -256,8 +258,9 @@ llama_hypura_vram::room llama_hypura_vram::look() const {
         if (budget < d.held) {
             return room::SHORT;
         }
-        has_more   = has_more   || (budget > d.held  && !d.is_full);
-        is_limited = is_limited || (budget == d.held && !d.is_full);
+        const bool wants = budget > d.held && budget/9*8 > d.asked;
+        has_more   = has_more   || wants;
+        is_limited = is_limited || (!wants && !d.is_full());
     }
     return has_more && !is_limited ? room::MUCH : room::ENOUGH;
 }
@@ -358,6 +361,9 @@ std::shared_ptr<llama_hypura_vram> llama_hypura_new_vram(const llama_model & mod
     const ggml_tensor * streamed = llama_hypura_find_streamed(model);
     if (!streamed || model.hparams.no_alloc || model.hparams.n_expert == 0 || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
         return nullptr;
+    }
+    if (llama_hypura_get_loader()->vram_budget(streamed, SIZE_MAX, 0) == 0) {
+        return nullptr; // whatever is free
     }
     auto vram = std::make_shared<llama_hypura_vram>(model, backends, bufts, cache, streamed);
     return vram->devices.empty() ? nullptr : vram;
