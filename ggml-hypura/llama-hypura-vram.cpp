@@ -98,11 +98,12 @@ private:
     size_t held() const;
 };
 
-// all of the process, for allocations that fail
-static struct {
+// all of the process, for allocations that fail; a context may be the last that goes
+struct vram_registry {
     std::mutex mutex;
     std::vector<llama_hypura_vram *> all;
-} registry;
+};
+static vram_registry & registry = *new vram_registry;
 
 // ggml asks for memory of a device that is full
 static bool make_room(ggml_backend_buffer_type_t buft, size_t size) {
@@ -352,7 +353,8 @@ bool llama_hypura_vram::give_way_to(ggml_backend_dev_t dev, size_t size) {
     if (held() > 0) {
         return false;
     }
-    LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM no longer hold experts: %.1f MiB of %s are wanted\n", mebibytes(before), mebibytes(size), ggml_backend_dev_name(dev));
+    LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM no longer hold experts: %.1f MiB of %s are wanted\n",
+        mebibytes(before), mebibytes(size), ggml_backend_dev_name(dev));
     return true;
 }
 
