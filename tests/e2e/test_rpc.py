@@ -82,7 +82,7 @@ def test_a_gpu_here_beside_another_machine(logits: LogitsProgram, far: Far, devi
     logits_of(logits, far, model, mode, EXPERTS_HERE, streaming(logits, model, stats) | both, tmp_path / "streamed").succeeded()
     assert difference(tmp_path / "resident", tmp_path / "streamed", positions_of(mode)) is None
     figures = json.loads(stats.read_text())
-    assert 0 < figures["vram_bytes"] < model.streamable_bytes and figures["plan"]["remote_bytes"] > 0
+    assert 0 < figures["vram_bytes_max"] < model.streamable_bytes and figures["plan"]["remote_bytes"] > 0
     assert figures["errors"] == 0 and figures["vram_hits"] > 0
 
 
@@ -106,7 +106,7 @@ def test_streamed_weights_do_not_cross_the_network(logits: LogitsProgram, far: F
             sent[mode, settings["HYPURA"]] = far.received_bytes() - before
         assert sent[mode, "stream"] < sent[mode, "off"] + model.streamable_bytes // 10, sent
     figures = json.loads(stats.read_text())
-    assert figures["vram_bytes"] == 0
+    assert figures["vram_bytes_max"] == 0
     assert figures["plan"]["remote_bytes"] == model.other_bytes - embedding_bytes(model)
 
 
