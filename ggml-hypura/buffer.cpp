@@ -198,8 +198,12 @@ size_t type_get_alignment(ggml_backend_buffer_type_t buft) {
 
 size_t type_get_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * tensor) {
     GGML_UNUSED(buft);
+    // A product of nothing, as the last layer's are while no token's output is wanted, has a byte: ggml's allocator makes no buffer where all
+    // tensors are of nothing, and asks for its address.
+    const bool is_product = tensor->op == GGML_OP_MUL_MAT || tensor->op == GGML_OP_MUL_MAT_ID;
+    const size_t bytes = std::max<size_t>(ggml_nbytes(tensor), is_product ? 1 : 0);
     // whole pages, so that protecting one tensor leaves its neighbours alone
-    return ggml_hypura_current_loading().model ? GGML_PAD(ggml_nbytes(tensor), ggml_hypura_page_size()) : ggml_nbytes(tensor);
+    return ggml_hypura_current_loading().model ? GGML_PAD(bytes, ggml_hypura_page_size()) : bytes;
 }
 
 bool type_is_host(ggml_backend_buffer_type_t buft) {

@@ -4,7 +4,8 @@
 // computes with the CPU's kernels, so results are those of the CPU bit for bit. Copies are made as late as they may be, when someone
 // waits for them: a source that is given back too early shows. What some backends lack (memset_tensor), it lacks, too.
 //
-//   HYPURA_TEST_GPU_BYTES        how much memory it has (default 4 GiB)
+//   HYPURA_TEST_GPU_COUNT        how many of them there are, 1 or 2
+//   HYPURA_TEST_GPU_BYTES        how much memory each has (default 4 GiB)
 //   HYPURA_TEST_GPU_TAKEN        a file: as many bytes as it has are taken by another process
 //   HYPURA_TEST_GPU_PADDING      a file: as many bytes as it has are wanted behind the result of a multiplication
 //   HYPURA_TEST_GPU_PINS         set: it has host memory of its own
@@ -30,7 +31,16 @@ size_t setting(const char * name, size_t otherwise) {
 }
 
 size_t total_bytes() { return setting("HYPURA_TEST_GPU_BYTES", size_t(4) << 30); }
-std::atomic<size_t> used_bytes = 0;
+
+// what one device has
+struct device_state {
+    const char * name;
+    std::atomic<size_t> used_bytes = 0;
+    ggml_backend_device device = {};
+    ggml_backend_buffer_type buffer_type = {};
+};
+
+device_state & state_of(ggml_backend_dev_t dev) { return *(device_state *) dev->context; }
 
 size_t file_bytes(const char * name) {
     const char * path = getenv(name);
@@ -39,8 +49,8 @@ size_t file_bytes(const char * name) {
     return none ? 0 : bytes;
 }
 
-size_t free_bytes() {
-    const size_t not_free = used_bytes + file_bytes("HYPURA_TEST_GPU_TAKEN");
+size_t free_bytes(const device_state & state) {
+    const size_t not_free = state.used_bytes + file_bytes("HYPURA_TEST_GPU_TAKEN");
     return total_bytes() - std::min(total_bytes(), not_free);
 }
 
@@ -54,11 +64,10 @@ void cut_file() {
     is_done = true;
 }
 
-ggml_backend_dev_t device();
-
 // buffers
 
 struct buffer_context {
+    device_state & state;
     char * base;
     size_t size;
 };
@@ -69,7 +78,7 @@ ggml_backend_buffer_i make_buffer_interface() {
     ggml_backend_buffer_i iface = {};
     iface.free_buffer = [](ggml_backend_buffer_t b) {
         auto * ctx = (buffer_context *) b->context;
-        used_bytes -= ctx->size;
+        ctx->state.used_bytes -= ctx->size;
         free(ctx->base);
         delete ctx;
     };
@@ -80,31 +89,29 @@ ggml_backend_buffer_i make_buffer_interface() {
     return iface;
 }
 
-ggml_backend_buffer_type_t buffer_type() {
-    static ggml_backend_buffer_type type = [] {
-        ggml_backend_buffer_type type = {};
-        type.iface.get_name = [](ggml_backend_buffer_type_t) { return "TestGPU"; };
-        type.iface.alloc_buffer = [](ggml_backend_buffer_type_t buft, size_t size) -> ggml_backend_buffer_t {
-            if (size > free_bytes()) {
-                fprintf(stderr, "test device: out of memory\n");
-                return nullptr;
-            }
-            void * base = nullptr;
-            if (posix_memalign(&base, 4096, std::max<size_t>(size, 1)) != 0) {
-                return nullptr;
-            }
-            memset(base, 0xff, size); // NaN in every type of number
-            used_bytes += size;
-            return ggml_backend_buffer_init(buft, make_buffer_interface(), new buffer_context { (char *) base, size }, size);
-        };
-        type.iface.get_alloc_size = [](ggml_backend_buffer_type_t, const ggml_tensor * t) {
-            return ggml_nbytes(t) + (t->op == GGML_OP_MUL_MAT ? file_bytes("HYPURA_TEST_GPU_PADDING") : 0);
-        };
-        type.iface.get_alignment = [](ggml_backend_buffer_type_t) { return size_t(128); };
-        type.device = device();
-        return type;
-    }();
-    return &type;
+ggml_backend_buffer_type make_buffer_type(device_state & state) {
+    ggml_backend_buffer_type type = {};
+    type.iface.get_name = [](ggml_backend_buffer_type_t buft) { return state_of(buft->device).name; };
+    type.iface.alloc_buffer = [](ggml_backend_buffer_type_t buft, size_t size) -> ggml_backend_buffer_t {
+        device_state & state = state_of(buft->device);
+        if (size > free_bytes(state)) {
+            fprintf(stderr, "test device: out of memory\n");
+            return nullptr;
+        }
+        void * base = nullptr;
+        if (posix_memalign(&base, 4096, std::max<size_t>(size, 1)) != 0) {
+            return nullptr;
+        }
+        memset(base, 0xff, size); // NaN in every type of number
+        state.used_bytes += size;
+        return ggml_backend_buffer_init(buft, make_buffer_interface(), new buffer_context { state, (char *) base, size }, size);
+    };
+    type.iface.get_alloc_size = [](ggml_backend_buffer_type_t, const ggml_tensor * t) {
+        return ggml_nbytes(t) + (t->op == GGML_OP_MUL_MAT ? file_bytes("HYPURA_TEST_GPU_PADDING") : 0);
+    };
+    type.iface.get_alignment = [](ggml_backend_buffer_type_t) { return size_t(128); };
+    type.device = &state.device;
+    return type;
 }
 
 // the backend
@@ -125,7 +132,7 @@ backend_context & context(ggml_backend_t backend) { return *(backend_context *) 
 
 ggml_backend_i make_backend_interface() {
     ggml_backend_i iface = {};
-    iface.get_name = [](ggml_backend_t) { return "TestGPU"; };
+    iface.get_name = [](ggml_backend_t b) { return state_of(b->device).name; };
     iface.free = [](ggml_backend_t b) {
         ggml_backend_free(context(b).cpu);
         delete &context(b);
@@ -176,9 +183,9 @@ int64_t batch_size(const ggml_tensor * op) {
 
 ggml_backend_device_i make_device_interface() {
     ggml_backend_device_i iface = {};
-    iface.get_name        = [](ggml_backend_dev_t) { return "TestGPU"; };
+    iface.get_name        = [](ggml_backend_dev_t dev) { return state_of(dev).name; };
     iface.get_description = [](ggml_backend_dev_t) { return "the CPU in the guise of a GPU"; };
-    iface.get_memory      = [](ggml_backend_dev_t, size_t * free, size_t * total) { *free = free_bytes(); *total = total_bytes(); };
+    iface.get_memory      = [](ggml_backend_dev_t dev, size_t * free, size_t * total) { *free = free_bytes(state_of(dev)); *total = total_bytes(); };
     iface.get_type        = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
     iface.get_props       = [](ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
         *props = {};
@@ -192,11 +199,11 @@ ggml_backend_device_i make_device_interface() {
         ggml_backend_t cpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
         return new ggml_backend { guid(), make_backend_interface(), dev, new backend_context { cpu, {} } };
     };
-    iface.get_buffer_type = [](ggml_backend_dev_t) { return buffer_type(); };
+    iface.get_buffer_type = [](ggml_backend_dev_t dev) { return &state_of(dev).buffer_type; };
     iface.supports_op     = [](ggml_backend_dev_t, const ggml_tensor * op) {
         return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), op);
     };
-    iface.supports_buft   = [](ggml_backend_dev_t, ggml_backend_buffer_type_t buft) { return buft == buffer_type(); };
+    iface.supports_buft   = [](ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) { return buft == &state_of(dev).buffer_type; };
     iface.offload_op      = [](ggml_backend_dev_t, const ggml_tensor * op) { return batch_size(op) >= 32; };
     iface.get_host_buffer_type = [](ggml_backend_dev_t) -> ggml_backend_buffer_type_t {
         return getenv("HYPURA_TEST_GPU_PINS") ? ggml_backend_cpu_buffer_type() : nullptr;
@@ -210,13 +217,15 @@ void set_n_threads(ggml_backend_t backend, int n_threads) {
     ((ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"))(cpu, n_threads);
 }
 
+ggml_backend_dev_t device(size_t index);
+
 ggml_backend_reg_t registry() {
     static ggml_backend_reg reg = [] {
         ggml_backend_reg reg = {};
         reg.api_version            = GGML_BACKEND_API_VERSION;
         reg.iface.get_name         = [](ggml_backend_reg_t) { return "TestGPU"; };
-        reg.iface.get_device_count = [](ggml_backend_reg_t) { return size_t(1); };
-        reg.iface.get_device       = [](ggml_backend_reg_t, size_t) { return device(); };
+        reg.iface.get_device_count = [](ggml_backend_reg_t) { return setting("HYPURA_TEST_GPU_COUNT", 1); };
+        reg.iface.get_device       = [](ggml_backend_reg_t, size_t index) { return device(index); };
         reg.iface.get_proc_address = [](ggml_backend_reg_t, const char * name) {
             return strcmp(name, "ggml_backend_set_n_threads") == 0 ? (void *) set_n_threads : nullptr;
         };
@@ -225,9 +234,16 @@ ggml_backend_reg_t registry() {
     return &reg;
 }
 
-ggml_backend_dev_t device() {
-    static ggml_backend_device device = { make_device_interface(), registry(), nullptr };
-    return &device;
+ggml_backend_dev_t device(size_t index) {
+    static device_state * states = [] {
+        static device_state states[] = { { "TestGPU" }, { "TestGPU1" } };
+        for (device_state & state : states) {
+            state.device      = { make_device_interface(), registry(), &state };
+            state.buffer_type = make_buffer_type(state);
+        }
+        return states;
+    }();
+    return &states[index].device;
 }
 
 __attribute__((constructor)) void register_device() { ggml_backend_register(registry()); }

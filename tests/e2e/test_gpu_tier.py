@@ -11,7 +11,7 @@ import pytest
 
 from logits import LogitsProgram, difference
 from models import SMOLLM2, SMOLLM2_MOE, Model, tiny
-from programs import OFF, Finished, run
+from programs import COMPARABLE, OFF, Finished, complete, run
 
 EXPERTS_ON_CPU = ("99", "ffn_.*_exps")
 FFN_ON_CPU = ("99", "ffn_")
@@ -101,6 +101,30 @@ def test_experts_in_vram_have_the_bits_of_stock(gpu: Gpu, model: Model, vram: fl
     assert stats["vram_bytes"] == 0, "contexts are gone"
     # Too few slots for what four tokens may want leave those to the CPU, by their number and not by what is cached.
     assert stats["vram_hits"] > 0 or (mode == "parallel" and vram < 0.5)
+
+
+@pytest.mark.parametrize("mode", ["single", "ubatch"])
+def test_two_gpus_hold_the_experts_of_their_layers(gpu: Gpu, mode: str) -> None:
+    positions = 576 if mode == "ubatch" else 96
+    vram_bytes, two = str(SMOLLM2_MOE.streamable_bytes // 3), {"HYPURA_TEST_GPU_COUNT": "2"}
+    resident, streamed = gpu.scratch / "resident", gpu.scratch / "streamed"
+    gpu.run(SMOLLM2_MOE, mode, positions, EXPERTS_ON_CPU, OFF | two, resident)[0].succeeded()
+    streamed, stats = gpu.streamed(SMOLLM2_MOE, mode, positions, EXPERTS_ON_CPU, 0.3, HYPURA_VRAM=vram_bytes, **two)
+    assert difference(resident, streamed, positions) is None
+    # The size is for each of them.
+    assert int(vram_bytes) < stats["vram_bytes_max"] <= 2 * int(vram_bytes) and stats["vram_hits"] > 0
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_a_prompt_of_several_micro_batches(device: Path, text_file: Path, tmp_path: Path, count: str) -> None:
+    """Nothing is wanted of all but the last: for them the last layer multiplies nothing, on our backend, which else does nothing."""
+    model, prompt = SMOLLM2_MOE, text_file.read_text()[:1200]
+    flags = [*COMPARABLE, "-ngl", "99", "--cpu-moe", "-ub", "64"]
+    settings = {"LD_PRELOAD": str(device), "HYPURA_TEST_GPU_COUNT": count}
+    resident = complete(model.path, settings | OFF, tmp_path, flags=flags, prompt=prompt, tokens=8).succeeded()
+    tier = {"HYPURA": "stream", "HYPURA_RAM": "120M", "HYPURA_VRAM": "60M"}
+    streamed = complete(model.path, settings | tier, tmp_path, flags=flags, prompt=prompt, tokens=8).succeeded()
+    assert streamed.output == resident.output
 
 
 def test_what_leaves_vram_moves_down_and_is_not_read_again(gpu: Gpu) -> None:
