@@ -175,10 +175,10 @@ impl Cost {
         self.cpu_seconds.max(misses * self.read_seconds + self.tail_seconds * misses.min(1.0))
     }
 
-    /// The same layer where GPUs compute with it, once its experts are there, and so many have to be copied first: [`Self::layer_seconds`]
-    /// is then until they are.
-    fn until_uploaded(&self, uploads: f64) -> Self {
-        Self { cpu_seconds: uploads * self.upload_seconds, tail_seconds: self.upload_tail_seconds, ..*self }
+    /// The same layer where GPUs compute with it, once its experts are there, and so many slots have to be copied for that:
+    /// [`Self::layer_seconds`] is then until they are.
+    fn until_uploaded(&self, copies: f64) -> Self {
+        Self { cpu_seconds: copies * self.upload_seconds, tail_seconds: self.upload_tail_seconds, ..*self }
     }
 
     /// The mean of [`Self::layer_seconds`] over tokens that miss so many of the `used` experts on average.
@@ -247,7 +247,9 @@ impl<'a> Simulator<'a> {
                 let (cost, gpu_seconds) = match &item.usage {
                     Usage::Routed(curve) if vram_share > 0.0 => {
                         let uploads = curve.misses((slots as f64 * vram_share) as usize);
-                        (&cost.until_uploaded(uploads), cost.gpu_seconds)
+                        // What an expert replaces moves down, one copy after the other, unless RAM has everything.
+                        let copies = if slots < item.slot_count { 2.0 * uploads } else { uploads };
+                        (&cost.until_uploaded(copies), cost.gpu_seconds)
                     }
                     _ => (cost, 0.0),
                 };
@@ -428,6 +430,7 @@ mod tests {
         close(seconds(4, 4000), 0.002);
         close(seconds(4, 2000), 0.002 + 1.0 * 0.002); // one is copied
         close(seconds(2, 1000), 0.002 + 1.0 * 0.010 + 0.002); // one is read, and copied last
+        close(seconds(3, 1000), 0.002 + 2.0 * 1.5 * 0.002); // one or two are copied, and others back, while one is read half of the time
     }
 
     #[test]
