@@ -1,7 +1,7 @@
 //! The placement problem in plain numbers: what must be somewhere, and what the machine offers.
 //!
 //! An *item* is what is placed as one: a dense tensor, or all experts of one layer. It has *slots*: a dense tensor has
-//! one, the experts of a layer have one per expert. A *residency* says where an item is: on the GPU as a whole, or on the host
+//! one, the experts of a layer have one per expert. A *residency* says where an item is: on a GPU or another machine as a whole, or on the host
 //! with some of its slots in memory and the rest on the drive.
 
 use std::sync::Arc;

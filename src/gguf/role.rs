@@ -50,8 +50,8 @@ impl Role {
 
 /// The role of a tensor.
 ///
-/// Only matrices that every architecture multiplies with as they are (`MUL_MAT`, `MUL_MAT_ID`) have a streamable role;
-/// norms, biases and scales are small: they are `Other`, as is the output matrix.
+/// Matrices that every architecture multiplies with as they are (`MUL_MAT`, `MUL_MAT_ID`) have a role of their own, and what is looked
+/// up by the row; norms, biases and scales are small: they are `Other`, as is the output matrix.
 pub fn role_of(tensor: &TensorInfo) -> Role {
     // Of a type that is not known it is not known either where an expert or a row begins.
     if tensor.ggml_type.is_known() { role_by_name(tensor) } else { Role::Other }

@@ -65,9 +65,9 @@ pub struct Counters {
     pub read_time: Counter,
     /// Time that a fetch waited for bytes.
     pub stall_time: Counter,
-    /// Experts that were in RAM when asked for.
+    /// Experts that were in RAM through earlier use when asked for.
     pub expert_hits: Counter,
-    /// Experts that had to be read for the request.
+    /// Experts that had to be read, when asked for or ahead of that.
     pub expert_misses: Counter,
     /// Experts that the host had a copy of, in the memory of a GPU.
     pub device_hits: Counter,

@@ -25,9 +25,9 @@ pub struct Statistics {
     pub read_seconds: f64,
     /// Time that computing waited for weights.
     pub stall_seconds: f64,
-    /// Experts that were in RAM when asked for.
+    /// Experts that were in RAM through earlier use when asked for.
     pub expert_hits: u64,
-    /// Experts that had to be read for the request.
+    /// Experts that had to be read, when asked for or ahead of that.
     pub expert_misses: u64,
     /// Memory of GPUs that holds copies of experts.
     pub vram_bytes: u64,
@@ -125,8 +125,8 @@ pub const FIGURES: &[Figure] = &[
     counter("page_cache_bytes", "Bytes that reads found in the page cache, and did not trouble the drive for."),
     counter("read_seconds", "Time with at least one read in flight."),
     counter("stall_seconds", "Time that computing waited for weights."),
-    counter("expert_hits", "Experts that were in RAM when needed."),
-    counter("expert_misses", "Experts that had to be read first."),
+    counter("expert_hits", "Experts that were in RAM through earlier use."),
+    counter("expert_misses", "Experts that had to be read, when needed or ahead of that."),
     counter("prefetch_issued", "Blocks read ahead of need."),
     counter("prefetch_used", "Blocks read ahead that were needed later."),
     counter("prefetch_cancelled", "Blocks to be read ahead that were taken back before their read began."),

@@ -1,6 +1,6 @@
 //! Which expert to give up when a slot is needed.
 //!
-//! Terms: a *unit* is one expert of one layer, numbered `layer * expert_count + expert`. A *pass* is one run through
+//! Terms: a *unit* is one expert of one tensor, which is a *layer* to a policy (in a replayed trace, of one layer), numbered `layer * expert_count + expert`. A *pass* is one run through
 //! the layers, for one token (decode) or for many (a prompt's batch). A unit is *evictable* while its bytes are
 //! in RAM and nobody holds them. Passes run through the layers in order, so for a unit of the layer just
 //! computed the next use is a whole pass away, and for one of the next layer it is near.
@@ -27,7 +27,7 @@ use crate::index::UnitId;
 /// The units that exist: `layer_count` layers, in the order in which they are computed, of `expert_count` experts each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Layers that have experts.
+    /// Tensors that have experts; in a pool of dense tensors, those.
     pub layer_count: usize,
     /// Experts of a layer; of the largest one, should they differ.
     pub expert_count: usize,
