@@ -230,7 +230,7 @@ mod tests {
             slot_count,
             reads_per_slot: 1,
             usage,
-            on_gpu: false,
+            is_elsewhere: false,
             is_remote: false,
             streamable: slot_count > 1,
         };

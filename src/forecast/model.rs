@@ -54,7 +54,7 @@ pub fn problem_of(
     order.sort_by_key(|&tensor| position(&gguf.tensors()[tensor].name));
     for tensor in order {
         let info = &gguf.tensors()[tensor];
-        let (on_gpu, is_remote) = match place(tensor) {
+        let (is_elsewhere, is_remote) = match place(tensor) {
             Place::Ram => (false, false),
             Place::Device => (true, false),
             Place::Remote => (true, true),
@@ -64,8 +64,8 @@ pub fn problem_of(
         let experts = if role_of(info).has_experts() { info.shape[2] as usize } else { 0 };
         // A layer's expert matrices are used together, expert by expert.
         let partner = items.iter_mut().rev().find(|item| {
-            let is_same =
-                (item.layer, item.on_gpu, item.is_remote, item.slot_count) == (layer, on_gpu, is_remote, experts);
+            let is_same = (item.layer, item.is_elsewhere, item.is_remote, item.slot_count)
+                == (layer, is_elsewhere, is_remote, experts);
             experts > 0 && item.is_routed() && is_same && role_of(&gguf.tensors()[item.tensors[0]]) == role_of(info)
         });
         if let Some(partner) = partner {
@@ -88,7 +88,7 @@ pub fn problem_of(
             slot_count,
             reads_per_slot: if role_of(info) == Role::Table { Lookup::of(gguf, tensor).rows as usize } else { 1 },
             usage,
-            on_gpu,
+            is_elsewhere,
             is_remote,
             streamable: !matches!(role_of(info), Role::Other | Role::TokenEmbedding),
         });
@@ -135,7 +135,7 @@ fn machine(gguf: &Gguf, items: &[Item], profile: &Profile, read_overhead_seconds
         1.0 / sane(measured.map(|speed| speed * KERNEL_EFFICIENCY), assumed)
     };
     // The mean over what a token computes on: every item would be more exact and change little.
-    let host = || items.iter().filter(|item| !item.on_gpu);
+    let host = || items.iter().filter(|item| !item.is_elsewhere);
     let used_bytes: f64 = host().map(Item::used_bytes).sum();
     let used_seconds: f64 = host().map(|item| item.used_bytes() * seconds_per_byte(item)).sum();
     let cpu_seconds_per_byte = if used_bytes > 0.0 { used_seconds / used_bytes } else { 1.0 / assumed };
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!((experts.layer, experts.slot_count, experts.reads_per_slot), (Some(1), 4, 3));
         assert_eq!((experts.tensors.len(), experts.slot_bytes), (3, 3 * 8 * 16 * 4));
         assert_eq!(problem.items[0].usage, Usage::Lookup);
-        assert!(problem.items[7].on_gpu && !problem.items[5].on_gpu);
+        assert!(problem.items[7].is_elsewhere && !problem.items[5].is_elsewhere);
         assert_eq!(problem.items.iter().map(Item::bytes).sum::<u64>(), gguf.model_bytes());
     }
 
@@ -249,7 +249,7 @@ mod tests {
         let problem = problem_of(&gguf, place, &Profile { remote_speed, ..profile() }, 0.0);
         let remote: Vec<&str> = problem.items.iter().filter(|item| item.is_remote).map(|item| &*item.role).collect();
         assert_eq!(remote, ["attention", "norms and biases", "feed-forward", "attention", "routers", "output"]);
-        assert!(problem.items.iter().all(|item| item.is_remote == item.on_gpu));
+        assert!(problem.items.iter().all(|item| item.is_remote == item.is_elsewhere));
         assert_eq!((problem.machine.remote_seconds_per_byte, problem.machine.network_seconds), (1.0 / 2e3, 2.0 * 0.25));
         let residencies: Vec<Residency> = problem
             .items

@@ -39,7 +39,7 @@ pub struct Item {
     /// How a pass uses it.
     pub usage: Usage,
     /// The host or its user put it on a GPU or on another machine, where it stays.
-    pub on_gpu: bool,
+    pub is_elsewhere: bool,
     /// It is another machine.
     pub is_remote: bool,
     /// Whether it may be on the drive.

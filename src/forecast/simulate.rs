@@ -406,7 +406,7 @@ mod tests {
             slot_count: 4,
             reads_per_slot: 1,
             usage: Usage::Routed(curve),
-            on_gpu: false,
+            is_elsewhere: false,
             is_remote: false,
             streamable: true,
         };

@@ -42,7 +42,7 @@ pub(super) fn residencies(problem: &mut Problem, task: &Task, slots: &[usize]) -
         .map(|class| task.classes[class].slot_bytes * ring.min(slots[class]) as u64)
         .sum();
 
-    let whole = |item: &crate::forecast::Item| match (item.on_gpu, item.is_remote) {
+    let whole = |item: &crate::forecast::Item| match (item.is_elsewhere, item.is_remote) {
         (_, true) => Residency::Remote,
         (true, false) => Residency::Gpu,
         (false, false) => Residency::Host { slots: item.slot_count },
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn dense_items_stay_but_for_a_ring() {
         let mut items: Vec<_> = (0..20).map(|_| dense(1 << 20, 0)).collect();
-        items[3].0.on_gpu = true;
+        items[3].0.is_elsewhere = true;
         items[3].1 = Allocation::Fixed;
         items.push(dense(1 << 10, 0));
         items[20].1 = Allocation::Fixed;

@@ -167,7 +167,7 @@ mod tests {
     fn layers() -> Task {
         let mut fixed = [dense(1 << 30, 0), dense(1 << 30, 0)];
         fixed.iter_mut().for_each(|(_, held)| *held = Allocation::Fixed);
-        fixed[0].0.on_gpu = true;
+        fixed[0].0.is_elsewhere = true;
         (fixed[0].0.role, fixed[1].0.role) = ("output".to_owned(), "attention".to_owned());
         let mut items = fixed.to_vec();
         for _ in 0..2 {

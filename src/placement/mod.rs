@@ -151,7 +151,7 @@ impl Task {
 
     /// Bytes on the host that are not streamed.
     fn fixed_bytes(&self) -> u64 {
-        let is_fixed = |(item, held): &(&Item, &Allocation)| !item.on_gpu && **held == Allocation::Fixed;
+        let is_fixed = |(item, held): &(&Item, &Allocation)| !item.is_elsewhere && **held == Allocation::Fixed;
         self.problem.items.iter().zip(&self.allocation).filter(is_fixed).map(|(item, _)| item.bytes()).sum()
     }
 

@@ -58,7 +58,7 @@ pub(super) fn relax(
 ) -> Option<Relaxed> {
     let costs = Cost::of(problem, &problem.machine);
     let groups = groups_of(problem, allocation);
-    let compute_seconds = |index: usize| match problem.items[index].on_gpu {
+    let compute_seconds = |index: usize| match problem.items[index].is_elsewhere {
         true => costs[index].gpu_seconds,
         false => costs[index].cpu_seconds,
     };

@@ -22,7 +22,7 @@ fn item(slot_bytes: u64, usage: Usage, slot_count: usize, reads_per_slot: usize)
         slot_count,
         reads_per_slot,
         usage,
-        on_gpu: false,
+        is_elsewhere: false,
         is_remote: false,
         streamable: true,
     }
