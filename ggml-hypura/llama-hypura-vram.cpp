@@ -83,7 +83,7 @@ struct llama_hypura_vram {
     bool begin_turn();
     void end_turn();
     bool give_way();
-    bool give_way_to(ggml_backend_dev_t dev, size_t size);
+    bool give_way_to(ggml_backend_dev_t dev, size_t size, bool may_wait);
 
 private:
     enum class room { SHORT, ENOUGH, MUCH };
@@ -117,7 +117,12 @@ static bool make_room(ggml_backend_buffer_type_t buft, size_t size) {
     } else if (!lock.try_lock()) {
         return false; // held by one that waits, maybe for this context
     }
-    return std::any_of(registry.all.begin(), registry.all.end(), [&](llama_hypura_vram * vram) { return vram->give_way_to(dev, size); });
+    // one that computes nothing gives way at once
+    const auto ask = [&](bool may_wait) {
+        return std::any_of(registry.all.begin(), registry.all.end(),
+            [&](llama_hypura_vram * vram) { return vram->give_way_to(dev, size, may_wait); });
+    };
+    return ask(false) || (n_turns == 0 && ask(true));
 }
 
 llama_hypura_vram::llama_hypura_vram(const llama_model & model, const backend_list & backends, const std::vector<ggml_backend_buffer_type_t> & bufts,
@@ -188,6 +193,7 @@ void llama_hypura_vram::make() {
 
     std::vector<double> shares;
     size_t size = size_of_new(shares);
+    const size_t first_size = size;
     is_making_cache = true;
     for (int i = 0; i < MAX_TRIES && size > 0 && !cache; ++i, size /= 2) {
         try {
@@ -210,6 +216,11 @@ void llama_hypura_vram::make() {
         }
     }
     is_making_cache = false;
+    // where nothing fits, as much is not tried again
+    for (size_t id = 0; id < devices.size() && !cache; ++id) {
+        devices[id].held  = 0;
+        devices[id].asked = shares[id]*first_size;
+    }
 }
 
 size_t llama_hypura_vram::held() const {
@@ -222,14 +233,14 @@ size_t llama_hypura_vram::held() const {
 
 // with the mutex
 void llama_hypura_vram::drop() {
+    is_replaced = is_replaced || cache;
     cache.reset();
     for (vram_device & d : devices) {
         d.held  = 0;
         d.asked = 0;
     }
-    n_roomy     = 0;
-    is_replaced = true;
-    is_asked    = false;
+    n_roomy  = 0;
+    is_asked = false;
     changed.notify_all();
 }
 
@@ -255,11 +266,14 @@ llama_hypura_vram::room llama_hypura_vram::look() const {
         size_t free  = 0;
         size_t total = 0;
         ggml_backend_dev_memory(d.dev, &free, &total);
+        if (d.held + free > total) {
+            return room::ENOUGH; // some drivers do not tell what is free
+        }
         const size_t budget = llama_hypura_get_loader()->vram_budget_now(streamed, d.held, free, total);
         if (budget < d.held) {
             return room::SHORT;
         }
-        const bool wants = budget > d.held && budget/9*8 > d.asked;
+        const bool wants = !d.is_full() && budget > d.held && budget/9*8 > d.asked;
         has_more   = has_more   || wants;
         is_limited = is_limited || (!wants && !d.is_full());
     }
@@ -271,7 +285,15 @@ void llama_hypura_vram::fit() {
     if (is_new) {
         is_new    = false;
         looked_at = now;
-        make();
+        // Others may have given memory up for this very context. It gets more as they do: in its turn, while it computes.
+        std::unique_lock<std::mutex> lock(registry.mutex, std::try_to_lock);
+        const bool is_alone = lock && registry.all.size() == 1;
+        if (lock) {
+            lock.unlock();
+        }
+        if (is_alone) {
+            make();
+        }
         return;
     }
     if (now - looked_at < INTERVAL) {
@@ -333,14 +355,14 @@ bool llama_hypura_vram::give_way() {
     return true;
 }
 
-bool llama_hypura_vram::give_way_to(ggml_backend_dev_t dev, size_t size) {
+bool llama_hypura_vram::give_way_to(ggml_backend_dev_t dev, size_t size, bool may_wait) {
     std::unique_lock<std::mutex> lock(mutex);
     if (std::none_of(devices.begin(), devices.end(), [&](const vram_device & d) { return d.dev == dev && d.held > 0; })) {
         return false;
     }
     const size_t before = held();
     if (is_busy) {
-        if (n_turns > 0) {
+        if (!may_wait) {
             return false;
         }
         is_asked = true;
@@ -371,9 +393,14 @@ std::shared_ptr<llama_hypura_vram> llama_hypura_new_vram(const llama_model & mod
     return vram->devices.empty() ? nullptr : vram;
 }
 
-llama_hypura_turn::llama_hypura_turn(llama_hypura_vram * vram, bool & must_reserve) : vram(vram) {
-    if (vram && vram->begin_turn()) {
-        must_reserve = true;
+llama_hypura_turn::llama_hypura_turn(llama_hypura_vram * vram, bool & is_replaced) : vram(vram) {
+    try {
+        if (vram && vram->begin_turn()) {
+            is_replaced = true;
+        }
+    } catch (...) {
+        vram->end_turn();
+        throw;
     }
 }
 

@@ -101,11 +101,11 @@ struct llama_hypura_vram;
 std::shared_ptr<llama_hypura_vram> llama_hypura_new_vram(const llama_model & model, const std::vector<ggml_backend *> & backends,
     const std::vector<ggml_backend_buffer_type *> & bufts, std::unique_ptr<llama_moe_cache> & cache);
 
-// A context computes. At the beginning its cache is fitted to the memory that is free; if it is another one since, or none, the context
-// must reserve again. Until the end no other thread takes it away.
+// A context computes. At the beginning its cache is fitted to the memory that is free; if it is another one since, or none (`is_replaced`),
+// graphs that were built are of no use any more. Until the end no other thread takes it away.
 class llama_hypura_turn {
 public:
-    llama_hypura_turn(llama_hypura_vram * vram, bool & must_reserve);
+    llama_hypura_turn(llama_hypura_vram * vram, bool & is_replaced);
     ~llama_hypura_turn();
     llama_hypura_turn(const llama_hypura_turn &) = delete;
     llama_hypura_turn & operator=(const llama_hypura_turn &) = delete;

@@ -103,8 +103,16 @@ double measure_upload(ggml_backend_t backend, ggml_backend_buffer_type_t host_bu
 
 } // namespace
 
+// Whether a device has memory to spare for a measurement. Kernels take some, too.
+static bool has_room(ggml_backend_dev_t dev) {
+    size_t free  = 0;
+    size_t total = 0;
+    ggml_backend_dev_memory(dev, &free, &total);
+    return free >= 4*WEIGHT_BYTES;
+}
+
 void ggml_hypura_measure_gpu(ggml_backend_dev_t dev, ggml_backend_buffer_type_t host_buft, const ggml_tensor * weight, const ggml_hypura_model & model) {
-    ggml_backend_t backend = ggml_backend_dev_init(dev, nullptr);
+    ggml_backend_t backend = has_room(dev) ? ggml_backend_dev_init(dev, nullptr) : nullptr;
     if (!backend) {
         return;
     }
@@ -116,7 +124,7 @@ void ggml_hypura_measure_remote(ggml_backend_dev_t dev, ggml_type type, ggml_hyp
     if (model.has_remote.exchange(true)) {
         return;
     }
-    ggml_backend_t backend = ggml_backend_dev_init(dev, nullptr);
+    ggml_backend_t backend = has_room(dev) ? ggml_backend_dev_init(dev, nullptr) : nullptr;
     if (!backend) {
         return;
     }

@@ -12,7 +12,7 @@ tree=$scratch/tree
 apply() { sh "$repo/scripts/apply_patches.sh" "$@"; }
 # The streaming patches, and the optional ones: for tools, for GPUs, which feeds a cache that is llama.cpp's own, and for other machines.
 added_limit=90
-optional_limit=340
+optional_limit=360
 passed=0
 failed=0
 

@@ -94,7 +94,10 @@ pub fn measure(
     }
     let mut places = Places::new(files, tuning.block_bytes, seed);
     let mut request = |token: ReadToken, count: &mut Count| {
-        let (file, offset, length) = places.next_cold()?;
+        let Some((file, offset, length)) = places.next_cold() else {
+            count.ran_dry = true;
+            return None;
+        };
         if !count.take_block() {
             return None;
         }
@@ -141,6 +144,8 @@ struct Count<'a> {
     began: Instant,
     /// When the first reads were over, and how many that were.
     first: Option<(Instant, usize)>,
+    /// There was nothing more to read, so that fewer reads were in flight than there should have been.
+    ran_dry: bool,
 }
 
 impl<'a> Count<'a> {
@@ -153,6 +158,7 @@ impl<'a> Count<'a> {
             blocks_read: 0,
             began: now,
             first: None,
+            ran_dry: false,
         }
     }
 
@@ -185,7 +191,8 @@ impl<'a> Count<'a> {
             Some(first) if self.blocks_in_flight > 0 => first,
             _ => (self.began, 0),
         };
-        let bytes = (self.blocks_read - not_counted) * self.tuning.block_bytes;
+        let blocks = if self.ran_dry { 0 } else { self.blocks_read - not_counted };
+        let bytes = blocks * self.tuning.block_bytes;
         (bytes as f64, (now - since).as_secs_f64())
     }
 

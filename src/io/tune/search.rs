@@ -173,6 +173,9 @@ fn choose(
         return Ok(Tuning { bytes_per_second: (woken > 0.0).then_some(woken), ..start });
     }
     let start_speed = speed_of(&start, START_BYTES)?;
+    if start_speed <= 0.0 {
+        return Ok(start); // there is nothing to compare others with
+    }
     let (mut best, mut speed) = (start, start_speed);
     for (change, gain) in OTHERS {
         let candidate = change(start);
