@@ -139,7 +139,8 @@ llama_hypura_filled llama_hypura_fill_cache(const backend_list & backends, ggml_
     loader->finish_copies(ours); // of another layer: the scheduler has waited for them
     for (size_t i = 0; i < banks.size(); ++i) {
         for (const auto & fill : fills) {
-            if (fill.evicted) {
+            // a layer that is not streamed may share the cache
+            if (fill.evicted && loader->is_streamed((*fill.evicted)[i])) {
                 loader->drop_copy(ours, backend, (*fill.evicted)[i], fill.evicted_expert, banks[i], fill.slot);
             }
         }
