@@ -49,10 +49,11 @@ struct vram_device {
     ggml_backend_dev_t dev;
     ggml_backend_buffer_type_t buft;
     float split;          // of the model's layers, if that was given
+    size_t all;           // bytes of its layers' experts that are in host memory
     size_t held  = 0;
-    size_t asked = 0;     // what it might have held; much less fits when all experts are there
+    size_t asked = 0;     // what it might have held
 
-    bool is_full() const { return held < asked/8*7; }
+    bool is_full() const { return held >= all; }
 };
 
 struct llama_hypura_vram {
@@ -125,6 +126,18 @@ static bool make_room(ggml_backend_buffer_type_t buft, size_t size) {
     return ask(false) || (n_turns == 0 && ask(true));
 }
 
+static size_t expert_bytes(const llama_model & model, ggml_backend_dev_t dev) {
+    size_t res = 0;
+    for (size_t il = 0; il < model.layers.size(); ++il) {
+        const llama_layer & layer = model.layers[il];
+        for (const ggml_tensor * t : { layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_gate_up_exps, layer.ffn_down_exps }) {
+            const bool is_here = t && t->buffer && ggml_backend_buffer_is_host(t->buffer);
+            res += is_here && model.dev_layer(il) == dev ? ggml_nbytes(t) : 0;
+        }
+    }
+    return res;
+}
+
 llama_hypura_vram::llama_hypura_vram(const llama_model & model, const backend_list & backends, const std::vector<ggml_backend_buffer_type_t> & bufts,
         std::unique_ptr<llama_moe_cache> & cache, const ggml_tensor * streamed) :
         model(model), cache(cache), streamed(streamed) {
@@ -143,7 +156,7 @@ llama_hypura_vram::llama_hypura_vram(const llama_model & model, const backend_li
         }
         if (found != model.devices.end() && has_layers) {
             const float * split = model.tensor_split();
-            devices.push_back({ backends[i], dev, bufts[i], split ? split[found - model.devices.begin()] : 0.0f });
+            devices.push_back({ backends[i], dev, bufts[i], split ? split[found - model.devices.begin()] : 0.0f, expert_bytes(model, dev) });
         }
     }
     std::lock_guard<std::mutex> lock(registry.mutex);
@@ -217,6 +230,7 @@ void llama_hypura_vram::make() {
     }
     is_making_cache = false;
     // where nothing fits, as much is not tried again
+    std::lock_guard<std::mutex> lock(mutex);
     for (size_t id = 0; id < devices.size() && !cache; ++id) {
         devices[id].held  = 0;
         devices[id].asked = shares[id]*first_size;

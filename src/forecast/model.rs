@@ -39,8 +39,8 @@ const REMOTE_SPEED: RemoteSpeed =
 
 /// Makes the problem of placing a model. What is not loaded takes no part.
 ///
-/// Items come in the order of the layers and, within one, attention
-/// first: the order of use in every architecture so far, and a wrong one costs the prediction little.
+/// Items come in the order of the layers and, within one, attention first: the order of use in every architecture so far, and a wrong
+/// one costs the prediction little.
 pub fn problem_of(
     gguf: &Gguf,
     place: impl Fn(usize) -> Place,

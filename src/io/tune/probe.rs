@@ -94,13 +94,14 @@ pub fn measure(
     }
     let mut places = Places::new(files, tuning.block_bytes, seed);
     let mut request = |token: ReadToken, count: &mut Count| {
+        if count.blocks_left == 0 {
+            return None;
+        }
         let Some((file, offset, length)) = places.next_cold() else {
             count.ran_dry = true;
             return None;
         };
-        if !count.take_block() {
-            return None;
-        }
+        count.take_block();
         // SAFETY: every token has its own stretch of the arena, is used again only after its completion, and the engine
         // is dropped before the arena's borrow ends.
         let destination = unsafe { Destination::new(start_of(token)) };
@@ -180,9 +181,9 @@ impl<'a> Count<'a> {
         }
     }
 
-    /// Whether nothing is left to be read, or what was read after the first reads took long enough.
+    /// Whether nothing is left to be read, or can be found, or what was read after the first reads took long enough.
     fn is_over(&self, now: Instant) -> bool {
-        self.blocks_in_flight == 0 || self.first.is_some_and(|(since, _)| now - since >= self.counted)
+        self.ran_dry || self.blocks_in_flight == 0 || self.first.is_some_and(|(since, _)| now - since >= self.counted)
     }
 
     /// Bytes, and the seconds that they took.
