@@ -61,8 +61,41 @@ index_types! {
     BlockId;
     /// A fetch, among those that exist.
     WaiterId;
+    /// An expert, among those of its layer; 0 of what has none.
+    ExpertId;
+    /// A pool of slots, or the class of the blocks that live in it.
+    PoolId;
     /// A slot of a pool.
     SlotNumber;
+    /// A layer as policies count them: a tensor, in a replayed trace a layer. See [`crate::cache::policy::Shape`].
+    PolicyLayer;
     /// A block as its pool's policy sees it, in RAM or not.
     UnitId;
+}
+
+impl ExpertId {
+    /// From a host's number for it, which a router chose; `None` for one that no expert can have.
+    pub fn of_host(id: i32) -> Option<Self> {
+        usize::try_from(id).ok().map(Self)
+    }
+}
+
+/// The block of an expert, counted from its tensor's first one.
+impl std::ops::Add<ExpertId> for BlockId {
+    type Output = Self;
+
+    #[inline]
+    fn add(self, expert: ExpertId) -> Self {
+        self + expert.0
+    }
+}
+
+/// The unit of an expert, counted from its tensor's first one.
+impl std::ops::Add<ExpertId> for UnitId {
+    type Output = Self;
+
+    #[inline]
+    fn add(self, expert: ExpertId) -> Self {
+        self + expert.0
+    }
 }

@@ -12,6 +12,7 @@ use std::ptr::{null, null_mut};
 use common::host::{Host, overwrite};
 use common::{TestDirectory, expert_model, skip, within};
 use hypura::ffi::*;
+use hypura::index::ExpertId;
 
 /// Text without white space, so that two ways of formatting it compare equal.
 fn packed(text: &str) -> String {
@@ -374,7 +375,7 @@ fn bytes_in_memory_are_those_of_the_file_or_refused() {
     let model = expert_model(TestDirectory::new(), 109, 1);
     let host = Host::new(&model, &["HYPURA_RAM=64M"]);
     let experts = 0..model.expert_count(host.tensor);
-    let mut bytes: Vec<u8> = experts.flat_map(|expert| model.block(host.tensor, expert)).copied().collect();
+    let mut bytes: Vec<u8> = experts.flat_map(|expert| model.block(host.tensor, ExpertId(expert))).copied().collect();
     let bind = |bytes: &[u8], count| {
         let mut error = [0 as c_char; 512];
         // SAFETY: the model is open, there are at least `count` bytes, and the error has its size.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::{Model, ModelWriter, Q4_K, Random, TestDirectory, number, stats, within};
 use hypura::config::Config;
+use hypura::index::{ExpertId, ExpertLayer};
 use hypura::plan::Place;
 use hypura::predict::{Store, UsageProfile};
 use hypura::stream::Session;
@@ -135,7 +136,7 @@ fn a_second_run_of_the_same_tokens_misses_less() {
                 if round == 1 {
                     let everything = (LAYERS * EXPERTS * 3) as u64;
                     assert!(SLOTS < everything);
-                    let block_bytes = model.block(0, 0).len() as u64;
+                    let block_bytes = model.block(0, ExpertId(0)).len() as u64;
                     wait_until(|| number(&stats(&session), "resident_bytes") >= (SLOTS - LEFT_EMPTY) * block_bytes);
                     assert!(number(&stats(&session), "warm_reads") > SLOTS / 2);
                 }
@@ -166,7 +167,7 @@ fn what_is_stored_is_what_was_used() {
             for expert in 0..EXPERTS {
                 let uses = tokens.iter().filter(|token| token[layer].contains(&(expert as i32))).count();
                 assert_eq!(
-                    usage_profile.uses_per_token(hypura::index::ExpertLayer(layer), expert),
+                    usage_profile.uses_per_token(ExpertLayer(layer), ExpertId(expert)),
                     Some(uses as f32 / 50.0)
                 );
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use common::{F32, Model, ModelWriter, Q4_K, Q8_0, Random, TestDirectory, number, stats, within};
 use hypura::error::ErrorCode;
+use hypura::index::ExpertId;
 use hypura::stream::{Fetch, Session};
 
 const TABLE: &str = "per_layer_token_embd.weight";
@@ -37,7 +38,7 @@ impl Table<'_> {
     fn check(&self, fetch: &mut Fetch, ids: &[i32]) {
         let mut rows = vec![0xaa; ids.len() * Self::ROW_BYTES];
         fetch.rows(self.tensor, ids, &mut rows).unwrap();
-        let contents = self.model.block(self.tensor, 0);
+        let contents = self.model.block(self.tensor, ExpertId(0));
         for (&id, row) in ids.iter().zip(rows.chunks(Self::ROW_BYTES)) {
             assert!(row == &contents[id as usize * Self::ROW_BYTES..][..Self::ROW_BYTES], "row {id} is wrong");
         }

@@ -13,6 +13,7 @@ use common::{
 };
 use hypura::error::ErrorCode;
 use hypura::gguf::Gguf;
+use hypura::index::ExpertId;
 use hypura::stream::Fetch;
 
 fn check_every_budget(model: &Model, settings: &[(&str, &str)], seed: u64) {
@@ -171,7 +172,7 @@ fn the_counters_add_up() {
             writer.tensor(&format!("blk.{layer}.ffn_up_exps.weight"), Q4_K, &[256, 5, 16]);
         }
         let model = writer.write(TestDirectory::new(), 1);
-        let block_bytes = model.block(0, 0).len() as u64;
+        let block_bytes = model.block(0, ExpertId(0)).len() as u64;
         for prefetch in ["auto", "off"] {
             let settings = [("HYPURA_DIRECT", "off"), ("HYPURA_PREFETCH", prefetch)];
             let session = model.session_with_ram(4096 * 20, &settings).unwrap();
@@ -333,7 +334,7 @@ fn what_is_in_ram_can_be_had_before_it_is_demanded() {
         fetch.begin(now, &[3, 1, 3], 1).unwrap();
         let before = number(&stats(&session), "expert_hits");
         fetch.early(later, &mut blocks).unwrap();
-        let mut experts: Vec<usize> = blocks.iter().map(|block| block.expert).collect();
+        let mut experts: Vec<usize> = blocks.iter().map(|block| block.expert.0).collect();
         experts.sort_unstable();
         assert_eq!(experts, [1, 3]);
         blocks.iter().for_each(|block| model.assert_right(later, block));

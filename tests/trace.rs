@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use common::{ModelWriter, Q4_K, Random, TestDirectory, within};
+use hypura::index::ExpertId;
 
 /// One line of a trace.
 #[derive(Debug, PartialEq)]
@@ -67,7 +68,7 @@ fn check_trace(layers: u64) {
                     slot: index as u64 % 2,
                     expert: expert as u64,
                     residency: u64::from(seen.contains(&(layer, expert))),
-                    expert_bytes: 3 * model.block(tensors[0], 0).len() as u64,
+                    expert_bytes: 3 * model.block(tensors[0], ExpertId(0)).len() as u64,
                 });
             }
             seen.extend(routing.iter().map(|&expert| (layer, expert)));

@@ -7,6 +7,7 @@ use super::boundary::{guard, guard_infallible};
 use super::model::HypuraModel;
 use super::pointers;
 use crate::hw::GpuSpeed;
+use crate::index::ExpertId;
 use crate::memory::HostMemory;
 
 /// Gives out memory for slots: `size_bytes` of it, writable, aligned to pages; NULL when there is none. Called from any thread; it
@@ -155,7 +156,7 @@ pub unsafe extern "C" fn hypura_copy_add(
 ) -> i32 {
     let body = || {
         // SAFETY: the contract of this function.
-        unsafe { pointers::shared(model, "model") }?.session()?.add_copy(tensor, expert)
+        unsafe { pointers::shared(model, "model") }?.session()?.add_copy(tensor, ExpertId(expert))
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }
@@ -172,7 +173,7 @@ pub unsafe extern "C" fn hypura_copy_add(
 pub unsafe extern "C" fn hypura_copy_worth(model: *const HypuraModel, tensor: usize, expert: usize) -> f64 {
     // SAFETY: the contract of this function.
     let Some(session) = (unsafe { model.as_ref() }).and_then(|model| model.session.as_ref()) else { return 0.0 };
-    guard_infallible(0.0, || session.score(tensor, expert).unwrap_or(0.0))
+    guard_infallible(0.0, || session.score(tensor, ExpertId(expert)).unwrap_or(0.0))
 }
 
 /// The host drops a copy. If the library has not got the expert and thinks it worth keeping, it tells where the host is to put the bytes
@@ -197,7 +198,7 @@ pub unsafe extern "C" fn hypura_copy_remove(
     let body = || {
         // SAFETY: the contract of this function.
         let session = unsafe { pointers::shared(model, "model") }?.session()?;
-        let to = session.remove_copy(tensor, expert, !rescue.is_null())?;
+        let to = session.remove_copy(tensor, ExpertId(expert), !rescue.is_null())?;
         // SAFETY: the contract of this function.
         if let Some(rescue) = unsafe { rescue.as_mut() } {
             *rescue = to.map_or(std::ptr::null_mut(), |to| to.cast());
@@ -226,7 +227,7 @@ pub unsafe extern "C" fn hypura_copy_rescued(
 ) -> i32 {
     let body = || {
         // SAFETY: the contract of this function.
-        unsafe { pointers::shared(model, "model") }?.session()?.rescued(tensor, expert)
+        unsafe { pointers::shared(model, "model") }?.session()?.rescued(tensor, ExpertId(expert))
     };
     // SAFETY: the contract of this function.
     unsafe { guard(error, error_size, body) }

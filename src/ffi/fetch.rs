@@ -386,7 +386,7 @@ pub unsafe extern "C" fn hypura_fetch_free(fetch: *mut HypuraFetch) {
 unsafe fn write_blocks(blocks: &[Block], to: *mut HypuraBlock, capacity: usize) -> usize {
     let written = blocks.len().min(capacity);
     for (index, block) in blocks[..written].iter().enumerate() {
-        let block = HypuraBlock { expert: block.expert as u64, data: block.data.cast() };
+        let block = HypuraBlock { expert: block.expert.0 as u64, data: block.data.cast() };
         // SAFETY: `index < capacity`.
         unsafe { to.add(index).write(block) };
     }

@@ -1,5 +1,8 @@
 //! One budget for all models of a process.
 
+use typed_index_collections::TiSlice;
+
+use crate::index::PoolId;
 use crate::plan::{SlotClass, minimum_bytes};
 
 /// What a model can do with memory for its streamed weights, in bytes.
@@ -13,7 +16,7 @@ pub struct Claim {
 
 impl Claim {
     /// Of a model whose blocks come in these classes.
-    pub fn of(classes: &[SlotClass]) -> Self {
+    pub fn of(classes: &TiSlice<PoolId, SlotClass>) -> Self {
         let most = classes.iter().map(|class| class.slot_bytes * class.block_count as u64).sum();
         Self { least: minimum_bytes(classes), most }
     }

@@ -7,8 +7,11 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
+use typed_index_collections::{TiSlice, TiVec};
+
 use super::Task;
 use crate::forecast::{Cost, Problem, Residency, Usage};
+use crate::index::PoolId;
 use crate::plan::{FIRST_RING, Pass, SlotClass, Step, pinned};
 
 /// How a session holds an item.
@@ -16,30 +19,31 @@ use crate::plan::{FIRST_RING, Pass, SlotClass, Step, pinned};
 pub enum Allocation {
     /// On a GPU, or in the host's own memory.
     Fixed,
-    /// In a slot of a class, or flowing through some of that class's.
-    Dense(usize),
-    /// In slots of these classes: one for each matrix of an expert.
-    Experts(Vec<usize>),
+    /// In a slot of a pool, or flowing through some of that pool's.
+    Dense(PoolId),
+    /// In slots of these pools: one for each matrix of an expert.
+    Experts(Vec<PoolId>),
     /// On the drive, but for rows.
     Table,
 }
 
 /// The residencies that pools with these slots amount to, by item; and sets the ring of the problem to what the pools have for it.
-pub(super) fn residencies(problem: &mut Problem, task: &Task, slots: &[usize]) -> Vec<Residency> {
+pub(super) fn residencies(problem: &mut Problem, task: &Task, slots: &TiSlice<PoolId, usize>) -> Vec<Residency> {
     let allocation = &task.allocation;
     let dense: Vec<usize> =
         (0..allocation.len()).filter(|&item| matches!(allocation[item], Allocation::Dense(_))).collect();
-    let class_of = |&item: &usize| match allocation[item] {
-        Allocation::Dense(class) => class,
+    let pool_of = |&item: &usize| match allocation[item] {
+        Allocation::Dense(pool) => pool,
         _ => unreachable!("only dense items were collected"),
     };
-    let ring = likely_ring(problem, &dense, &class_of, slots);
-    let stays = pinned(dense.iter().map(class_of), slots, ring);
-    let mut is_short = vec![false; slots.len()];
-    dense.iter().zip(&stays).filter(|(_, stays)| !**stays).for_each(|(item, _)| is_short[class_of(item)] = true);
-    problem.dense_ring_bytes = (0..slots.len())
-        .filter(|&class| is_short[class])
-        .map(|class| task.classes[class].slot_bytes * ring.min(slots[class]) as u64)
+    let ring = likely_ring(problem, &dense, &pool_of, slots);
+    let stays = pinned(dense.iter().map(pool_of), slots, ring);
+    let mut is_short: TiVec<PoolId, bool> = vec![false; slots.len()].into();
+    dense.iter().zip(&stays).filter(|(_, stays)| !**stays).for_each(|(item, _)| is_short[pool_of(item)] = true);
+    problem.dense_ring_bytes = slots
+        .keys()
+        .filter(|&pool| is_short[pool])
+        .map(|pool| task.classes[pool].slot_bytes * ring.min(slots[pool]) as u64)
         .sum();
 
     let whole = |item: &crate::forecast::Item| match (item.is_elsewhere, item.is_remote) {
@@ -62,7 +66,7 @@ pub(super) fn residencies(problem: &mut Problem, task: &Task, slots: &[usize]) -
 
 /// Slots, and what a GPU's memory holds beside them: no expert is in both, so that they add up. It is shared among the pools of
 /// experts by their bytes.
-fn with_vram(task: &Task, slots: &[usize]) -> Vec<usize> {
+fn with_vram(task: &Task, slots: &TiSlice<PoolId, usize>) -> TiVec<PoolId, usize> {
     let bytes = |class: &SlotClass| if class.every_pass { 0 } else { class.slot_bytes * class.block_count as u64 };
     let all: u64 = task.classes.iter().map(bytes).sum();
     let share = |class: &SlotClass| bytes(class) as f64 / all.max(1) as f64 * task.problem.vram_bytes as f64;
@@ -71,7 +75,12 @@ fn with_vram(task: &Task, slots: &[usize]) -> Vec<usize> {
 }
 
 /// The ring that a session is likely to end up with, since it, too, plays through passes.
-fn likely_ring(problem: &Problem, dense: &[usize], class_of: &dyn Fn(&usize) -> usize, slots: &[usize]) -> usize {
+fn likely_ring(
+    problem: &Problem,
+    dense: &[usize],
+    pool_of: &dyn Fn(&usize) -> PoolId,
+    slots: &TiSlice<PoolId, usize>,
+) -> usize {
     /// By how much a pass must be shorter for the session to change its ring.
     const WORTH_A_CHANGE: f64 = 0.98;
     let costs = Cost::of(problem, &problem.machine);
@@ -82,7 +91,7 @@ fn likely_ring(problem: &Problem, dense: &[usize], class_of: &dyn Fn(&usize) -> 
         .iter()
         .zip(ends)
         .map(|(&item, end)| Step {
-            class: class_of(&item),
+            pool: pool_of(&item),
             read_seconds: costs[item].read_seconds,
             compute_seconds: compute_seconds(item, end),
         })
@@ -123,8 +132,8 @@ impl PartialEq for Bid {
 impl Eq for Bid {}
 
 /// Gives the slots of experts to the layers, each where it saves most: by item, how many experts have one.
-fn share_experts(problem: &Problem, allocation: &[Allocation], slots: &[usize]) -> Vec<(usize, usize)> {
-    let mut left = slots.to_vec();
+fn share_experts(problem: &Problem, allocation: &[Allocation], slots: &TiSlice<PoolId, usize>) -> Vec<(usize, usize)> {
+    let mut left = slots.to_owned();
     let mut counts: Vec<(usize, usize)> = Vec::new();
     let mut bids = BinaryHeap::new();
     let bid = |item: usize, count: usize| match &problem.items[item].usage {
@@ -140,11 +149,11 @@ fn share_experts(problem: &Problem, allocation: &[Allocation], slots: &[usize]) 
         bids.extend(bid(item, 0));
     }
     while let Some(Bid { item, .. }) = bids.pop() {
-        let Allocation::Experts(classes) = &allocation[item] else { continue };
+        let Allocation::Experts(pools) = &allocation[item] else { continue };
         // An expert of which a matrix is missing has to be read; such an item gets no more.
-        let wanted = |class: usize| classes.iter().filter(|&&other| other == class).count();
-        if classes.iter().all(|&class| left[class] >= wanted(class)) {
-            classes.iter().for_each(|&class| left[class] -= 1);
+        let wanted = |pool: PoolId| pools.iter().filter(|&&other| other == pool).count();
+        if pools.iter().all(|&pool| left[pool] >= wanted(pool)) {
+            pools.iter().for_each(|&pool| left[pool] -= 1);
             let count = &mut counts[place[item]].1;
             *count += 1;
             bids.extend(bid(item, *count));
@@ -170,18 +179,18 @@ mod tests {
         let items =
             [experts(1000, &[1.0; 8], &[0, 0]), experts(1000, &[50.0, 50.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], &[0, 0])];
         let task = task(items.into(), &[(500, false)]);
-        let residencies = residencies(&mut task.problem.clone(), &task, &[12]);
+        let residencies = residencies(&mut task.problem.clone(), &task, TiSlice::from_ref(&[12]));
         assert_eq!(slots(&residencies), [4, 2]);
     }
 
     #[test]
     fn an_expert_needs_a_slot_for_each_of_its_matrices() {
-        let classes = [vec![0, 1], vec![0, 0], vec![1, 1]];
-        let items = classes.iter().map(|classes| experts(1000, &[1.0; 8], classes)).collect();
+        let pools = [vec![0, 1], vec![0, 0], vec![1, 1]];
+        let items = pools.iter().map(|pools| experts(1000, &[1.0; 8], pools)).collect();
         let task = task(items, &[(500, false), (500, false)]);
-        let residencies = slots(&residencies(&mut task.problem.clone(), &task, &[9, 7]));
-        let used = |class: usize| -> usize {
-            let of = |index: usize| classes[index].iter().filter(|&&other| other == class).count();
+        let residencies = slots(&residencies(&mut task.problem.clone(), &task, TiSlice::from_ref(&[9, 7])));
+        let used = |pool: usize| -> usize {
+            let of = |index: usize| pools[index].iter().filter(|&&other| other == pool).count();
             (0..3).map(|index| residencies[index] * of(index)).sum()
         };
         assert!(used(0) <= 9 && used(1) <= 7, "{residencies:?}");
@@ -191,9 +200,9 @@ mod tests {
     #[test]
     fn what_a_gpu_holds_counts_beside_the_slots() {
         let mut task = task(vec![experts(1000, &[1.0; 8], &[0, 0])], &[(500, false)]);
-        assert_eq!(slots(&residencies(&mut task.problem.clone(), &task, &[6])), [3]);
+        assert_eq!(slots(&residencies(&mut task.problem.clone(), &task, TiSlice::from_ref(&[6]))), [3]);
         task.problem.vram_bytes = 2000;
-        let residencies = residencies(&mut task.problem.clone(), &task, &[6]);
+        let residencies = residencies(&mut task.problem.clone(), &task, TiSlice::from_ref(&[6]));
         assert_eq!(slots(&residencies), [5]);
         let tiers = task.problem.tiers(&residencies);
         assert_eq!((tiers.gpu, tiers.ram, tiers.drive), (2000, 3000, 3000));
@@ -208,13 +217,13 @@ mod tests {
         items[20].1 = Allocation::Fixed;
         let task = task(items, &[(1 << 20, true)]);
         let mut problem = task.problem.clone();
-        let found = residencies(&mut problem, &task, &[10]);
+        let found = residencies(&mut problem, &task, TiSlice::from_ref(&[10]));
         let staying = slots(&found)[..20].iter().filter(|&&slots| slots == 1).count() as u64;
         assert!((6..=8).contains(&staying), "{found:?}");
         assert_eq!(problem.dense_ring_bytes, (10 - staying) << 20);
         assert_eq!((found[3], found[20]), (Residency::Gpu, Residency::Host { slots: 1 }));
         // With room for all there is no ring.
-        let found = residencies(&mut problem, &task, &[19]);
+        let found = residencies(&mut problem, &task, TiSlice::from_ref(&[19]));
         assert_eq!(problem.dense_ring_bytes, 0);
         assert!(found.iter().all(|residency| *residency != Residency::Host { slots: 0 }));
     }

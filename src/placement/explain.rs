@@ -220,7 +220,7 @@ mod tests {
     fn a_resident_model_waits_for_nothing() {
         let mut task = layers();
         task.allocation.fill(Allocation::Fixed);
-        (task.classes, task.mode) = (Vec::new(), Mode::Resident);
+        (task.classes, task.mode) = (typed_index_collections::TiVec::new(), Mode::Resident);
         let lines = task.place(0).unwrap().explain();
         assert_eq!(lines[0], "full-resident");
         assert!(lines.iter().all(|line| !line.contains("drive")), "{lines:?}");

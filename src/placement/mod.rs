@@ -16,8 +16,11 @@ mod solver_tests;
 
 pub use allocate::Allocation;
 
+use typed_index_collections::TiVec;
+
 use crate::error::Result;
 use crate::forecast::{Item, Learned, Prediction, Problem, Residency, TierBytes};
+use crate::index::PoolId;
 use crate::plan::{Mode, SlotClass, bytes_for_tables, distribute, in_gigabytes, minimum_bytes, tables_claim};
 
 /// A model on a machine, whose streamed weights live in pools of slots.
@@ -32,7 +35,7 @@ pub struct Task {
     /// By item of the problem: which pools it lives in.
     pub allocation: Vec<Allocation>,
     /// The pools.
-    pub classes: Vec<SlotClass>,
+    pub classes: TiVec<PoolId, SlotClass>,
     /// Bytes of tables, of which rows are looked up.
     pub table_bytes: u64,
     /// Memory for the routers that look ahead, in bytes; 0 where none does.
@@ -74,7 +77,7 @@ pub struct Placement {
     /// The same, in bytes.
     pub tiers: TierBytes,
     /// Slots of each pool.
-    pub slots: Vec<usize>,
+    pub slots: TiVec<PoolId, usize>,
     /// Bytes of all slots.
     pub pool_bytes: u64,
     /// RAM for rows of tables, in bytes.
@@ -127,12 +130,12 @@ impl Task {
 
     /// Only the slots of each pool, as [`Task::place`] finds them, for a budget that has changed. One below the smallest that works
     /// is taken for that.
-    pub fn divide(&self, budget_bytes: u64) -> Result<Vec<usize>> {
+    pub fn divide(&self, budget_bytes: u64) -> Result<TiVec<PoolId, usize>> {
         let budget_bytes = budget_bytes.max(minimum_bytes(&self.classes));
         Ok(self.divide_corrected(&mut self.corrected(), budget_bytes)?.0)
     }
 
-    fn divide_corrected(&self, corrected: &mut Problem, budget_bytes: u64) -> Result<(Vec<usize>, Divided)> {
+    fn divide_corrected(&self, corrected: &mut Problem, budget_bytes: u64) -> Result<(TiVec<PoolId, usize>, Divided)> {
         let rule = distribute(budget_bytes, &self.classes)?;
         Ok(match solver::better_than(&rule, self, corrected, budget_bytes) {
             Some(slots) => (slots, Divided::BySolver),

@@ -5,12 +5,14 @@ use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::json;
+use typed_index_collections::TiSlice;
 
 use super::linear::{LinearProgram, LinearSolver, Microlp, Optimum};
 use super::relax::relax;
 use super::{Allocation, Divided, Task, allocate};
 use crate::common::Random;
 use crate::forecast::{Item, Learned, Machine, MissCurve, Problem, Usage, simulated_pass};
+use crate::index::PoolId;
 use crate::plan::{Mode, SlotClass, distribute, minimum_bytes};
 
 fn item(slot_bytes: u64, usage: Usage, slot_count: usize, reads_per_slot: usize) -> Item {
@@ -28,21 +30,22 @@ fn item(slot_bytes: u64, usage: Usage, slot_count: usize, reads_per_slot: usize)
     }
 }
 
-pub(super) fn dense(slot_bytes: u64, class: usize) -> (Item, Allocation) {
-    (item(slot_bytes, Usage::Dense, 1, 1), Allocation::Dense(class))
+pub(super) fn dense(slot_bytes: u64, pool: usize) -> (Item, Allocation) {
+    (item(slot_bytes, Usage::Dense, 1, 1), Allocation::Dense(PoolId(pool)))
 }
 
 /// A layer's experts, two of which are used.
-pub(super) fn experts(slot_bytes: u64, frequencies: &[f64], classes: &[usize]) -> (Item, Allocation) {
+pub(super) fn experts(slot_bytes: u64, frequencies: &[f64], pools: &[usize]) -> (Item, Allocation) {
     let curve = MissCurve::from_frequencies(frequencies, 2).unwrap();
     let (count, usage) = (curve.slot_count(), Usage::Routed(Arc::new(curve)));
-    (item(slot_bytes, usage, count, classes.len()), Allocation::Experts(classes.to_vec()))
+    let allocation = Allocation::Experts(pools.iter().copied().map(PoolId).collect());
+    (item(slot_bytes, usage, count, pools.len()), allocation)
 }
 
 /// A task on a slow machine; classes by the bytes of a slot, and whether every pass uses them.
 pub(super) fn task(items: Vec<(Item, Allocation)>, classes: &[(u64, bool)]) -> Task {
     let (items, allocation): (Vec<Item>, Vec<Allocation>) = items.into_iter().unzip();
-    let blocks = |class: usize| -> usize {
+    let blocks = |class: PoolId| -> usize {
         let of = |(item, held): (&Item, &Allocation)| match held {
             Allocation::Dense(own) => usize::from(*own == class),
             Allocation::Experts(own) => item.slot_count * own.iter().filter(|own| **own == class).count(),
@@ -52,7 +55,7 @@ pub(super) fn task(items: Vec<(Item, Allocation)>, classes: &[(u64, bool)]) -> T
     };
     let class = |(index, &(slot_bytes, every_pass)): (usize, &(u64, bool))| SlotClass {
         slot_bytes,
-        block_count: blocks(index),
+        block_count: blocks(PoolId(index)),
         every_pass,
     };
     let classes = classes.iter().enumerate().map(class).collect();
@@ -78,7 +81,7 @@ pub(super) fn task(items: Vec<(Item, Allocation)>, classes: &[(u64, bool)]) -> T
     }
 }
 
-fn seconds(task: &Task, slots: &[usize]) -> f64 {
+fn seconds(task: &Task, slots: &TiSlice<PoolId, usize>) -> f64 {
     let mut problem = task.problem.clone();
     let residencies = allocate::residencies(&mut problem, task, slots);
     simulated_pass(&problem, &residencies).0
@@ -107,8 +110,10 @@ fn all_divisions(task: &Task, budget_bytes: u64) -> Vec<Vec<usize>> {
     let mut divisions = vec![vec![]];
     for class in &task.classes {
         let counts = class.minimum_slots()..=class.block_count;
-        divisions =
-            divisions.iter().flat_map(|start| counts.clone().map(|count| [&start[..], &[count]].concat())).collect();
+        divisions = divisions
+            .iter()
+            .flat_map(|start: &Vec<usize>| counts.clone().map(|count| [&start[..], &[count]].concat()))
+            .collect();
     }
     let bytes = |slots: &Vec<usize>| -> u64 {
         slots.iter().zip(&task.classes).map(|(&count, class)| count as u64 * class.slot_bytes).sum()
@@ -131,7 +136,10 @@ fn no_division_is_slower_than_the_rules_and_few_are_far_from_the_best() {
         assert!(placement.pool_bytes <= budget_bytes, "{seed}");
         let rule = seconds(&task, &distribute(budget_bytes, &task.classes).unwrap());
         let found = seconds(&task, &placement.slots);
-        let best = all_divisions(&task, budget_bytes).iter().map(|slots| seconds(&task, slots)).fold(rule, f64::min);
+        let best = all_divisions(&task, budget_bytes)
+            .iter()
+            .map(|slots| seconds(&task, TiSlice::from_ref(slots)))
+            .fold(rule, f64::min);
         assert!(found <= rule * (1.0 + 1e-9), "{seed}: {found} after {rule}");
         assert_eq!(placement.divided == Divided::BySolver, found < rule, "{seed}");
         let relaxed = relax(&task.problem, &task.allocation, budget_bytes, &Microlp).unwrap();
@@ -166,7 +174,7 @@ fn where_computing_hides_dense_reads_experts_get_the_memory() {
     let placement = task.place(budget_bytes).unwrap();
     assert_eq!(placement.divided, Divided::BySolver);
     let rule = distribute(budget_bytes, &task.classes).unwrap();
-    assert!(placement.slots[1] > rule[1], "{:?} after {rule:?}", placement.slots);
+    assert!(placement.slots[PoolId(1)] > rule[PoolId(1)], "{:?} after {rule:?}", placement.slots);
     assert!(seconds(&task, &placement.slots) < 0.9 * seconds(&task, &rule));
     assert_eq!(task.divide(budget_bytes).unwrap(), placement.slots, "the governor divides as the start did");
 }

@@ -1,6 +1,9 @@
 //! Dividing the memory budget among the pools.
 
+use typed_index_collections::{TiSlice, TiVec};
+
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::PoolId;
 
 /// The slots of one size that a model could use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub fn tables_claim(table_bytes: u64) -> (u64, u64) {
 ///
 /// # Errors
 /// `Budget` when that is too little for both; the message names what would do.
-pub fn bytes_for_tables(budget_bytes: u64, table_bytes: u64, classes: &[SlotClass]) -> Result<u64> {
+pub fn bytes_for_tables(budget_bytes: u64, table_bytes: u64, classes: &TiSlice<PoolId, SlotClass>) -> Result<u64> {
     let ((least, most), minimum) = (tables_claim(table_bytes), minimum_bytes(classes));
     if budget_bytes < minimum + least {
         return Err(too_little(budget_bytes, minimum + least));
@@ -62,12 +65,12 @@ fn too_little(budget_bytes: u64, minimum: u64) -> Error {
 }
 
 /// The largest budget that blocks have use for, in bytes.
-fn maximum_bytes(classes: &[SlotClass]) -> u64 {
+fn maximum_bytes(classes: &TiSlice<PoolId, SlotClass>) -> u64 {
     classes.iter().map(|class| class.slot_bytes * class.block_count as u64).sum()
 }
 
 /// The smallest budget that works, in bytes.
-pub fn minimum_bytes(classes: &[SlotClass]) -> u64 {
+pub fn minimum_bytes(classes: &TiSlice<PoolId, SlotClass>) -> u64 {
     classes.iter().map(|class| class.slot_bytes * class.minimum_slots() as u64).sum()
 }
 
@@ -77,38 +80,43 @@ pub fn minimum_bytes(classes: &[SlotClass]) -> u64 {
 ///
 /// # Errors
 /// `Budget` when the budget is below [`minimum_bytes`]; the message names it.
-pub fn distribute(budget_bytes: u64, classes: &[SlotClass]) -> Result<Vec<usize>> {
+pub fn distribute(budget_bytes: u64, classes: &TiSlice<PoolId, SlotClass>) -> Result<TiVec<PoolId, usize>> {
     let minimum = minimum_bytes(classes);
     if budget_bytes < minimum {
         return Err(too_little(budget_bytes, minimum));
     }
-    let mut slots: Vec<usize> = classes.iter().map(|class| class.minimum_slots()).collect();
+    let mut slots: TiVec<PoolId, usize> = classes.iter().map(|class| class.minimum_slots()).collect();
     let mut left = budget_bytes - minimum;
     for every_pass in [true, false] {
-        let kind: Vec<usize> = (0..classes.len()).filter(|&index| classes[index].every_pass == every_pass).collect();
+        let kind: Vec<PoolId> = classes.keys().filter(|&pool| classes[pool].every_pass == every_pass).collect();
         left = share_out(left, classes, &kind, &mut slots);
     }
     Ok(slots)
 }
 
 /// Gives more slots to some of the classes, the same share of its blocks to each; returns the bytes that are left.
-fn share_out(mut left: u64, classes: &[SlotClass], kind: &[usize], slots: &mut [usize]) -> u64 {
-    let total: u64 = kind.iter().map(|&index| classes[index].slot_bytes * classes[index].block_count as u64).sum();
-    let held: u64 = kind.iter().map(|&index| classes[index].slot_bytes * slots[index] as u64).sum();
+fn share_out(
+    mut left: u64,
+    classes: &TiSlice<PoolId, SlotClass>,
+    kind: &[PoolId],
+    slots: &mut TiSlice<PoolId, usize>,
+) -> u64 {
+    let total: u64 = kind.iter().map(|&pool| classes[pool].slot_bytes * classes[pool].block_count as u64).sum();
+    let held: u64 = kind.iter().map(|&pool| classes[pool].slot_bytes * slots[pool] as u64).sum();
     let share = (left + held) as f64 / total.max(1) as f64;
-    for &index in kind {
-        let class = classes[index];
+    for &pool in kind {
+        let class = classes[pool];
         let target = ((share * class.block_count as f64) as usize).min(class.block_count);
-        let extra = (target.saturating_sub(slots[index]) as u64).min(left / class.slot_bytes);
-        slots[index] += extra as usize;
+        let extra = (target.saturating_sub(slots[pool]) as u64).min(left / class.slot_bytes);
+        slots[pool] += extra as usize;
         left -= extra * class.slot_bytes;
     }
     // Rounding leaves less than a slot or so per class: it goes where the share is smallest.
     while let Some(&poorest) = kind
         .iter()
-        .filter(|&&index| slots[index] < classes[index].block_count && classes[index].slot_bytes <= left)
+        .filter(|&&pool| slots[pool] < classes[pool].block_count && classes[pool].slot_bytes <= left)
         .min_by(|&&one, &&other| {
-            let share = |index: usize| slots[index] as f64 / classes[index].block_count as f64;
+            let share = |pool: PoolId| slots[pool] as f64 / classes[pool].block_count as f64;
             share(one).total_cmp(&share(other))
         })
     {
@@ -128,11 +136,15 @@ mod tests {
         SlotClass { slot_bytes: 10, block_count: 1, every_pass: false },
     ];
 
+    fn of(classes: &[SlotClass]) -> &TiSlice<PoolId, SlotClass> {
+        TiSlice::from_ref(classes)
+    }
+
     #[test]
     fn every_budget_is_kept_and_nearly_used() {
         let total: u64 = CLASSES.iter().map(|class| class.slot_bytes * class.block_count as u64).sum();
-        for budget in minimum_bytes(&CLASSES)..total + 10 {
-            let slots = distribute(budget, &CLASSES).unwrap();
+        for budget in minimum_bytes(of(&CLASSES))..total + 10 {
+            let slots = distribute(budget, of(&CLASSES)).unwrap();
             let used: u64 = slots.iter().zip(CLASSES).map(|(&slots, class)| slots as u64 * class.slot_bytes).sum();
             assert!(used <= budget && budget.min(total) - used < 1500, "{budget}: {slots:?}");
             assert!(slots.iter().zip(CLASSES).all(|(&slots, class)| slots >= class.minimum_slots()));
@@ -142,29 +154,29 @@ mod tests {
     #[test]
     fn tables_get_a_share_beside_blocks_and_all_they_can_use_without() {
         const MIB: u64 = 1 << 20;
-        let tables = |budget: u64, classes: &[SlotClass]| bytes_for_tables(budget, 1 << 40, classes).unwrap();
+        let tables = |budget: u64, classes: &[SlotClass]| bytes_for_tables(budget, 1 << 40, of(classes)).unwrap();
         let large = [SlotClass { slot_bytes: MIB, block_count: 1 << 20, every_pass: false }];
         assert_eq!(tables(160 * MIB, &large), 10 * MIB);
         assert_eq!(tables(16 << 30, &large), TABLES_BYTES_MAX);
-        assert_eq!(tables(40 * MIB, &CLASSES), 40 * MIB - maximum_bytes(&CLASSES), "blocks have no use for more");
+        assert_eq!(tables(40 * MIB, &CLASSES), 40 * MIB - maximum_bytes(of(&CLASSES)), "blocks have no use for more");
         assert_eq!(tables(40 * MIB, &[]), 40 * MIB);
         assert_eq!(tables(1 << 30, &[]), TABLES_BYTES_MAX);
-        assert_eq!(bytes_for_tables(1 << 30, 0, &[]).unwrap(), 0);
+        assert_eq!(bytes_for_tables(1 << 30, 0, of(&[])).unwrap(), 0);
     }
 
     #[test]
     fn what_every_pass_uses_comes_before_experts() {
         let dense = SlotClass { slot_bytes: 100, block_count: 10, every_pass: true };
         let experts = SlotClass { slot_bytes: 10, block_count: 1000, every_pass: false };
-        assert_eq!(distribute(520, &[experts, dense]).unwrap(), [2, 5]);
-        assert_eq!(distribute(1520, &[experts, dense]).unwrap(), [52, 10]);
+        assert_eq!(distribute(520, of(&[experts, dense])).unwrap().raw, [2, 5]);
+        assert_eq!(distribute(1520, of(&[experts, dense])).unwrap().raw, [52, 10]);
     }
 
     #[test]
     fn the_refusal_names_the_budget_that_would_do() {
-        let minimum = minimum_bytes(&CLASSES);
+        let minimum = minimum_bytes(of(&CLASSES));
         assert_eq!(minimum, 2 * 1000 + 2 * 1500 + 10);
-        let error = distribute(minimum - 1, &CLASSES).unwrap_err();
+        let error = distribute(minimum - 1, of(&CLASSES)).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Budget);
         assert!(error.message().contains("HYPURA_RAM=5K"), "{error}");
     }

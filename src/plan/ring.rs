@@ -7,14 +7,20 @@
 //! computing never waits in bursts. Which ring is best is a matter of times: too short, and the drive rests while a
 //! slot is computed on; too long, and more has to be read. It is found by playing through a pass.
 
+use std::collections::VecDeque;
+
+use typed_index_collections::{TiSlice, TiVec};
+
+use crate::index::PoolId;
+
 /// Slots that dense tensors flow through while nothing has been measured.
 pub const FIRST_RING: usize = 4;
 
 /// One dense tensor in the order of use.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
-    /// Its slot class.
-    pub class: usize,
+    /// The pool that it lives in.
+    pub pool: PoolId,
     /// Seconds that the drive takes to read it.
     pub read_seconds: f64,
     /// Seconds from the start of its multiplication until the next tensor is wanted.
@@ -25,27 +31,26 @@ pub struct Step {
 pub struct Pass<'a> {
     /// In the order of use.
     pub steps: &'a [Step],
-    /// By class.
-    pub slots: &'a [usize],
+    /// By pool.
+    pub slots: &'a TiSlice<PoolId, usize>,
 }
 
-/// Which steps stay in RAM, given each step's class in the order of use, when every class that does not fit whole
-/// leaves
-/// `ring` slots (as far as it has them) to the rest.
-pub fn pinned(classes: impl Iterator<Item = usize> + Clone, slots: &[usize], ring: usize) -> Vec<bool> {
-    let mut count = vec![0_usize; slots.len()];
-    classes.clone().for_each(|class| count[class] += 1);
-    let mut seen = vec![0_usize; slots.len()];
-    classes
-        .map(|class| {
-            let kept = match slots[class] {
-                enough if enough >= count[class] => count[class],
+/// Which steps stay in RAM, given each step's pool in the order of use, when every pool that does not hold all of its own
+/// leaves `ring` slots (as far as it has them) to the rest.
+pub fn pinned(pools: impl Iterator<Item = PoolId> + Clone, slots: &TiSlice<PoolId, usize>, ring: usize) -> Vec<bool> {
+    let mut count: TiVec<PoolId, usize> = vec![0; slots.len()].into();
+    pools.clone().for_each(|pool| count[pool] += 1);
+    let mut seen: TiVec<PoolId, usize> = vec![0; slots.len()].into();
+    pools
+        .map(|pool| {
+            let kept = match slots[pool] {
+                enough if enough >= count[pool] => count[pool],
                 // A ring of one would make reading and computing take turns.
                 few => few - ring.max(2).min(few),
             };
-            let index = seen[class];
-            seen[class] += 1;
-            (index + 1) * kept / count[class] > index * kept / count[class]
+            let index = seen[pool];
+            seen[pool] += 1;
+            (index + 1) * kept / count[pool] > index * kept / count[pool]
         })
         .collect()
 }
@@ -62,18 +67,17 @@ impl Pass<'_> {
 
     /// How long a pass takes with a ring, once passes follow each other.
     ///
-    /// The drive reads one tensor after the other, each as soon as a slot of its class is free; a multiplication starts
+    /// The drive reads one tensor after the other, each as soon as a slot of its pool is free; a multiplication starts
     /// when the one before it is over and its tensor is there.
     pub fn seconds(&self, ring: usize) -> f64 {
         const PASSES: usize = 4;
-        let pinned = pinned(self.steps.iter().map(|step| step.class), self.slots, ring);
-        // By class, when its slots become free, the earliest first: they are used in turn.
-        let mut free_at: Vec<std::collections::VecDeque<f64>> = self
+        let pinned = pinned(self.steps.iter().map(|step| step.pool), self.slots, ring);
+        // By pool, when its slots become free, the earliest first: they are used in turn.
+        let mut free_at: TiVec<PoolId, VecDeque<f64>> = self
             .slots
-            .iter()
-            .enumerate()
-            .map(|(class, &slots)| {
-                let kept = self.steps.iter().zip(&pinned).filter(|(step, kept)| step.class == class && **kept).count();
+            .iter_enumerated()
+            .map(|(pool, &slots)| {
+                let kept = self.steps.iter().zip(&pinned).filter(|(step, kept)| step.pool == pool && **kept).count();
                 std::iter::repeat_n(0.0, slots.saturating_sub(kept).max(1)).collect()
             })
             .collect();
@@ -85,10 +89,10 @@ impl Pass<'_> {
                     processor += step.compute_seconds;
                     continue;
                 }
-                let free = free_at[step.class].pop_front().unwrap_or(0.0);
+                let free = free_at[step.pool].pop_front().unwrap_or(0.0);
                 drive = drive.max(free) + step.read_seconds;
                 processor = processor.max(drive) + step.compute_seconds;
-                free_at[step.class].push_back(processor);
+                free_at[step.pool].push_back(processor);
             }
         }
         processor - last_pass
@@ -100,14 +104,20 @@ mod tests {
     use super::*;
 
     fn steps(count: usize, read_seconds: f64, compute_seconds: impl Fn(usize) -> f64) -> Vec<Step> {
-        (0..count).map(|index| Step { class: 0, read_seconds, compute_seconds: compute_seconds(index) }).collect()
+        (0..count)
+            .map(|index| Step { pool: PoolId(0), read_seconds, compute_seconds: compute_seconds(index) })
+            .collect()
+    }
+
+    fn one_pool(slots: &[usize; 1]) -> &TiSlice<PoolId, usize> {
+        TiSlice::from_ref(slots)
     }
 
     #[test]
     fn what_is_pinned_is_as_much_as_fits_and_evenly_spread() {
         for slots in 2..=60 {
             for ring in 2..12 {
-                let pinned = pinned(std::iter::repeat_n(0, 60), &[slots], ring);
+                let pinned = pinned(std::iter::repeat_n(PoolId(0), 60), one_pool(&[slots]), ring);
                 let kept = pinned.iter().filter(|pinned| **pinned).count();
                 assert_eq!(kept, if slots == 60 { 60 } else { slots.saturating_sub(ring) });
                 // Any stretch holds its share, to within one.
@@ -126,10 +136,10 @@ mod tests {
     fn a_pass_takes_as_long_as_the_slower_of_drive_and_processor() {
         // 30 of 60 slots: with a ring of 4, 34 are read.
         let drive_bound = steps(60, 1.0, |_| 0.1);
-        let seconds = Pass { steps: &drive_bound, slots: &[30] }.seconds(4);
+        let seconds = Pass { steps: &drive_bound, slots: one_pool(&[30]) }.seconds(4);
         assert!((34.0..34.2).contains(&seconds), "{seconds}");
         let compute_bound = steps(60, 0.1, |_| 1.0);
-        let seconds = Pass { steps: &compute_bound, slots: &[30] }.seconds(4);
+        let seconds = Pass { steps: &compute_bound, slots: one_pool(&[30]) }.seconds(4);
         assert!((60.0..60.2).contains(&seconds), "{seconds}");
     }
 
@@ -137,10 +147,10 @@ mod tests {
     fn the_ring_is_no_longer_than_it_needs_to_be() {
         // Even times: while one is computed on, the next is read.
         let even = steps(60, 1.0, |_| 0.9);
-        assert!(Pass { steps: &even, slots: &[30] }.best_ring() <= 3);
+        assert!(Pass { steps: &even, slots: one_pool(&[30]) }.best_ring() <= 3);
         // Long computing now and then: the drive goes on through it only as far as the ring reaches.
         let uneven = steps(60, 1.0, |index| if index % 15 == 14 { 5.0 } else { 0.1 });
-        let pass = Pass { steps: &uneven, slots: &[30] };
+        let pass = Pass { steps: &uneven, slots: one_pool(&[30]) };
         let ring = pass.best_ring();
         assert!((4..9).contains(&ring), "{ring}");
         assert!(pass.seconds(ring) < 0.9 * pass.seconds(2));
@@ -149,7 +159,7 @@ mod tests {
     #[test]
     fn too_few_slots_for_a_ring_still_pass() {
         for slots in 1..4 {
-            let seconds = Pass { steps: &steps(9, 1.0, |_| 0.5), slots: &[slots] }.seconds(8);
+            let seconds = Pass { steps: &steps(9, 1.0, |_| 0.5), slots: one_pool(&[slots]) }.seconds(8);
             assert!(seconds.is_finite() && seconds > 8.9, "{slots}: {seconds}");
         }
     }

@@ -27,7 +27,7 @@ impl Belady {
         for (pass, layer) in layers {
             for used in &layer.experts {
                 let unit = trace.shape.unit(layer.layer, used.expert);
-                uses[unit].push(pass * trace.shape.layer_count + layer.layer);
+                uses[unit].push(pass * trace.shape.layer_count + layer.layer.0);
             }
         }
         uses.iter_mut().for_each(|times| times.reverse());
@@ -46,7 +46,7 @@ impl Policy for Belady {
 
     fn used(&mut self, unit: UnitId, at: Position, _usage: Use) {
         let time = self.uses[unit].pop();
-        assert_eq!(time, Some(at.pass as usize * self.shape.layer_count + at.layer), "another trace is played");
+        assert_eq!(time, Some(at.pass as usize * self.shape.layer_count + at.layer.0), "another trace is played");
     }
 
     fn set_evictable(&mut self, unit: UnitId) {

@@ -1,7 +1,7 @@
 //! How well a trace's experts are predicted by a usage profile that is learned while it runs.
 
 use super::trace::{LayerUse, Trace};
-use crate::index::ExpertLayer;
+use crate::index::{ExpertId, ExpertLayer};
 use crate::predict::{Predicted, Recent, UsageProfile};
 
 /// What the generated tokens used of their layers, and how much of it was foreseen.
@@ -34,7 +34,7 @@ impl Recall {
         [self.by_as_many, self.by_twice_as_many].map(|right| 100.0 * right as f64 / self.uses.max(1) as f64)
     }
 
-    fn count(&mut self, used: &[usize], guesses: impl Iterator<Item = usize>) {
+    fn count(&mut self, used: &[ExpertId], guesses: impl Iterator<Item = ExpertId>) {
         self.uses += used.len() as u64;
         for (rank, guess) in guesses.take(2 * used.len()).enumerate() {
             if used.contains(&guess) {
@@ -55,21 +55,21 @@ pub fn profile_recall(trace: &Trace) -> ProfileRecall {
     for turn in trace.passes.chunk_by(|one, other| one.turn == other.turn) {
         let mut recent = Recent::default();
         for pass in turn.iter().filter(|pass| pass.is_decode) {
-            let mut layer_before: Option<(ExpertLayer, Vec<usize>)> = None;
+            let mut layer_before: Option<(ExpertLayer, Vec<ExpertId>)> = None;
             for layer in &pass.layers {
-                let (number, used) = (ExpertLayer(layer.layer), experts(layer));
+                let (number, used) = (ExpertLayer(layer.layer.0), experts(layer));
                 if let Some((before, experts)) = &layer_before {
                     usage_profile.predict_next_layer(*before, experts, &mut predicted);
                     recall.next_layer.count(&used, experts_of(&predicted));
                 }
-                let token_before: Vec<usize> = recent.experts(number).collect();
+                let token_before: Vec<ExpertId> = recent.experts(number).collect();
                 if !token_before.is_empty() {
                     usage_profile.predict_next_token(number, &token_before, &mut predicted);
                     recall.next_token.count(&used, experts_of(&predicted));
                     recall.repetition.count(&used, token_before.iter().copied());
                 }
                 recall.popularity.count(&used, popular(&usage_profile, number).into_iter());
-                let routing: Vec<i32> = used.iter().map(|&expert| expert as i32).collect();
+                let routing: Vec<i32> = used.iter().map(|expert| expert.0 as i32).collect();
                 usage_profile.observe(&mut recent, number, &routing, 1);
                 layer_before = Some((number, used));
             }
@@ -78,17 +78,17 @@ pub fn profile_recall(trace: &Trace) -> ProfileRecall {
     recall
 }
 
-fn experts(layer: &LayerUse) -> Vec<usize> {
+fn experts(layer: &LayerUse) -> Vec<ExpertId> {
     layer.experts.iter().map(|used| used.expert).collect()
 }
 
-fn experts_of(predicted: &[Predicted]) -> impl Iterator<Item = usize> + '_ {
+fn experts_of(predicted: &[Predicted]) -> impl Iterator<Item = ExpertId> + '_ {
     predicted.iter().map(|predicted| predicted.expert)
 }
 
-fn popular(usage_profile: &UsageProfile, layer: ExpertLayer) -> Vec<usize> {
-    let mut experts: Vec<usize> = (0..usage_profile.expert_count()).collect();
-    let frequency = |expert: usize| usage_profile.uses_per_token(layer, expert).unwrap_or(0.0);
+fn popular(usage_profile: &UsageProfile, layer: ExpertLayer) -> Vec<ExpertId> {
+    let mut experts: Vec<ExpertId> = usage_profile.experts().collect();
+    let frequency = |expert: ExpertId| usage_profile.uses_per_token(layer, expert).unwrap_or(0.0);
     experts.sort_by(|&one, &other| frequency(other).total_cmp(&frequency(one)));
     experts
 }

@@ -5,14 +5,14 @@ use super::*;
 use crate::cache::policy::{Lru, Policy, PolicyKind, Position, Shape, Use};
 use crate::common::Random;
 use crate::error::ErrorCode;
-use crate::index::UnitId;
+use crate::index::{ExpertId, PolicyLayer, UnitId};
 
 /// One token a pass, using what is named, by layer.
 fn trace_of(shape: Shape, tokens: &[Vec<Vec<usize>>]) -> Trace {
     let layer = |(layer, experts): (usize, &Vec<usize>)| LayerUse {
-        layer,
+        layer: PolicyLayer(layer),
         token_count: 1,
-        experts: experts.iter().map(|&expert| ExpertUse { expert, routed_count: 1 }).collect(),
+        experts: experts.iter().map(|&expert| ExpertUse { expert: ExpertId(expert), routed_count: 1 }).collect(),
     };
     let pass = |token: &Vec<Vec<usize>>| Pass {
         turn: 0,
@@ -66,9 +66,13 @@ fn a_step_of_a_prefill_is_a_token() {
     .unwrap();
     assert_eq!((trace.model.as_str(), trace.shape), ("m.gguf", Shape { layer_count: 2, expert_count: 8 }));
     assert_eq!(trace.passes.len(), 4, "a prompt, two tokens, and one of another turn");
-    let experts = [(5, 1), (3, 2), (2, 1)].map(|(expert, routed_count)| ExpertUse { expert, routed_count });
-    assert_eq!(trace.passes[0].layers[0], LayerUse { layer: 0, token_count: 2, experts: experts.to_vec() });
-    assert_eq!(trace.passes[0].layers[1].layer, 1);
+    let experts =
+        [(5, 1), (3, 2), (2, 1)].map(|(expert, routed_count)| ExpertUse { expert: ExpertId(expert), routed_count });
+    assert_eq!(
+        trace.passes[0].layers[0],
+        LayerUse { layer: PolicyLayer(0), token_count: 2, experts: experts.to_vec() }
+    );
+    assert_eq!(trace.passes[0].layers[1].layer, PolicyLayer(1));
     assert!(!trace.passes[0].is_decode && trace.passes[1].is_decode);
     assert_eq!(trace.passes[3].turn, 1);
     assert_eq!(trace.without_prompts().passes, trace.passes[1..]);

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::cache::policy::{Shape, Use};
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::{ExpertId, PolicyLayer};
 
 /// More layers or experts than this are a damaged file, not a model.
 const NUMBER_MAX: u32 = 1 << 16;
@@ -40,8 +41,8 @@ pub struct Pass {
 /// What one layer used in a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerUse {
-    /// The layer, as an index into those of [`Trace::shape`].
-    pub layer: usize,
+    /// The layer, among those of [`Trace::shape`].
+    pub layer: PolicyLayer,
     /// Tokens in the batch.
     pub token_count: u32,
     /// The distinct experts, in order of first mention.
@@ -52,7 +53,7 @@ pub struct LayerUse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpertUse {
     /// Which.
-    pub expert: usize,
+    pub expert: ExpertId,
     /// By how many tokens of the batch.
     pub routed_count: u32,
 }
@@ -167,7 +168,7 @@ fn passes(lines: &[Line], layers: &[u32]) -> Vec<Pass> {
                 .chunk_by(|a, b| a.layer == b.layer)
                 .map(|lines| {
                     let layer = layers.binary_search(&lines[0].layer).expect("collected from these lines");
-                    layer_use(layer, lines)
+                    layer_use(PolicyLayer(layer), lines)
                 })
                 .collect();
             Pass { turn: lines[0].turn, is_decode: lines[0].is_decode, layers }
@@ -180,14 +181,14 @@ fn same_layer_step(a: &Line, b: &Line) -> bool {
 }
 
 /// The use of a layer, from its lines.
-fn layer_use(layer: usize, lines: &[Line]) -> LayerUse {
+fn layer_use(layer: PolicyLayer, lines: &[Line]) -> LayerUse {
     let mut experts: Vec<ExpertUse> = Vec::new();
     let mut index_of = std::collections::HashMap::new();
     for line in lines {
         let index = *index_of.entry(line.expert).or_insert(experts.len());
         match experts.get_mut(index) {
             Some(used) => used.routed_count += 1,
-            None => experts.push(ExpertUse { expert: line.expert as usize, routed_count: 1 }),
+            None => experts.push(ExpertUse { expert: ExpertId(line.expert as usize), routed_count: 1 }),
         }
     }
     let same_token = |a: &Line, b: &Line| a.step == b.step && a.slot < b.slot;

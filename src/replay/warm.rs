@@ -47,8 +47,8 @@ pub fn warm_start(trace: &Trace, slot_count: usize) -> Option<WarmStart> {
         }
         let mut recent = Recent::default();
         for layer in turn.iter().flat_map(|pass| &pass.layers) {
-            let routing: Vec<i32> = layer.experts.iter().map(|used| used.expert as i32).collect();
-            usage_profile.observe(&mut recent, ExpertLayer(layer.layer), &routing, 1);
+            let routing: Vec<i32> = layer.experts.iter().map(|used| used.expert.0 as i32).collect();
+            usage_profile.observe(&mut recent, ExpertLayer(layer.layer.0), &routing, 1);
         }
     }
     result
@@ -57,7 +57,7 @@ pub fn warm_start(trace: &Trace, slot_count: usize) -> Option<WarmStart> {
 /// The units that were ever used with the uses per token, the hottest first.
 fn hottest(usage_profile: &UsageProfile, trace: &Trace) -> Vec<(f32, UnitId)> {
     let shape = trace.shape;
-    let uses = |unit| usage_profile.uses_per_token(ExpertLayer(shape.layer(unit)), shape.expert(unit));
+    let uses = |unit| usage_profile.uses_per_token(ExpertLayer(shape.layer(unit).0), shape.expert(unit));
     let mut units: Vec<(f32, UnitId)> =
         shape.units().filter_map(|unit| Some((uses(unit).filter(|&uses| uses > 0.0)?, unit))).collect();
     units.sort_by(|(one, _), (other, _)| other.total_cmp(one));

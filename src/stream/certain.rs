@@ -2,7 +2,7 @@
 //!
 //! They are read behind what somebody waits for and before what is only predicted, and no trial asks whether that pays.
 
-use crate::index::{BlockId, ExpertLayer};
+use crate::index::{BlockId, ExpertId, ExpertLayer};
 use crate::io::{DirectFile, Engine, Priority, Request};
 
 use super::core::Core;
@@ -21,7 +21,7 @@ pub(super) struct Certain {
 
 struct CertainLayer {
     expert_layer: ExpertLayer,
-    experts: Vec<usize>,
+    experts: Vec<ExpertId>,
     /// Blocks that are being read, or were.
     reads: Vec<(BlockId, SlotId)>,
     /// Nothing of it is left to be read.
@@ -53,7 +53,7 @@ impl Certain {
         slots: &mut Slots,
         engine: &dyn Engine,
         expert_layer: ExpertLayer,
-        experts: &[usize],
+        experts: &[ExpertId],
     ) {
         if !std::mem::replace(&mut self.is_announcing, true) {
             self.forget(core, slots, engine);
@@ -71,7 +71,7 @@ impl Certain {
             *is_complete = true;
             for &index in &core.streamed.expert_layers[*expert_layer] {
                 let tensor = &core.streamed.tensors[index];
-                for &expert in experts.iter().filter(|&&expert| expert < tensor.block_count) {
+                for &expert in experts.iter().filter(|&&expert| tensor.has(expert)) {
                     let block = tensor.first_block + expert;
                     if !slots.is_missing(block) {
                         continue;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use typed_index_collections::TiVec;
+use typed_index_collections::{TiSlice, TiVec};
 
 use crate::cache::policy::PolicyKind;
 use crate::cache::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
-use crate::index::{BlockId, ReadToken, SlotNumber, StreamedId, WaiterId};
+use crate::index::{BlockId, PoolId, ReadToken, SlotNumber, StreamedId, WaiterId};
 use crate::io::{Cancelled, Destination, DirectFile, Engine, Priority, Request, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::placement::Task;
@@ -78,14 +78,14 @@ pub(super) struct Core {
     task: Arc<Task>,
     pub(super) timeline: Option<Timeline>,
     /// By pool: the token of its first slot.
-    first_token: Vec<ReadToken>,
+    first_token: TiVec<PoolId, ReadToken>,
 }
 
 impl Core {
     pub(super) fn new(
         streamed: Arc<StreamedTensors>,
         task: Arc<Task>,
-        slots_per_pool: &[SlotCount],
+        slots_per_pool: &TiSlice<PoolId, SlotCount>,
         timeline: Option<Timeline>,
         prefetch: PrefetchSetting,
         host: Option<&Arc<dyn HostMemory>>,
@@ -104,7 +104,7 @@ impl Core {
                 let memory = Slabs::new(slot_bytes, slots.now, slots.most, Arc::clone(host));
                 Ok(Pool::over(Box::new(memory), slot_bytes, slots, policy, unit_count))
             })
-            .collect::<Result<Vec<_>>>()?;
+            .collect::<Result<TiVec<PoolId, Pool>>>()?;
         let next_token =
             |next: &mut ReadToken, pool: &Pool| Some(std::mem::replace(next, *next + pool.largest_slot_count()));
         let first_token = pools.iter().scan(ReadToken(0), next_token).collect();
@@ -165,7 +165,7 @@ impl Core {
         &self,
         slots: &mut Slots,
         files: &[DirectFile],
-        pool: usize,
+        pool: PoolId,
         block: BlockId,
         priority: Priority,
         requests: &mut Vec<Request>,
@@ -245,11 +245,11 @@ impl Core {
 
     /// A block as its pool gets to know it; its first byte will be `head_padding` bytes into the slot.
     fn new_block(&self, block: BlockId, head_padding: usize) -> NewBlock {
-        let (tensor, number) = self.streamed.tensor_of(block);
+        let (tensor, expert) = self.streamed.tensor_of(block);
         NewBlock {
             block,
-            unit: tensor.first_unit + number,
-            preferred_slot: SlotNumber(tensor.first_in_pool + number),
+            unit: tensor.first_unit + expert,
+            preferred_slot: SlotNumber(tensor.first_in_pool + expert.0),
             head_padding,
         }
     }
@@ -295,7 +295,7 @@ impl Core {
     }
 
     fn slot_of(&self, token: ReadToken) -> SlotId {
-        let pool = self.first_token.partition_point(|&first| first <= token) - 1;
+        let pool = PoolId(self.first_token.raw.partition_point(|&first| first <= token) - 1);
         SlotId { pool, slot: SlotNumber(token - self.first_token[pool]) }
     }
 
@@ -382,7 +382,7 @@ impl Tenant for Core {
     fn resize(&self, budget_bytes: u64) {
         let Ok(slots) = self.task.divide(budget_bytes) else { return };
         let mut state = self.state.lock();
-        let slots: Vec<usize> =
+        let slots: TiVec<PoolId, usize> =
             slots.iter().zip(&state.slots.pools).map(|(&slots, pool)| slots.min(pool.largest_slot_count())).collect();
         let order = self.dense_order(&state).unwrap_or_else(|| self.streamed.dense_in_likely_order());
         let Slots { pins, pools, location, .. } = &mut state.slots;

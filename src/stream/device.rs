@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use crate::cache::WaiterSet;
 use crate::error::{Error, ErrorCode, Result};
 use crate::hw::{GpuSpeed, RemoteSpeed};
-use crate::index::BlockId;
+use crate::index::{BlockId, ExpertId};
 use crate::memory::HostMemory;
 use crate::plan::{in_gigabytes, vram_budget, vram_budget_now};
 
@@ -80,7 +80,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Self::add_copy`].
-    pub fn score(&self, tensor: usize, expert: usize) -> Result<f64> {
+    pub fn score(&self, tensor: usize, expert: ExpertId) -> Result<f64> {
         let core = &self.running()?.core;
         let block = self.block_of(tensor, expert)?;
         let state = core.state.lock();
@@ -92,7 +92,7 @@ impl Session {
     ///
     /// # Errors
     /// `InvalidArgument` for what is not a streamed expert; what the first demand may fail with.
-    pub fn add_copy(&self, tensor: usize, expert: usize) -> Result<()> {
+    pub fn add_copy(&self, tensor: usize, expert: ExpertId) -> Result<()> {
         let block = self.block_of(tensor, expert)?;
         let slots = &mut self.running()?.core.state.lock().slots;
         slots.copies[block] += 1;
@@ -106,7 +106,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Self::add_copy`].
-    pub fn remove_copy(&self, tensor: usize, expert: usize, may_rescue: bool) -> Result<Option<*mut u8>> {
+    pub fn remove_copy(&self, tensor: usize, expert: ExpertId, may_rescue: bool) -> Result<Option<*mut u8>> {
         let (core, block) = (&self.running()?.core, self.block_of(tensor, expert)?);
         let mut state = core.state.lock();
         let may_rescue = may_rescue && !state.is_over();
@@ -126,7 +126,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Self::add_copy`].
-    pub fn rescued(&self, tensor: usize, expert: usize) -> Result<()> {
+    pub fn rescued(&self, tensor: usize, expert: ExpertId) -> Result<()> {
         let (core, block) = (&self.running()?.core, self.block_of(tensor, expert)?);
         let mut state = core.state.lock();
         let Some(id) = state.slots.location[block] else { return Ok(()) };
@@ -148,10 +148,10 @@ impl Session {
             + &place("; ", self.machine.remote_bytes(&self.gguf), " on other machines")
     }
 
-    fn block_of(&self, tensor: usize, expert: usize) -> Result<BlockId> {
+    fn block_of(&self, tensor: usize, expert: ExpertId) -> Result<BlockId> {
         let all = &self.running()?.core.streamed;
         let streamed = all.find(tensor).map(|index| &all.tensors[index]);
-        let streamed = streamed.filter(|streamed| streamed.is_expert && expert < streamed.block_count);
+        let streamed = streamed.filter(|streamed| streamed.is_expert && streamed.has(expert));
         let Some(streamed) = streamed else {
             let message = format!("tensor {tensor} has no expert {expert} that is streamed");
             return Err(Error::new(ErrorCode::InvalidArgument, message));

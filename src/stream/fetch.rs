@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use typed_index_collections::TiVec;
+
 use crate::cache::{SlotState, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
-use crate::index::{BlockId, ReadToken, WaiterId};
+use crate::index::{BlockId, ExpertId, PoolId, ReadToken, WaiterId};
 use crate::io::{Priority, Request};
 
 use super::certain::Knowledge;
@@ -22,8 +24,8 @@ use super::timeline::Event;
 /// Weights that are ready, and stay so until the fetch goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// The expert's id; 0 for a dense tensor.
-    pub expert: usize,
+    /// Which expert it is; 0 for a dense tensor.
+    pub expert: ExpertId,
     /// Its first byte.
     pub data: *const u8,
 }
@@ -38,7 +40,7 @@ pub struct Block {
 pub struct Fetch {
     session: Arc<Session>,
     first_block: BlockId,
-    pool: usize,
+    pool: PoolId,
     /// Demanded, no slot yet; in reverse order.
     missing: Vec<BlockId>,
     /// Demanded, in a slot that is ours, not delivered.
@@ -48,11 +50,11 @@ pub struct Fetch {
     /// Delivered before, and not to be given back yet.
     kept: Vec<SlotId>,
     /// The distinct experts of the demand, in order of first use.
-    experts: Vec<usize>,
+    experts: Vec<ExpertId>,
     /// Those of them that are to be delivered.
-    wanted: Vec<usize>,
+    wanted: Vec<ExpertId>,
     /// By expert: how many rows of the demand are sent to it, if any.
-    row_counts: Vec<u32>,
+    row_counts: TiVec<ExpertId, u32>,
     /// What is noted of the pass.
     pass: Pass,
     /// Between a successful `begin` and `end`.
@@ -73,14 +75,14 @@ impl Fetch {
         Self {
             session,
             first_block: BlockId(0),
-            pool: 0,
+            pool: PoolId(0),
             missing: Vec::new(),
             awaited: Vec::new(),
             held: Vec::new(),
             kept: Vec::new(),
             experts: Vec::new(),
             wanted: Vec::new(),
-            row_counts: Vec::new(),
+            row_counts: TiVec::new(),
             pass: Pass::default(),
             begun: false,
             waiter: None,
@@ -181,9 +183,9 @@ impl Fetch {
         }
         let streamed = core.streamed.find(tensor).map(|index| &core.streamed.tensors[index]);
         let Some((streamed, layer)) = streamed.and_then(|tensor| Some((tensor, tensor.expert_layer?))) else { return };
-        let mut experts: Vec<usize> = Vec::new();
-        let mut is_new = vec![true; streamed.block_count];
-        for expert in routing.iter().filter_map(|&id| usize::try_from(id).ok()) {
+        let mut experts: Vec<ExpertId> = Vec::new();
+        let mut is_new: TiVec<ExpertId, bool> = vec![true; streamed.block_count].into();
+        for expert in routing.iter().filter_map(|&id| ExpertId::of_host(id)) {
             if is_new.get_mut(expert).is_some_and(std::mem::take) {
                 experts.push(expert);
             }
@@ -277,7 +279,7 @@ impl Fetch {
         }
         deliver.extend(self.held.iter().map(|&SlotId { pool, slot }| {
             let pool = &state.slots.pools[pool];
-            Block { expert: pool.block(slot) - self.first_block, data: pool.data(slot) }
+            Block { expert: ExpertId(pool.block(slot) - self.first_block), data: pool.data(slot) }
         }));
         drop(state);
         let verified = self.verify(running, self.first_block, deliver);
@@ -335,7 +337,7 @@ impl Fetch {
         let freed = self.release_held(core, &mut state, waiter);
         // First of all the drive: there may be room now for what is missing.
         self.request_missing(core, &mut state, waiter);
-        for &expert in self.experts.iter().filter(|&&expert| expert < streamed.block_count) {
+        for &expert in self.experts.iter().filter(|&&expert| streamed.has(expert)) {
             let block = streamed.first_block + expert;
             let Some(id) = state.slots.location[block] else { continue };
             let pool = &mut state.slots.pools[id.pool];
@@ -430,15 +432,15 @@ impl Fetch {
             if !routing.is_empty() {
                 return invalid("experts are demanded of a tensor that has none".to_owned());
             }
-            self.experts.push(0);
-            self.row_counts[0] = tokens as u32;
+            self.experts.push(ExpertId(0));
+            self.row_counts[ExpertId(0)] = tokens as u32;
             return Ok(());
         }
         if !routing.is_empty() && (tokens == 0 || routing.len() % tokens != 0) {
             return invalid(format!("{} experts cannot be the same number for each of {tokens} tokens", routing.len()));
         }
         for &id in routing {
-            let expert = usize::try_from(id).ok().filter(|&expert| expert < streamed.block_count).ok_or_else(|| {
+            let expert = ExpertId::of_host(id).filter(|&expert| streamed.has(expert)).ok_or_else(|| {
                 Error::new(
                     ErrorCode::InvalidArgument,
                     format!("there is no expert {id}: the tensor has {}", streamed.block_count),
@@ -459,8 +461,8 @@ impl Fetch {
             return Ok(());
         };
         for &id in wanted {
-            let is_used = |&expert: &usize| self.row_counts.get(expert).is_some_and(|&count| count > 0);
-            let Some(expert) = usize::try_from(id).ok().filter(is_used) else {
+            let is_used = |&expert: &ExpertId| self.row_counts.get(expert).is_some_and(|&count| count > 0);
+            let Some(expert) = ExpertId::of_host(id).filter(is_used) else {
                 let message = format!("expert {id} is wanted, but not used");
                 return Err(Error::new(ErrorCode::InvalidArgument, message));
             };

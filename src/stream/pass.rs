@@ -3,8 +3,10 @@
 
 use std::time::Instant;
 
+use typed_index_collections::TiSlice;
+
 use crate::cache::policy::{Position, Use};
-use crate::index::{ExpertLayer, StreamedId, WaiterId};
+use crate::index::{ExpertId, ExpertLayer, StreamedId, WaiterId};
 use crate::predict::{Recent, Visit};
 
 use super::certain::{Certain, Knowledge};
@@ -21,9 +23,9 @@ pub(super) struct Demand<'a> {
     pub(super) tensor: StreamedId,
     pub(super) streamed: &'a StreamedTensor,
     /// The distinct experts; 0 for a dense tensor.
-    pub(super) experts: &'a [usize],
+    pub(super) experts: &'a [ExpertId],
     /// By expert: rows that are sent to it.
-    pub(super) row_counts: &'a [u32],
+    pub(super) row_counts: &'a TiSlice<ExpertId, u32>,
     pub(super) routing: &'a [i32],
     pub(super) tokens: usize,
     /// Who demands it.
@@ -149,7 +151,7 @@ impl Pass {
         };
         let position = state.slots.position;
         for tensor in announced.iter().map(|&tensor| &all.tensors[tensor]) {
-            for &expert in demand.experts.iter().filter(|&&expert| expert < tensor.block_count) {
+            for &expert in demand.experts.iter().filter(|&&expert| tensor.has(expert)) {
                 let slot = state.slots.location[tensor.first_block + expert].map(|id| id.slot);
                 let usage = Use { token_count: demand.tokens as u32, routed_count: demand.row_counts[expert] };
                 state.slots.pools[tensor.pool].used(tensor.first_unit + expert, slot, position, usage);
@@ -170,7 +172,7 @@ impl Pass {
                 .map(|&tensor| all.blocks[all.tensors[tensor].first_block].size_bytes)
                 .sum(),
         };
-        trace.record(&routing, |expert| state.slots.location[streamed.first_block + expert as usize].is_some());
+        trace.record(&routing, |expert| state.slots.location[streamed.first_block + expert].is_some());
     }
 
     /// What goes into the latest demand's multiplication, if that is an expert layer's first one.

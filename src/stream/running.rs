@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use typed_index_collections::{TiSlice, TiVec};
+
 use crate::cache::SlotCount;
 use crate::config::PrefetchSetting;
 use crate::error::Result;
 use crate::hw;
+use crate::index::PoolId;
 use crate::io::{self, DirectFile, Engine, Sink};
 use crate::memory::{self, Admission, Membership, Tenant};
 use crate::plan::{SlotClass, in_gigabytes};
@@ -159,17 +162,17 @@ impl Session {
     }
 
     /// With fewer slots than one token uses, every expert is gone before it comes round again.
-    fn warn_of_the_cliff(&self, streamed: &StreamedTensors, slots: &[usize]) {
+    fn warn_of_the_cliff(&self, streamed: &StreamedTensors, slots: &TiSlice<PoolId, usize>) {
         let used = self.gguf.hyper_parameters().expert_used_count as usize;
         let tensors = &streamed.tensors;
-        let mut needed = vec![0_usize; slots.len()];
+        let mut needed: TiVec<PoolId, usize> = vec![0; slots.len()].into();
         tensors.iter().for_each(|tensor| needed[tensor.pool] += if tensor.is_expert { used } else { 1 });
-        let bytes = |slots: &[usize]| -> u64 {
+        let bytes = |slots: &TiSlice<PoolId, usize>| -> u64 {
             let classes = streamed.classes.iter().zip(slots);
             classes.map(|(class, &slots)| class.slot_bytes * slots as u64).sum()
         };
-        let is_short = |(pool, class): (usize, &SlotClass)| !class.every_pass && slots[pool] < needed[pool];
-        if streamed.classes.iter().enumerate().any(is_short) {
+        let is_short = |(pool, class): (PoolId, &SlotClass)| !class.every_pass && slots[pool] < needed[pool];
+        if streamed.classes.iter_enumerated().any(is_short) {
             tracing::warn!(
                 "{} for weights is less than one token uses, so each of its experts is read for every token; \
                  from {} on, experts that are used again are still there",
@@ -181,7 +184,11 @@ impl Session {
 }
 
 /// How many slots each pool begins with, and may have.
-fn slot_counts(slots: &[usize], classes: &[SlotClass], is_flexible: bool) -> Vec<SlotCount> {
+fn slot_counts(
+    slots: &TiSlice<PoolId, usize>,
+    classes: &TiSlice<PoolId, SlotClass>,
+    is_flexible: bool,
+) -> TiVec<PoolId, SlotCount> {
     // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few.
     let may_reserve = is_flexible && hw::address_space_limit().is_none();
     let most = |now: usize, class: &SlotClass| if may_reserve { class.block_count } else { now };

@@ -6,7 +6,7 @@ use typed_index_collections::TiVec;
 
 use crate::cache::Pool;
 use crate::cache::policy::Position;
-use crate::index::{BlockId, SlotNumber};
+use crate::index::{BlockId, PolicyLayer, PoolId, SlotNumber};
 
 use super::dense::Pins;
 use super::tensors::StreamedTensors;
@@ -14,13 +14,13 @@ use super::tensors::StreamedTensors;
 /// A slot: its pool and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotId {
-    pub(super) pool: usize,
+    pub(super) pool: PoolId,
     pub(super) slot: SlotNumber,
 }
 
 /// The part of a session's state that says what is in RAM, or on its way there.
 pub(super) struct Slots {
-    pub(super) pools: Vec<Pool>,
+    pub(super) pools: TiVec<PoolId, Pool>,
     /// By block: the slot that it is in or being read into.
     pub(super) location: TiVec<BlockId, Option<SlotId>>,
     /// By block: how many copies of it the host keeps in memory of its own, a GPU's.
@@ -37,15 +37,15 @@ pub(super) struct Slots {
 
 impl Slots {
     /// Nothing is in these pools.
-    pub(super) fn new(pools: Vec<Pool>, streamed: &StreamedTensors) -> Self {
+    pub(super) fn new(pools: TiVec<PoolId, Pool>, streamed: &StreamedTensors) -> Self {
         let block_count = streamed.blocks.len();
-        let slot_counts: Vec<usize> = pools.iter().map(Pool::slot_count).collect();
+        let slot_counts: TiVec<PoolId, usize> = pools.iter().map(Pool::slot_count).collect();
         Self {
             pools,
             location: vec![None; block_count].into(),
             copies: vec![0; block_count].into(),
             is_certain: vec![false; block_count].into(),
-            position: Position { pass: 0, layer: 0 },
+            position: Position { pass: 0, layer: PolicyLayer(0) },
             pins: Pins::new(streamed, &slot_counts),
             reads_in_flight: 0,
             counted_until: Instant::now(),

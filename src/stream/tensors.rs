@@ -6,7 +6,7 @@ use super::rows::Table;
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
-use crate::index::{BlockId, ExpertLayer, StreamedId, UnitId};
+use crate::index::{BlockId, ExpertId, ExpertLayer, PolicyLayer, PoolId, StreamedId, UnitId};
 use crate::io::Alignment;
 use crate::plan::SlotClass;
 
@@ -32,12 +32,19 @@ pub(super) struct StreamedTensor {
     /// Where it is likely to come among them.
     pub(super) rank_in_layer: usize,
     /// The pool that its blocks live in.
-    pub(super) pool: usize,
+    pub(super) pool: PoolId,
     /// Blocks of earlier tensors in that pool: where its own go when all fit.
     pub(super) first_in_pool: usize,
     /// Where it comes among the tensors of its kind, and the number of its first block, as policies count them.
-    pub(super) policy_layer: usize,
+    pub(super) policy_layer: PolicyLayer,
     pub(super) first_unit: UnitId,
+}
+
+impl StreamedTensor {
+    /// Whether it holds an expert: a layer's matrices may hold different numbers of them.
+    pub(super) fn has(&self, expert: ExpertId) -> bool {
+        expert.0 < self.block_count
+    }
 }
 
 /// Everything that is streamed.
@@ -45,7 +52,7 @@ pub(super) struct StreamedTensor {
 pub(super) struct StreamedTensors {
     pub(super) tensors: TiVec<StreamedId, StreamedTensor>,
     pub(super) blocks: TiVec<BlockId, BlockExtent>,
-    pub(super) classes: Vec<SlotClass>,
+    pub(super) classes: TiVec<PoolId, SlotClass>,
     /// What is looked up instead, a row at a time.
     pub(super) tables: Vec<Table>,
     /// The layers that have experts, in order: the tensors that hold them.
@@ -67,7 +74,7 @@ impl StreamedTensors {
         let mut this = Self {
             tensors: TiVec::new(),
             blocks: TiVec::new(),
-            classes: Vec::new(),
+            classes: TiVec::new(),
             tables: Vec::new(),
             expert_layers: TiVec::new(),
             is_hash_routed: TiVec::new(),
@@ -100,7 +107,7 @@ impl StreamedTensors {
                 rank_in_layer: rank_in_layer(&info.name),
                 pool,
                 first_in_pool,
-                policy_layer: 0,
+                policy_layer: PolicyLayer(0),
                 first_unit: UnitId(0),
             });
             this.blocks.extend((0..block_count as u64).map(|block| BlockExtent {
@@ -125,7 +132,7 @@ impl StreamedTensors {
                 true => (&mut expert_tensor_count, expert_count),
                 false => (&mut dense_count, 1),
             };
-            tensor.policy_layer = *count;
+            tensor.policy_layer = PolicyLayer(*count);
             tensor.first_unit = UnitId(*count * units);
             *count += 1;
             if !self.is_routed[index] {
@@ -145,18 +152,13 @@ impl StreamedTensors {
         self.expert_layers.iter().map(|tensors| self.tensors[tensors[0]].layer).collect()
     }
 
-    fn class_of(&mut self, slot_bytes: u64, block_count: usize, every_pass: bool) -> usize {
+    fn class_of(&mut self, slot_bytes: u64, block_count: usize, every_pass: bool) -> PoolId {
         let same = |class: &SlotClass| class.slot_bytes == slot_bytes && class.every_pass == every_pass;
-        match self.classes.iter().position(same) {
-            Some(pool) => {
-                self.classes[pool].block_count += block_count;
-                pool
-            }
-            None => {
-                self.classes.push(SlotClass { slot_bytes, block_count, every_pass });
-                self.classes.len() - 1
-            }
-        }
+        let found = self.classes.position(same);
+        let new = SlotClass { slot_bytes, block_count: 0, every_pass };
+        let pool = found.unwrap_or_else(|| self.classes.push_and_get_key(new));
+        self.classes[pool].block_count += block_count;
+        pool
     }
 
     /// The streamed tensor with an index of [`Gguf::tensors`], if that one is streamed.
@@ -184,22 +186,20 @@ impl StreamedTensors {
     }
 
     /// The tensor that a block belongs to, and its number there.
-    pub(super) fn tensor_of(&self, block: BlockId) -> (&StreamedTensor, usize) {
+    pub(super) fn tensor_of(&self, block: BlockId) -> (&StreamedTensor, ExpertId) {
         let after = self.tensors.raw.partition_point(|tensor| tensor.first_block <= block);
         let index = StreamedId(after - 1);
-        (&self.tensors[index], block - self.tensors[index].first_block)
+        (&self.tensors[index], ExpertId(block - self.tensors[index].first_block))
     }
 
     /// The blocks of an expert in all matrices of an expert layer that have it.
     pub(super) fn blocks_of(
         &self,
         layer: ExpertLayer,
-        expert: usize,
+        expert: ExpertId,
     ) -> impl Iterator<Item = (&StreamedTensor, BlockId)> {
         let tensors = self.expert_layers[layer].iter().map(|&index| &self.tensors[index]);
-        tensors
-            .filter(move |tensor| expert < tensor.block_count)
-            .map(move |tensor| (tensor, tensor.first_block + expert))
+        tensors.filter(move |tensor| tensor.has(expert)).map(move |tensor| (tensor, tensor.first_block + expert))
     }
 
     /// All tensors in the order in which a pass is likely to use them.

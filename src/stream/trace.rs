@@ -7,6 +7,7 @@ use std::path::Path;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::index::ExpertId;
 
 /// Writes one line per token, layer and expert.
 ///
@@ -36,13 +37,13 @@ impl Trace {
     }
 
     /// Records a batch. A full disk loses lines of the trace, never a token.
-    pub(super) fn record(&self, routing: &Routing<'_>, resident: impl Fn(i32) -> bool) {
+    pub(super) fn record(&self, routing: &Routing<'_>, resident: impl Fn(ExpertId) -> bool) {
         let mut file = self.file.lock();
         let tokens = routing.experts.len() / routing.used.max(1);
         let phase = u8::from(tokens == 1);
         for token in routing.experts.chunks(routing.used.max(1)) {
             for (slot, &expert) in token.iter().enumerate() {
-                let residency = u8::from(resident(expert));
+                let residency = u8::from(ExpertId::of_host(expert).is_some_and(&resident));
                 let Routing { step, layer, expert_bytes, .. } = routing;
                 let _ = writeln!(file, "0,{phase},{step},{layer},{slot},{expert},0,{residency},{expert_bytes}");
             }
@@ -64,7 +65,7 @@ mod tests {
         for (step, layer, experts) in
             [(1, 1, &[4, 0, 0, 2][..]), (1, 3, &[1, 2, 1, 3]), (2, 1, &[4, 2]), (2, 3, &[0, 1])]
         {
-            trace.record(&Routing { step, layer, experts, used: 2, expert_bytes: 64 }, |expert| expert == 4);
+            trace.record(&Routing { step, layer, experts, used: 2, expert_bytes: 64 }, |expert| expert == ExpertId(4));
         }
         drop(trace);
         let replayed = crate::replay::Trace::open(&path).unwrap();

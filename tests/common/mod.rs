@@ -14,6 +14,7 @@ use std::time::Duration;
 use hypura::config::Config;
 use hypura::error::Result;
 use hypura::gguf::{GgmlType, Gguf};
+use hypura::index::ExpertId;
 use hypura::plan::Place;
 use hypura::stream::{Block, Fetch, Session};
 
@@ -216,10 +217,10 @@ impl Model {
     }
 
     /// The right bytes of a block.
-    pub fn block(&self, tensor: usize, expert: usize) -> &[u8] {
+    pub fn block(&self, tensor: usize, expert: ExpertId) -> &[u8] {
         let contents = &self.contents[tensor];
         let block_bytes = contents.len() / self.expert_count(tensor).max(1);
-        &contents[expert * block_bytes..][..block_bytes]
+        &contents[expert.0 * block_bytes..][..block_bytes]
     }
 
     /// Fails the test unless a delivered block has the bytes of the file as it was written.
@@ -234,7 +235,7 @@ impl Model {
             let position = expected.iter().zip(found).position(|(expected, found)| expected != found).unwrap();
             panic!("{} expert {}: byte {position} of {} is wrong", info.name, block.expert, expected.len());
         }
-        let offset = info.offset + (block.expert * expected.len()) as u64;
+        let offset = info.offset + (block.expert.0 * expected.len()) as u64;
         assert!(offset % 32 != 0 || block.data.addr() % 32 == 0, "{} is misaligned", info.name);
     }
 
@@ -243,9 +244,9 @@ impl Model {
     #[track_caller]
     pub fn fetch_all(&self, fetch: &mut Fetch, tensor: usize, routing: &[i32], tokens: usize) -> Result<usize> {
         fetch.begin(tensor, routing, tokens)?;
-        let mut expected: Vec<usize> = routing.iter().map(|&id| id as usize).collect();
+        let mut expected: Vec<ExpertId> = routing.iter().filter_map(|&id| ExpertId::of_host(id)).collect();
         if self.expert_count(tensor) == 0 {
-            expected.push(0);
+            expected.push(ExpertId(0));
         }
         expected.sort_unstable();
         expected.dedup();

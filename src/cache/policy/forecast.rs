@@ -15,7 +15,7 @@ use typed_index_collections::TiVec;
 
 use super::{Policy, Position, Shape, Use};
 use crate::cache::list::{Links, List};
-use crate::index::UnitId;
+use crate::index::{PolicyLayer, UnitId};
 
 /// Tokens after which a use counts half, for each average.
 pub(super) const HALF_LIFE_TOKENS: [f64; AVERAGES] = [1.0, 16.0, 64.0];
@@ -112,9 +112,9 @@ impl Forecast {
     }
 
     /// The expected time until a unit of a layer is used, when every token uses it with this probability.
-    fn wait_with(&self, probability: f32, layer: usize, at: Position) -> f32 {
+    fn wait_with(&self, probability: f32, layer: PolicyLayer, at: Position) -> f32 {
         // A demand may come from beyond the layers that this policy knows: such a position counts as their end.
-        let here = at.layer.min(self.shape.layer_count);
+        let here = at.layer.min(PolicyLayer(self.shape.layer_count));
         let layers_until = if layer > here { layer - here } else { layer + self.shape.layer_count - here };
         1.0 / probability - 1.0 + layers_until as f32 / self.shape.layer_count as f32
     }

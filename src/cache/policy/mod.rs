@@ -22,7 +22,7 @@ pub use lfu::Lfu;
 pub use lrfu::Lrfu;
 pub use lru::Lru;
 
-use crate::index::UnitId;
+use crate::index::{ExpertId, PolicyLayer, UnitId};
 
 /// The units that exist: `layer_count` layers, in the order in which they are computed, of `expert_count` experts each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,19 +40,19 @@ impl Shape {
     }
 
     /// The number of a unit.
-    pub fn unit(self, layer: usize, expert: usize) -> UnitId {
-        debug_assert!(layer < self.layer_count && expert < self.expert_count);
-        UnitId(layer * self.expert_count + expert)
+    pub fn unit(self, layer: PolicyLayer, expert: ExpertId) -> UnitId {
+        debug_assert!(layer.0 < self.layer_count && expert.0 < self.expert_count);
+        UnitId(layer.0 * self.expert_count) + expert
     }
 
     /// The layer of a unit.
-    pub fn layer(self, unit: UnitId) -> usize {
-        unit.0 / self.expert_count
+    pub fn layer(self, unit: UnitId) -> PolicyLayer {
+        PolicyLayer(unit.0 / self.expert_count)
     }
 
     /// The expert that a unit is of its layer.
-    pub fn expert(self, unit: UnitId) -> usize {
-        unit.0 % self.expert_count
+    pub fn expert(self, unit: UnitId) -> ExpertId {
+        ExpertId(unit.0 % self.expert_count)
     }
 
     /// All units, in order.
@@ -66,8 +66,8 @@ impl Shape {
 pub struct Position {
     /// The number of the pass; a new pass has a larger one.
     pub pass: u64,
-    /// The layer that is computed now, as an index into the layers of [`Shape`].
-    pub layer: usize,
+    /// The layer that is computed now, among those of [`Shape`].
+    pub layer: PolicyLayer,
 }
 
 /// How a unit is used in a pass.

@@ -8,6 +8,14 @@ use crate::common::Random;
 
 const SHAPE: Shape = Shape { layer_count: 4, expert_count: 6 };
 
+fn unit_of(layer: usize, expert: usize) -> UnitId {
+    SHAPE.unit(PolicyLayer(layer), ExpertId(expert))
+}
+
+fn position(pass: u64, layer: usize) -> Position {
+    Position { pass, layer: PolicyLayer(layer) }
+}
+
 /// A policy and all that was done to it.
 struct Driven {
     policy: Box<dyn Policy>,
@@ -25,7 +33,7 @@ struct Driven {
 impl Driven {
     fn new(policy: Box<dyn Policy>) -> Self {
         let count = SHAPE.unit_count();
-        let at = Position { pass: 0, layer: 0 };
+        let at = position(0, 0);
         let uses = vec![Vec::new(); count].into();
         Self { policy, evictable: Vec::new(), uses, passes: Vec::new(), at, evicts_unused: true }
     }
@@ -37,10 +45,10 @@ impl Driven {
             let token_count = if random.below(12) == 0 { 1 + random.below(40) as u32 } else { 1 };
             self.passes.push(token_count);
             for layer in 0..SHAPE.layer_count {
-                self.at = Position { pass, layer };
+                self.at = position(pass, layer);
                 let usage = Use { token_count, routed_count: 1 + random.below(token_count as usize) as u32 };
                 // Small numbers come more often.
-                let unit = SHAPE.unit(layer, random.below(SHAPE.expert_count).min(random.below(SHAPE.expert_count)));
+                let unit = unit_of(layer, random.below(SHAPE.expert_count).min(random.below(SHAPE.expert_count)));
                 self.set_in_use(unit);
                 self.policy.used(unit, self.at, usage);
                 self.uses[unit].push((self.at, usage));
@@ -94,8 +102,8 @@ impl Driven {
     fn wait(&self, unit: UnitId) -> f64 {
         let mut averages = [0.0; HALF_LIFE_TOKENS.len()];
         let kept = HALF_LIFE_TOKENS.map(|half_life| (-1.0 / half_life).exp2());
-        let layer = SHAPE.layer(unit);
-        let last_pass = if layer > self.at.layer { self.at.pass } else { self.at.pass + 1 };
+        let (layer, here) = (SHAPE.layer(unit), self.at.layer);
+        let last_pass = if layer > here { self.at.pass } else { self.at.pass + 1 };
         for (pass, &token_count) in self.passes.iter().enumerate().take(last_pass as usize) {
             let of_pass = self.uses[unit].iter().find(|(at, _)| at.pass == pass as u64);
             let rate = of_pass.map_or(0.0, |(_, usage)| f64::from(usage.routed_count) / f64::from(usage.token_count));
@@ -106,7 +114,7 @@ impl Driven {
             }
         }
         let p: f64 = averages.iter().zip(WEIGHT).map(|(average, weight)| average * f64::from(weight)).sum();
-        let layers = (layer + SHAPE.layer_count - self.at.layer - 1) % SHAPE.layer_count + 1;
+        let layers = (layer + SHAPE.layer_count - here - 1) % SHAPE.layer_count + 1;
         1.0 / p.clamp(1e-6, 0.999) - 1.0 + layers as f64 / SHAPE.layer_count as f64
     }
 }
@@ -170,15 +178,15 @@ fn the_forecast_evicts_what_it_expects_last_as_far_as_classes_tell() {
 #[test]
 fn of_equal_units_the_one_of_the_layer_just_computed_goes_first() {
     let mut policy = Forecast::new(SHAPE);
-    let units: Vec<UnitId> = (0..SHAPE.layer_count).map(|layer| SHAPE.unit(layer, 0)).collect();
+    let units: Vec<UnitId> = (0..SHAPE.layer_count).map(|layer| unit_of(layer, 0)).collect();
     for pass in 0..40 {
         for (layer, &unit) in units.iter().enumerate() {
-            policy.used(unit, Position { pass, layer }, Use::DECODE);
+            policy.used(unit, position(pass, layer), Use::DECODE);
         }
     }
     // In the middle of the next pass, layers 0 and 1 are done and 2 and 3 lie ahead.
-    let at = Position { pass: 40, layer: 1 };
-    policy.used(units[0], Position { pass: 40, layer: 0 }, Use::DECODE);
+    let at = position(40, 1);
+    policy.used(units[0], position(40, 0), Use::DECODE);
     policy.used(units[1], at, Use::DECODE);
     [2, 3, 0, 1].iter().for_each(|&layer| policy.set_evictable(units[layer]));
     let scores: Vec<f64> = units.iter().map(|&unit| policy.score(unit, at)).collect();
@@ -189,18 +197,18 @@ fn of_equal_units_the_one_of_the_layer_just_computed_goes_first() {
 #[test]
 fn a_prompt_that_uses_everything_does_not_wash_out_what_is_hot() {
     let mut policy = Forecast::new(SHAPE);
-    let hot = SHAPE.unit(2, 3);
+    let hot = unit_of(2, 3);
     for pass in 0..50 {
-        policy.used(hot, Position { pass, layer: 2 }, Use::DECODE);
+        policy.used(hot, position(pass, 2), Use::DECODE);
     }
     for layer in 0..SHAPE.layer_count {
         for expert in 0..SHAPE.expert_count {
-            let unit = SHAPE.unit(layer, expert);
-            policy.used(unit, Position { pass: 50, layer }, Use { token_count: 512, routed_count: 64 });
+            let unit = unit_of(layer, expert);
+            policy.used(unit, position(50, layer), Use { token_count: 512, routed_count: 64 });
             policy.set_evictable(unit);
         }
     }
-    let at = Position { pass: 51, layer: 0 };
+    let at = position(51, 0);
     for _ in 1..SHAPE.unit_count() {
         let victim = policy.victim(at).unwrap();
         assert_ne!(victim, hot);
@@ -212,27 +220,27 @@ fn a_prompt_that_uses_everything_does_not_wash_out_what_is_hot() {
 #[test]
 fn what_is_foreseen_is_worth_more_the_likelier_and_the_sooner() {
     let mut policy = Forecast::new(SHAPE);
-    let (hot, cold) = (SHAPE.unit(0, 0), SHAPE.unit(1, 1));
+    let (hot, cold) = (unit_of(0, 0), unit_of(1, 1));
     for pass in 0..100 {
-        policy.used(hot, Position { pass, layer: 0 }, Use::DECODE);
+        policy.used(hot, position(pass, 0), Use::DECODE);
     }
-    let at = Position { pass: 100, layer: 0 };
+    let at = position(100, 0);
     let foreseen = |probability| policy.predicted_score(cold, probability, at);
     assert!(foreseen(0.9) > foreseen(0.5) && foreseen(0.5) > foreseen(0.1));
     // What is used by every token, next time in a whole pass, against what may be used by the next layer.
     assert!(foreseen(0.9) > policy.score(hot, at) && policy.score(hot, at) > foreseen(0.3));
     assert!(policy.predicted_score(hot, 0.0, at) >= policy.score(hot, at), "what is known of it counts too");
-    assert!(foreseen(0.5) > policy.predicted_score(SHAPE.unit(3, 1), 0.5, at), "layer 3 comes later than layer 1");
+    assert!(foreseen(0.5) > policy.predicted_score(unit_of(3, 1), 0.5, at), "layer 3 comes later than layer 1");
 }
 
 #[test]
 fn what_earlier_runs_know_decides_until_something_is_used() {
     let mut policy = Forecast::new(SHAPE);
-    let (cold, hot, unknown) = (SHAPE.unit(1, 0), SHAPE.unit(1, 1), SHAPE.unit(1, 2));
+    let (cold, hot, unknown) = (unit_of(1, 0), unit_of(1, 1), unit_of(1, 2));
     policy.remember(cold, 0.02);
     policy.remember(hot, 0.6);
     [hot, unknown, cold].iter().for_each(|&unit| policy.set_evictable(unit));
-    let at = Position { pass: 0, layer: 0 };
+    let at = position(0, 0);
     let order: Vec<UnitId> = (0..3)
         .map(|_| {
             let victim = policy.victim(at).unwrap();
@@ -246,14 +254,14 @@ fn what_earlier_runs_know_decides_until_something_is_used() {
 #[test]
 fn what_is_announced_stays_until_its_turn() {
     let mut policy = Forecast::new(SHAPE);
-    let (popular, rare) = (SHAPE.unit(2, 0), SHAPE.unit(2, 1));
+    let (popular, rare) = (unit_of(2, 0), unit_of(2, 1));
     for pass in 0..50 {
-        policy.used(popular, Position { pass, layer: 2 }, Use::DECODE);
+        policy.used(popular, position(pass, 2), Use::DECODE);
     }
-    let entered = Position { pass: 50, layer: 1 };
+    let entered = position(50, 1);
     policy.used(rare, entered, Use::DECODE);
     [popular, rare].iter().for_each(|&unit| policy.set_evictable(unit));
     assert_eq!(policy.victim(entered), Some(popular), "it is certain that the rare one is used next");
-    assert_eq!(policy.victim(Position { pass: 50, layer: 2 }), Some(rare));
-    assert_eq!(policy.victim(Position { pass: 51, layer: 1 }), Some(rare), "that was for one pass");
+    assert_eq!(policy.victim(position(50, 2)), Some(rare));
+    assert_eq!(policy.victim(position(51, 1)), Some(rare), "that was for one pass");
 }

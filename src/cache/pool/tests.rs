@@ -1,7 +1,7 @@
 //! One pool, step by step.
 
 use super::*;
-use crate::index::{BlockId, SlotNumber, UnitId, WaiterId};
+use crate::index::{BlockId, ExpertId, PolicyLayer, SlotNumber, UnitId, WaiterId};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::cache::policy::{PolicyKind, Shape};
 use crate::memory::{Arena, Backing, HostMemory, Slabs};
 
-const HERE: Position = Position { pass: 1, layer: 0 };
+const HERE: Position = Position { pass: 1, layer: PolicyLayer(0) };
 
 /// Slots for blocks below 16, given up least recently used first.
 fn pool(slot_count: usize) -> Pool {
@@ -109,7 +109,7 @@ fn a_prefetch_gains_where_there_is_room_or_less_to_lose() {
     let shape = Shape { layer_count: 2, expert_count: 4 };
     let mut pool =
         Pool::new(64, SlotCount { now: 1, most: 1 }, PolicyKind::Forecast.build(shape), shape.unit_count()).unwrap();
-    let (held, foreseen) = (shape.unit(0, 0), shape.unit(1, 0));
+    let (held, foreseen) = (shape.unit(PolicyLayer(0), ExpertId(0)), shape.unit(PolicyLayer(1), ExpertId(0)));
     assert_eq!(pool.empty_count(), 1);
     assert!(pool.would_gain(foreseen, 0.0, HERE));
     pool.remember(held, 1.0);

@@ -134,7 +134,7 @@ impl Fit {
         candidate.tokens += 1;
         for (&score, named) in gate.scores().iter().zip(&mut candidate.named) {
             let ranked = gate.select(score, logits, chosen.len(), ranking);
-            let right = ranked.iter().filter(|&&(expert, _)| chosen.contains(&(expert as i32))).count();
+            let right = ranked.iter().filter(|&&(expert, _)| chosen.contains(&(expert.0 as i32))).count();
             named.add(right, chosen.len());
         }
     }
@@ -191,7 +191,7 @@ mod tests {
             let (mut router_input, mut logits, mut ranking) = (experts_input.to_vec(), Vec::new(), Ranking::default());
             input.of_experts(&norms, Some(1), &mut router_input);
             gate.logits(&router_input, &mut logits);
-            gate.select(score, &logits, USED, &mut ranking).iter().map(|&(expert, _)| expert as i32).collect()
+            gate.select(score, &logits, USED, &mut ranking).iter().map(|&(expert, _)| expert.0 as i32).collect()
         };
         let mut right = 0;
         for token in 0..250 {

@@ -1,6 +1,7 @@
 //! A layer's router, as the file has it.
 
 use crate::gguf::HyperParameters;
+use crate::index::ExpertId;
 
 use super::floats::{Matrix, Source};
 use super::score::{Activation, Groups, Ranking, Score};
@@ -77,7 +78,7 @@ impl Gate {
         logits: &[f32],
         used: usize,
         ranking: &'a mut Ranking,
-    ) -> &'a [(usize, f32)] {
+    ) -> &'a [(ExpertId, f32)] {
         score.rank(logits, &self.choice_bias, self.groups, used, ranking)
     }
 }
@@ -112,7 +113,7 @@ mod tests {
             let gate = Gate::read(&source, layer, gguf.hyper_parameters()).unwrap();
             assert_eq!((gate.width(), gate.expert_count()), (2, 3));
             gate.logits(&[3.0, 1.0], &mut logits);
-            gate.select(gate.scores()[0], &logits, 2, &mut ranking).iter().map(|&(expert, _)| expert).collect()
+            gate.select(gate.scores()[0], &logits, 2, &mut ranking).iter().map(|&(expert, _)| expert.0).collect()
         };
         assert_eq!(chosen(0), [2, 0], "a bias of the logits counts");
         assert_eq!(chosen(1), [1, 2], "after the sigmoid another one does");

@@ -21,7 +21,7 @@ mod votes;
 use typed_index_collections::TiVec;
 
 use crate::gguf::Gguf;
-use crate::index::{ExpertLayer, WaiterId};
+use crate::index::{ExpertId, ExpertLayer, WaiterId};
 
 use carry::Carry;
 use fit::Fit;
@@ -79,7 +79,7 @@ pub struct Sight {
     /// The experts that these rows are sent to, the same number for each.
     pub routing: Vec<i32>,
     /// Experts that the usage profile goes by.
-    pub experts: Vec<usize>,
+    pub experts: Vec<ExpertId>,
 }
 
 /// What is known of the routers of a model.
@@ -117,8 +117,8 @@ struct Router {
 #[derive(Default)]
 struct Predicted {
     at: Visit,
-    by_router: Vec<usize>,
-    by_profile: Vec<usize>,
+    by_router: Vec<ExpertId>,
+    by_profile: Vec<ExpertId>,
 }
 
 impl Visit {
@@ -175,7 +175,7 @@ impl Lookahead {
 
     /// The experts of the next layer that its router would choose for what is seen of this one, those that most rows agree on
     /// first, then the surest. `None` when nothing tells, or the usage profile tells more.
-    pub fn name(&mut self, sight: &Sight) -> Option<&[usize]> {
+    pub fn name(&mut self, sight: &Sight) -> Option<&[ExpertId]> {
         let Predicted { at, by_router, by_profile } = &mut self.predicted;
         *at = sight.visit;
         by_router.clear();
@@ -199,7 +199,7 @@ impl Lookahead {
     }
 
     /// The usage profile names these experts of the next layer.
-    pub fn compare(&mut self, experts: impl Iterator<Item = usize>) {
+    pub fn compare(&mut self, experts: impl Iterator<Item = ExpertId>) {
         self.predicted.by_profile.clear();
         self.predicted.by_profile.extend(experts);
     }
@@ -263,7 +263,11 @@ impl Lookahead {
         let layer = &mut self.layers[sight.visit.layer];
         for (named, share) in [(by_router, &mut layer.by_router), (by_profile, &mut layer.by_profile)] {
             if !named.is_empty() {
-                let right = sight.routing.iter().filter(|&&expert| named.contains(&(expert as usize))).count();
+                let right = sight
+                    .routing
+                    .iter()
+                    .filter(|&&expert| ExpertId::of_host(expert).is_some_and(|expert| named.contains(&expert)))
+                    .count();
                 share.add(right, sight.routing.len());
             }
         }

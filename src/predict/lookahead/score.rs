@@ -4,6 +4,8 @@
 //! where a bias is added to them for the selection alone, and where experts are chosen from the best groups, since sums of two are compared
 //! then.
 
+use crate::index::ExpertId;
+
 /// What is done to the logits before they are selected by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -36,7 +38,7 @@ pub struct Score {
 pub struct Ranking {
     scores: Vec<f32>,
     groups: Vec<(usize, f32)>,
-    ranked: Vec<(usize, f32)>,
+    ranked: Vec<(ExpertId, f32)>,
 }
 
 impl Activation {
@@ -96,7 +98,7 @@ impl Score {
         groups: Option<Groups>,
         used: usize,
         ranking: &'a mut Ranking,
-    ) -> &'a [(usize, f32)] {
+    ) -> &'a [(ExpertId, f32)] {
         let Ranking { scores, groups: best_groups, ranked } = ranking;
         scores.clear();
         scores.extend_from_slice(logits);
@@ -108,7 +110,7 @@ impl Score {
             keep_best_groups(scores, groups, best_groups);
         }
         ranked.clear();
-        ranked.extend(scores.iter().copied().enumerate());
+        ranked.extend(scores.iter().enumerate().map(|(expert, &score)| (ExpertId(expert), score)));
         keep_best(ranked, used);
         ranked
     }
@@ -143,8 +145,8 @@ fn sum_of_two_best(scores: &[f32]) -> f32 {
 }
 
 /// Sorts the best ones to the front and drops the others.
-fn keep_best(ranked: &mut Vec<(usize, f32)>, count: usize) {
-    let better = |one: &(usize, f32), other: &(usize, f32)| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0));
+fn keep_best<Index: Copy + Ord>(ranked: &mut Vec<(Index, f32)>, count: usize) {
+    let better = |one: &(Index, f32), other: &(Index, f32)| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0));
     if count < ranked.len() {
         ranked.select_nth_unstable_by(count, better);
         ranked.truncate(count);
@@ -158,7 +160,7 @@ mod tests {
 
     fn chosen(score: Score, logits: &[f32], bias: &[f32], groups: Option<Groups>, used: usize) -> Vec<usize> {
         let mut ranking = Ranking::default();
-        score.rank(logits, bias, groups, used, &mut ranking).iter().map(|&(expert, _)| expert).collect()
+        score.rank(logits, bias, groups, used, &mut ranking).iter().map(|&(expert, _)| expert.0).collect()
     }
 
     fn biased(activation: Activation) -> Score {

@@ -128,8 +128,8 @@ impl Model {
                 };
                 let inputs = if self.kind.is_latent { router } else { experts };
                 let sight = Sight { visit, is_part: false, row_length: WIDTH, inputs, routing, experts: Vec::new() };
-                choices = self.lookahead.name(&sight).map(<[usize]>::to_vec);
-                self.lookahead.compare([30, 31].into_iter());
+                choices = self.lookahead.name(&sight).map(|named| named.iter().map(|expert| expert.0).collect());
+                self.lookahead.compare([30, 31].map(ExpertId).into_iter());
                 self.lookahead.learn(&before, &sight);
                 before = sight;
             }
@@ -144,7 +144,7 @@ impl Model {
         let (mut logits, mut ranking) = (Vec::new(), Ranking::default());
         self.gates[layer].logits(input, &mut logits);
         let ranked = self.gates[layer].select(self.kind.score, &logits, USED, &mut ranking);
-        ranked.iter().map(|&(expert, _)| expert as i32).collect()
+        ranked.iter().map(|&(expert, _)| expert.0 as i32).collect()
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn encode(usage_profile: &UsageProfile) -> Vec<u8> {
         for number in [u64::from(layer.number), u64::from(layer.tokens), u64::from(has_pairs)] {
             put(&mut bytes, number);
         }
-        for counts in [&layer.uses, &layer.next_layer, &layer.next_token] {
+        for counts in [&layer.uses.raw, &layer.next_layer, &layer.next_token] {
             put_counts(&mut bytes, counts);
         }
     }
@@ -67,7 +67,13 @@ fn get_layer(rest: &mut &[u8], expert_count: usize) -> Result<Layer, &'static st
     let tokens = u16::try_from(get(rest)?).map_err(|_| DAMAGED)?;
     let pairs = if get(rest)? == 0 { 0 } else { expert_count * expert_count };
     let mut counts = |count| get_counts(rest, count);
-    Ok(Layer { number, tokens, uses: counts(expert_count)?, next_layer: counts(pairs)?, next_token: counts(pairs)? })
+    Ok(Layer {
+        number,
+        tokens,
+        uses: counts(expert_count)?.into(),
+        next_layer: counts(pairs)?,
+        next_token: counts(pairs)?,
+    })
 }
 
 fn put_counts(bytes: &mut Vec<u8>, counts: &[u16]) {

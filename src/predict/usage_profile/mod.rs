@@ -19,7 +19,7 @@ pub use store::Store;
 
 use typed_index_collections::TiVec;
 
-use crate::index::ExpertLayer;
+use crate::index::{ExpertId, ExpertLayer};
 use recent::{Entered, Rows};
 
 /// Tokens that a layer's counts are of at most.
@@ -37,8 +37,8 @@ const PAIR_BYTES: usize = 2 * size_of::<u16>();
 /// An expert that may be used next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Predicted {
-    /// Its id.
-    pub expert: usize,
+    /// Which.
+    pub expert: ExpertId,
     /// How likely it is used, 0 to 1.
     pub probability: f32,
 }
@@ -59,7 +59,7 @@ pub struct Layer {
     number: u32,
     tokens: u16,
     /// By expert: the tokens that used it.
-    uses: Vec<u16>,
+    uses: TiVec<ExpertId, u16>,
     /// By expert, and by expert of the following layer; empty when pairs are not counted.
     next_layer: Vec<u16>,
     /// By expert, and by expert that the next token used here; empty when pairs are not counted.
@@ -100,7 +100,7 @@ impl UsageProfile {
         let counted = &mut self.layers[layer];
         counted.make_room(rows.count());
         counted.tokens += rows.count() as u16;
-        rows.experts().iter().for_each(|&expert| bump(&mut counted.uses[usize::from(expert)]));
+        rows.experts().iter().for_each(|&expert| bump(&mut counted.uses[ExpertId(usize::from(expert))]));
         if counted.next_token.is_empty() {
             return;
         }
@@ -113,13 +113,13 @@ impl UsageProfile {
     }
 
     /// How often a token uses an expert, 0 to 1; `None` while nothing is known of the layer.
-    pub fn uses_per_token(&self, layer: ExpertLayer, expert: usize) -> Option<f32> {
+    pub fn uses_per_token(&self, layer: ExpertLayer, expert: ExpertId) -> Option<f32> {
         let layer = &self.layers[layer];
         (layer.tokens > 0).then(|| layer.frequency(expert))
     }
 
     /// Foresees the layer after one that used these experts: all that followed any of them, the likeliest first.
-    pub fn predict_next_layer(&self, layer: ExpertLayer, experts: &[usize], predicted: &mut Vec<Predicted>) {
+    pub fn predict_next_layer(&self, layer: ExpertLayer, experts: &[ExpertId], predicted: &mut Vec<Predicted>) {
         predicted.clear();
         if let [this, next, ..] = &self.layers.raw[layer.0..] {
             rank(this, &this.next_layer, next, experts, predicted);
@@ -127,7 +127,7 @@ impl UsageProfile {
     }
 
     /// Foresees what the next token uses of a layer, of which this one used these experts.
-    pub fn predict_next_token(&self, layer: ExpertLayer, experts: &[usize], predicted: &mut Vec<Predicted>) {
+    pub fn predict_next_token(&self, layer: ExpertLayer, experts: &[ExpertId], predicted: &mut Vec<Predicted>) {
         predicted.clear();
         let this = &self.layers[layer];
         rank(this, &this.next_token, this, experts, predicted);
@@ -149,7 +149,12 @@ impl UsageProfile {
         (0..self.layers.len()).map(ExpertLayer)
     }
 
-    /// Experts of a layer, at most.
+    /// The experts of a layer, at most.
+    pub fn experts(&self) -> impl Iterator<Item = ExpertId> + use<> {
+        (0..self.expert_count).map(ExpertId)
+    }
+
+    /// How many those are.
     pub fn expert_count(&self) -> usize {
         self.expert_count
     }
@@ -185,10 +190,10 @@ impl UsageProfile {
 impl Layer {
     fn new(number: u32, expert_count: usize, pairs: usize) -> Self {
         let zeros = |count| vec![0; count];
-        Self { number, tokens: 0, uses: zeros(expert_count), next_layer: zeros(pairs), next_token: zeros(pairs) }
+        Self { number, tokens: 0, uses: zeros(expert_count).into(), next_layer: zeros(pairs), next_token: zeros(pairs) }
     }
 
-    fn frequency(&self, expert: usize) -> f32 {
+    fn frequency(&self, expert: ExpertId) -> f32 {
         (f32::from(self.uses[expert]) / f32::from(self.tokens.max(1))).min(1.0)
     }
 
@@ -201,13 +206,13 @@ impl Layer {
     }
 
     fn counts(&mut self) -> impl Iterator<Item = &mut Vec<u16>> {
-        [&mut self.uses, &mut self.next_layer, &mut self.next_token].into_iter()
+        [&mut self.uses.raw, &mut self.next_layer, &mut self.next_token].into_iter()
     }
 
     fn average(&mut self, other: &Self) {
         let average = |a: u16, b: u16| (u32::from(a) + u32::from(b)).div_ceil(2) as u16;
         self.tokens = average(self.tokens, other.tokens);
-        let theirs = [&other.uses, &other.next_layer, &other.next_token];
+        let theirs = [&other.uses.raw, &other.next_layer, &other.next_token];
         for (mine, theirs) in self.counts().zip(theirs) {
             mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine = average(*mine, *theirs));
         }
@@ -236,18 +241,18 @@ fn count_pairs(pairs: &mut [u16], expert_count: usize, before: &Rows, rows: &Row
 
 /// Ranks the experts of `to` that follow these of `from`. An expert's probability is the average over `experts` of how
 /// often it followed each; an expert seen rarely is taken to be followed by what is popular.
-fn rank(from: &Layer, pairs: &[u16], to: &Layer, experts: &[usize], predicted: &mut Vec<Predicted>) {
+fn rank(from: &Layer, pairs: &[u16], to: &Layer, experts: &[ExpertId], predicted: &mut Vec<Predicted>) {
     let count = to.uses.len();
     if pairs.is_empty() || experts.is_empty() || from.tokens == 0 {
         return;
     }
     let share = 1.0 / experts.len() as f32;
-    predicted.extend((0..count).map(|expert| Predicted { expert, probability: 0.0 }));
+    predicted.extend(to.uses.keys().map(|expert| Predicted { expert, probability: 0.0 }));
     let mut popular = 0.0;
     for &expert in experts {
         let weight = share / (f32::from(from.uses[expert]) + 1.0);
         popular += weight;
-        let followers = &pairs[expert * count..][..count];
+        let followers = &pairs[expert.0 * count..][..count];
         for (predicted, &follower) in predicted.iter_mut().zip(followers) {
             predicted.probability += weight * f32::from(follower);
         }

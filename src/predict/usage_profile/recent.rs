@@ -3,7 +3,7 @@
 use typed_index_collections::TiVec;
 
 use super::ROWS_MAX;
-use crate::index::ExpertLayer;
+use crate::index::{ExpertId, ExpertLayer};
 
 /// What each layer used in the latest two batches of one user: of one context, whose batches follow one another.
 #[derive(Debug, Default)]
@@ -59,8 +59,9 @@ impl Recent {
     }
 
     /// The experts that a layer used in the latest batch, once for each token that did.
-    pub fn experts(&self, layer: ExpertLayer) -> impl Iterator<Item = usize> + '_ {
-        self.rows.get(layer).into_iter().flat_map(|[rows, _]| rows.experts.iter().map(|&expert| usize::from(expert)))
+    pub fn experts(&self, layer: ExpertLayer) -> impl Iterator<Item = ExpertId> + '_ {
+        let latest = self.rows.get(layer).into_iter().flat_map(|[rows, _]| &rows.experts);
+        latest.map(|&expert| ExpertId(usize::from(expert)))
     }
 }
 

@@ -33,12 +33,13 @@ fn random_tokens(seed: u64, count: usize) -> Vec<[[i32; 2]; 3]> {
 }
 
 fn experts(predicted: &[Predicted]) -> Vec<usize> {
-    predicted.iter().map(|predicted| predicted.expert).collect()
+    predicted.iter().map(|predicted| predicted.expert.0).collect()
 }
 
 fn next_layer(usage_profile: &UsageProfile, layer: ExpertLayer, used: &[usize]) -> Vec<Predicted> {
     let mut predicted = Vec::new();
-    usage_profile.predict_next_layer(layer, used, &mut predicted);
+    let used: Vec<ExpertId> = used.iter().copied().map(ExpertId).collect();
+    usage_profile.predict_next_layer(layer, &used, &mut predicted);
     predicted
 }
 
@@ -52,8 +53,8 @@ fn uses_and_pairs_are_those_counted_by_hand() {
         let counted = usage_profile.layer(ExpertLayer(layer));
         for one in 0..EXPERTS {
             let uses = tokens.iter().filter(|token| has(token[layer], one)).count();
-            assert_eq!(usize::from(counted.uses[one]), uses);
-            assert_eq!(usage_profile.uses_per_token(ExpertLayer(layer), one), Some(uses as f32 / 300.0));
+            assert_eq!(usize::from(counted.uses[ExpertId(one)]), uses);
+            assert_eq!(usage_profile.uses_per_token(ExpertLayer(layer), ExpertId(one)), Some(uses as f32 / 300.0));
             for other in 0..EXPERTS {
                 let pair = one * EXPERTS + other;
                 let together = tokens
@@ -78,7 +79,7 @@ fn what_follows_is_foreseen_and_a_stranger_by_what_is_popular() {
     assert!(predicted[0].probability > 0.9 && predicted[2].probability < 0.1, "{predicted:?}");
     assert_eq!(experts(&next_layer(&usage_profile, ExpertLayer(0), &[3, 2])[..2]), [1, 2]);
     let mut again = Vec::new();
-    usage_profile.predict_next_token(ExpertLayer(0), &[0, 1], &mut again);
+    usage_profile.predict_next_token(ExpertLayer(0), &[0, 1].map(ExpertId), &mut again);
     assert_eq!(experts(&again[..2]), [2, 3], "the layer alternates");
     assert_eq!(experts(&next_layer(&usage_profile, ExpertLayer(1), &[0])[..1]), [0], "every token uses 0 there");
     assert!(next_layer(&usage_profile, ExpertLayer(2), &[0]).is_empty(), "nothing comes after the last layer");
@@ -99,7 +100,7 @@ fn of_a_large_batch_some_tokens_count_and_layers_are_joined_row_by_row() {
     }
     let layer = usage_profile.layer(ExpertLayer(0));
     let half = (ROWS_MAX / 2) as u16;
-    assert_eq!((layer.tokens, &layer.uses[..3]), (2 * half, &[half, 0, half][..]));
+    assert_eq!((layer.tokens, &layer.uses.raw[..3]), (2 * half, &[half, 0, half][..]));
     let pairs: Vec<usize> = (0..EXPERTS * EXPERTS).filter(|&pair| layer.next_layer[pair] > 0).collect();
     assert_eq!(pairs, [1, 2 * EXPERTS + 3]);
     // Another number of tokens, as in the last layer of a prompt, cannot be joined with it; nor can a layer that was
@@ -108,7 +109,7 @@ fn of_a_large_batch_some_tokens_count_and_layers_are_joined_row_by_row() {
     usage_profile.observe(&mut recent, ExpertLayer(0), &[0], 1);
     usage_profile.observe(&mut recent, ExpertLayer(2), &[0], 1);
     assert!(usage_profile.layer(ExpertLayer(1)).next_layer.iter().all(|&count| count == 0));
-    assert_eq!(recent.experts(ExpertLayer(2)).collect::<Vec<_>>(), [0]);
+    assert_eq!(recent.experts(ExpertLayer(2)).collect::<Vec<_>>(), [ExpertId(0)]);
 }
 
 #[test]
@@ -132,13 +133,13 @@ fn old_habits_fade() {
     let mut usage_profile = new();
     let max = usize::from(TOKENS_MAX);
     run(&mut usage_profile, &vec![[[0, 1]; 3]; max]);
-    assert_eq!(usage_profile.uses_per_token(ExpertLayer(0), 0), Some(1.0));
+    assert_eq!(usage_profile.uses_per_token(ExpertLayer(0), ExpertId(0)), Some(1.0));
     run(&mut usage_profile, &vec![[[2, 3]; 3]; max]);
-    assert!(usage_profile.uses_per_token(ExpertLayer(0), 2).unwrap() > 0.7);
-    assert!(usage_profile.uses_per_token(ExpertLayer(0), 0).unwrap() > 0.1, "not at once");
+    assert!(usage_profile.uses_per_token(ExpertLayer(0), ExpertId(2)).unwrap() > 0.7);
+    assert!(usage_profile.uses_per_token(ExpertLayer(0), ExpertId(0)).unwrap() > 0.1, "not at once");
     run(&mut usage_profile, &vec![[[2, 3]; 3]; 12 * max]);
-    assert_eq!(usage_profile.uses_per_token(ExpertLayer(0), 0), Some(0.0));
-    assert_eq!(next_layer(&usage_profile, ExpertLayer(0), &[2, 3])[0].expert, 2);
+    assert_eq!(usage_profile.uses_per_token(ExpertLayer(0), ExpertId(0)), Some(0.0));
+    assert_eq!(next_layer(&usage_profile, ExpertLayer(0), &[2, 3])[0].expert, ExpertId(2));
     assert!(usage_profile.layer(ExpertLayer(0)).tokens <= TOKENS_MAX);
 }
 
@@ -153,9 +154,9 @@ fn without_pairs_uses_are_counted_and_the_store_is_read() {
     Store::new(directory.path().to_owned(), "a").load(&mut without);
     run(&mut without, &[[[0, 1], [2, 3], [4, 5]]; 10]);
     let mut predicted = Vec::new();
-    without.predict_next_layer(ExpertLayer(0), &[0], &mut predicted);
+    without.predict_next_layer(ExpertLayer(0), &[ExpertId(0)], &mut predicted);
     assert!(predicted.is_empty());
-    assert_eq!(without.uses_per_token(ExpertLayer(0), 0), Some(1.0));
+    assert_eq!(without.uses_per_token(ExpertLayer(0), ExpertId(0)), Some(1.0));
 }
 
 #[test]
@@ -173,7 +174,7 @@ fn a_model_too_large_for_pairs_has_its_uses_counted() {
     for layer in 0..3 {
         usage_profile.observe(&mut recent, ExpertLayer(layer), &[511, 7], 1);
     }
-    assert_eq!(usage_profile.uses_per_token(ExpertLayer(1), 511), Some(1.0));
+    assert_eq!(usage_profile.uses_per_token(ExpertLayer(1), ExpertId(511)), Some(1.0));
     assert!(next_layer(&usage_profile, ExpertLayer(0), &[7]).is_empty());
 }
 
@@ -222,11 +223,11 @@ fn runs_of_a_model_share_a_file_and_models_do_not() {
     run(&mut one, &[[[0, 1]; 3]; 100]);
     run(&mut other, &[[[0, 2]; 3]; 100]);
     first.save(one.clone());
-    assert_eq!(stored(&place, "a").uses_per_token(ExpertLayer(0), 1), Some(1.0));
+    assert_eq!(stored(&place, "a").uses_per_token(ExpertLayer(0), ExpertId(1)), Some(1.0));
     second.save(other);
     let both = stored(&place, "a");
-    assert_eq!([0, 1, 2].map(|expert| both.uses_per_token(ExpertLayer(1), expert).unwrap()), [1.0, 0.5, 0.5]);
-    assert!(stored(&place, "b").uses_per_token(ExpertLayer(0), 0).is_none());
+    assert_eq!([0, 1, 2].map(|expert| both.uses_per_token(ExpertLayer(1), ExpertId(expert)).unwrap()), [1.0, 0.5, 0.5]);
+    assert!(stored(&place, "b").uses_per_token(ExpertLayer(0), ExpertId(0)).is_none());
 
     // Saved again, with nothing new from others, it stays what it is.
     let mut third = Store::new(place.clone(), "a");
@@ -248,9 +249,9 @@ fn layers_that_a_run_does_not_stream_are_kept() {
     let mut store = Store::new(directory.path().to_owned(), "a");
     store.load(&mut part);
     assert_eq!(part.layers().count(), 2);
-    assert_eq!(part.uses_per_token(ExpertLayer(0), 2), Some(1.0));
+    assert_eq!(part.uses_per_token(ExpertLayer(0), ExpertId(2)), Some(1.0));
     store.save(part);
-    assert_eq!(stored(directory.path(), "a").uses_per_token(ExpertLayer(0), 0), Some(1.0));
+    assert_eq!(stored(directory.path(), "a").uses_per_token(ExpertLayer(0), ExpertId(0)), Some(1.0));
 }
 
 #[test]
@@ -264,7 +265,7 @@ fn rubbish_is_ignored_and_replaced() {
     assert_eq!(usage_profile, new());
     run(&mut usage_profile, &[[[0, 1]; 3]; 10]);
     store.save(usage_profile);
-    assert_eq!(stored(directory.path(), "a").uses_per_token(ExpertLayer(0), 1), Some(1.0));
+    assert_eq!(stored(directory.path(), "a").uses_per_token(ExpertLayer(0), ExpertId(1)), Some(1.0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Reading ahead of need: what comes after a tensor in the learned order, into slots whose contents are no longer needed.
 
-use crate::index::StreamedId;
+use crate::index::{ExpertId, StreamedId};
 use crate::io::{DirectFile, Priority, Request};
 
 use super::Walk;
@@ -21,21 +21,20 @@ pub(in crate::stream) fn read_ahead(
     slots: &mut Slots,
     files: &[DirectFile],
     (after, walk): (StreamedId, &Walk),
-    experts: &[usize],
+    experts: &[ExpertId],
     requests: &mut Vec<Request>,
 ) {
     let tensors = &core.streamed.tensors;
     let from = &tensors[after];
     for next in walk.after().take(REACH) {
         let to = &tensors[next];
-        let experts: &[usize] = match (to.is_expert, to.expert_layer.is_some() && to.expert_layer == from.expert_layer)
-        {
-            (false, _) => &[0],
-            (true, true) if experts.len() * SLOTS_PER_EXPERT <= slots.pools[to.pool].slot_count() => experts,
-            _ => continue,
-        };
-        // A layer's matrices may hold different numbers of experts.
-        for &expert in experts.iter().filter(|&&expert| expert < to.block_count) {
+        let experts: &[ExpertId] =
+            match (to.is_expert, to.expert_layer.is_some() && to.expert_layer == from.expert_layer) {
+                (false, _) => &[ExpertId(0)],
+                (true, true) if experts.len() * SLOTS_PER_EXPERT <= slots.pools[to.pool].slot_count() => experts,
+                _ => continue,
+            };
+        for &expert in experts.iter().filter(|&&expert| to.has(expert)) {
             let block = to.first_block + expert;
             if slots.location[block].is_some() {
                 continue;

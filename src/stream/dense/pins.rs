@@ -6,7 +6,7 @@ use std::time::Duration;
 use typed_index_collections::{TiSlice, TiVec};
 
 use crate::cache::Pool;
-use crate::index::{BlockId, StreamedId};
+use crate::index::{BlockId, PoolId, StreamedId};
 use crate::plan::{FIRST_RING, Pass, Step, pinned};
 
 use crate::stream::slots::SlotId;
@@ -23,7 +23,7 @@ pub(in crate::stream) struct Pins {
 }
 
 impl Pins {
-    pub(in crate::stream) fn new(streamed: &StreamedTensors, slots: &[usize]) -> Self {
+    pub(in crate::stream) fn new(streamed: &StreamedTensors, slots: &TiSlice<PoolId, usize>) -> Self {
         let mut this = Self {
             pinned: vec![false; streamed.blocks.len()].into(),
             ring: FIRST_RING,
@@ -58,12 +58,12 @@ impl Pins {
         streamed: &StreamedTensors,
         order: &[StreamedId],
         bytes_per_second: f64,
-        pools: &mut [Pool],
+        pools: &mut TiSlice<PoolId, Pool>,
         location: &TiSlice<BlockId, Option<SlotId>>,
     ) -> bool {
-        let slots: Vec<usize> = pools.iter().map(Pool::slot_count).collect();
+        let slots: TiVec<PoolId, usize> = pools.iter().map(Pool::slot_count).collect();
         let step = |&tensor: &StreamedId| Step {
-            class: streamed.tensors[tensor].pool,
+            pool: streamed.tensors[tensor].pool,
             read_seconds: streamed.blocks[streamed.tensors[tensor].first_block].size_bytes as f64 / bytes_per_second,
             compute_seconds: self.compute_seconds[tensor],
         };
@@ -83,9 +83,9 @@ impl Pins {
     pub(in crate::stream) fn fit(
         &mut self,
         streamed: &StreamedTensors,
-        slots: &[usize],
+        slots: &TiSlice<PoolId, usize>,
         order: &[StreamedId],
-        pools: &mut [Pool],
+        pools: &mut TiSlice<PoolId, Pool>,
         location: &TiSlice<BlockId, Option<SlotId>>,
     ) {
         self.choose(streamed, slots, order);
@@ -97,9 +97,9 @@ impl Pins {
         }
     }
 
-    fn choose(&mut self, streamed: &StreamedTensors, slots: &[usize], order: &[StreamedId]) {
-        let classes = order.iter().map(|&tensor| streamed.tensors[tensor].pool);
-        for (&tensor, pinned) in order.iter().zip(pinned(classes, slots, self.ring)) {
+    fn choose(&mut self, streamed: &StreamedTensors, slots: &TiSlice<PoolId, usize>, order: &[StreamedId]) {
+        let pools = order.iter().map(|&tensor| streamed.tensors[tensor].pool);
+        for (&tensor, pinned) in order.iter().zip(pinned(pools, slots, self.ring)) {
             self.pinned[streamed.tensors[tensor].first_block] = pinned;
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use typed_index_collections::TiVec;
 
-use crate::index::{BlockId, ExpertLayer};
+use crate::index::{BlockId, ExpertId, ExpertLayer};
 use crate::io::{DirectFile, Engine, Priority, Request};
 use crate::predict::{Confidence, Predicted, Successor, Trial, Visit};
 
@@ -18,7 +18,7 @@ const PROBABILITY_MIN: f32 = 0.6;
 #[derive(Clone, Copy, Debug)]
 pub(in crate::stream) enum Naming<'a> {
     /// Its router, applied early.
-    ByRouter(&'a [usize]),
+    ByRouter(&'a [ExpertId]),
     /// The model's usage profile.
     ByProfile(&'a [Predicted]),
 }
@@ -49,7 +49,7 @@ pub(in crate::stream) struct Speculation {
 /// An expert that was foreseen.
 #[derive(Clone, Copy)]
 struct Named {
-    expert: usize,
+    expert: ExpertId,
     /// How likely it is used.
     probability: f32,
     /// Whether any of its blocks was not in RAM then.
@@ -172,7 +172,7 @@ impl Speculation {
         slots: &mut Slots,
         engine: &dyn Engine,
         visit: Visit,
-        wanted: &[usize],
+        wanted: &[ExpertId],
     ) {
         let layer = visit.layer;
         self.current = Some(layer);

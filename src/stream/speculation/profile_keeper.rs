@@ -76,7 +76,7 @@ fn remember(core: &Core, usage_profile: &UsageProfile) -> Vec<BlockId> {
     let mut state = core.state.lock();
     let mut experts = Vec::new();
     for layer in usage_profile.layers() {
-        for expert in 0..usage_profile.expert_count() {
+        for expert in usage_profile.experts() {
             let uses_per_token =
                 usage_profile.uses_per_token(layer, expert).filter(|&uses_per_token| uses_per_token > 0.0);
             experts.extend(uses_per_token.map(|uses_per_token| (uses_per_token, layer, expert)));
@@ -87,7 +87,7 @@ fn remember(core: &Core, usage_profile: &UsageProfile) -> Vec<BlockId> {
     for (uses_per_token, layer, expert) in experts {
         for &index in core.streamed.expert_layers[layer].iter().rev() {
             let tensor = &core.streamed.tensors[index];
-            if expert < tensor.block_count {
+            if tensor.has(expert) {
                 state.slots.pools[tensor.pool].remember(tensor.first_unit + expert, uses_per_token);
                 blocks.push(tensor.first_block + expert);
             }
