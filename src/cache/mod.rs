@@ -20,7 +20,5 @@
 mod list;
 pub mod policy;
 mod pool;
-mod waiters;
 
-pub use pool::{NewBlock, Pool, SlotCount, SlotState, TakeFor};
-pub use waiters::WaiterSet;
+pub use pool::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};

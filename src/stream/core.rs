@@ -1,17 +1,17 @@
 //! The state that fetches and read threads share, behind one lock.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use typed_index_collections::{TiSlice, TiVec};
 
 use crate::cache::policy::PolicyKind;
-use crate::cache::{NewBlock, Pool, SlotCount, SlotState, TakeFor, WaiterSet};
+use crate::cache::{Pool, SlotCount, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, Result};
-use crate::index::{BlockId, PoolId, ReadToken, SlotNumber, StreamedId, WaiterId};
-use crate::io::{Cancelled, Destination, DirectFile, Engine, Priority, Request, Sink};
+use crate::forecast::Pace;
+use crate::index::{BlockId, PoolId, ReadToken, StreamedId, WaiterId};
+use crate::io::{DirectFile, Sink};
 use crate::memory::{Claim, HostMemory, Slabs, Tenant};
 use crate::placement::Task;
 use crate::predict::UsageProfile;
@@ -22,7 +22,6 @@ use super::slots::{SlotId, Slots};
 use super::speculation::Speculation;
 use super::tensors::StreamedTensors;
 use super::timeline::{Event, Timeline};
-use crate::forecast::Pace;
 
 /// What the lock guards.
 pub(super) struct State {
@@ -77,8 +76,6 @@ pub(super) struct Core {
     /// What divides a budget among the pools.
     task: Arc<Task>,
     pub(super) timeline: Option<Timeline>,
-    /// By pool: the token of its first slot.
-    first_token: TiVec<PoolId, ReadToken>,
 }
 
 impl Core {
@@ -105,9 +102,6 @@ impl Core {
                 Ok(Pool::over(Box::new(memory), slot_bytes, slots, policy, unit_count))
             })
             .collect::<Result<TiVec<PoolId, Pool>>>()?;
-        let next_token =
-            |next: &mut ReadToken, pool: &Pool| Some(std::mem::replace(next, *next + pool.largest_slot_count()));
-        let first_token = pools.iter().scan(ReadToken(0), next_token).collect();
         let state = State {
             slots: Slots::new(pools, &streamed),
             order: Order::new(&streamed.likely_order()),
@@ -132,13 +126,7 @@ impl Core {
             timeline,
             streamed,
             task,
-            first_token,
         }))
-    }
-
-    /// How many tokens requests can have: one per slot.
-    pub(super) fn token_count(&self) -> usize {
-        self.state.lock().slots.pools.iter().map(Pool::largest_slot_count).sum()
     }
 
     fn pool_bytes_of(&self, state: &State) -> u64 {
@@ -159,120 +147,17 @@ impl Core {
         (order.len() == dense_count).then_some(order)
     }
 
-    /// Gives a block a slot and adds the read that fills it to `requests`, to be submitted once the lock is released. `None`
-    /// when no slot can be had at this priority now.
-    pub(super) fn read(
-        &self,
-        slots: &mut Slots,
-        files: &[DirectFile],
-        pool: PoolId,
-        block: BlockId,
-        priority: Priority,
-        requests: &mut Vec<Request>,
-    ) -> Option<SlotId> {
-        assert!(slots.location[block].is_none(), "a block is read that has a slot already");
-        let extent = self.streamed.blocks[block];
-        let range = files[extent.file].widen(extent.offset, extent.size_bytes);
-        let new = self.new_block(block, range.head_padding);
-        assert_eq!(self.streamed.tensor_of(block).0.pool, pool, "a block belongs into slots of its own size");
-        let purpose = if priority == Priority::Demand { TakeFor::Demand } else { TakeFor::Prefetch };
-        let (slot, evicted) = slots.pools[pool].take(new, slots.position, purpose)?;
-        if let Some(evicted) = evicted {
-            slots.location[evicted] = None;
-        }
-        if slots.pins.is_pinned(block) {
-            slots.pools[pool].set_pinned(slot, true);
-        }
-        let id = SlotId { pool, slot };
-        slots.location[block] = Some(id);
-        slots.is_certain[block] = false;
-        slots.pools[pool].set_copied(slot, slots.copies[block] > 0);
-        self.count_read_time(slots);
-        slots.reads_in_flight += 1;
-        self.record(Event::ReadBegin, block);
-        // SAFETY: the slot is as large as any widened block of its class and page-aligned; it is Loading, so by the
-        // pool's invariants nobody reads it or gives it away until `finished` has marked it Ready.
-        let destination = unsafe { Destination::new(slots.pools[pool].address(slot)) };
-        requests.push(Request {
-            token: self.token(id),
-            generation: slots.pools[pool].generation(slot),
-            file: extent.file,
-            range,
-            destination,
-            priority,
-        });
-        Some(id)
-    }
-
-    /// Lets a read ahead of need go that is not wanted. As far as the drive has not begun with it, it is not read any more.
-    pub(super) fn take_back(&self, slots: &mut Slots, engine: &dyn Engine, block: BlockId, id: SlotId) {
-        let Slots { pools, location, copies, .. } = slots;
-        let pool = &mut pools[id.pool];
-        let Some(Cancelled { begun_bytes, is_in_flight }) = engine.cancel(self.token(id)) else {
-            pool.expire(id.slot);
-            self.counters.prefetch_wasted.add(1);
-            return;
-        };
-        location[block] = None;
-        if begun_bytes > 0 {
-            pool.drain(id.slot, is_in_flight);
-            self.counters.read_bytes.add(begun_bytes as u64);
-            self.counters.prefetch_wasted.add(1);
-        } else {
-            if let Some(before) = pool.give_back(id.slot, |before| location[before].is_some()) {
-                location[before] = Some(id);
-                pool.set_copied(id.slot, copies[before] > 0);
-            }
-            self.counters.prefetch_cancelled.add(1);
-        }
-        if !is_in_flight {
-            self.count_read_time(slots);
-            slots.reads_in_flight -= 1;
-        }
-    }
-
-    /// Gives a block a slot whose bytes come from a copy of the host's instead of the drive, if it is worth one. Returns where they go.
-    pub(super) fn take_for_copy(&self, slots: &mut Slots, block: BlockId) -> Option<*mut u8> {
-        let pool = self.streamed.tensor_of(block).0.pool;
-        let (slot, evicted) = slots.pools[pool].take_for_copy(self.new_block(block, 0), slots.position)?;
-        if let Some(evicted) = evicted {
-            slots.location[evicted] = None;
-        }
-        slots.location[block] = Some(SlotId { pool, slot });
-        self.counters.rescued_bytes.add(self.streamed.blocks[block].size_bytes as u64);
-        Some(slots.pools[pool].address(slot))
-    }
-
-    /// A block as its pool gets to know it; its first byte will be `head_padding` bytes into the slot.
-    fn new_block(&self, block: BlockId, head_padding: usize) -> NewBlock {
-        let (tensor, expert) = self.streamed.tensor_of(block);
-        NewBlock {
-            block,
-            unit: tensor.first_unit + expert,
-            preferred_slot: SlotNumber(tensor.first_in_pool + expert.0),
-            head_padding,
-        }
-    }
-
-    /// Brings the time with a read in flight up to date: a busy drive may not pause for minutes.
-    pub(super) fn count_read_time(&self, slots: &mut Slots) {
-        let since = std::mem::replace(&mut slots.counted_until, Instant::now());
-        if slots.reads_in_flight > 0 {
-            self.counters.read_time.add_time(since.elapsed());
-        }
-    }
-
     /// Reads of another engine's begin, and are over: for the time with a read in flight.
     pub(super) fn reads_begin(&self) {
         let mut state = self.state.lock();
-        self.count_read_time(&mut state.slots);
+        state.slots.count_read_time(&self.counters);
         state.slots.reads_in_flight += 1;
     }
 
     /// See [`Self::reads_begin`].
     pub(super) fn reads_end(&self) {
         let mut state = self.state.lock();
-        self.count_read_time(&mut state.slots);
+        state.slots.count_read_time(&self.counters);
         state.slots.reads_in_flight -= 1;
     }
 
@@ -283,20 +168,11 @@ impl Core {
         if complete < 2 || !complete.is_power_of_two() {
             return None;
         }
-        self.count_read_time(&mut state.slots);
+        state.slots.count_read_time(&self.counters);
         let bytes_per_second = self.counters.read_bytes_per_second()?;
         let order = self.dense_order(state).filter(|order| !order.is_empty())?;
         let Slots { pins, pools, location, .. } = &mut state.slots;
         pins.retune(&self.streamed, &order, bytes_per_second, pools, location).then(|| pins.ring())
-    }
-
-    pub(super) fn token(&self, id: SlotId) -> ReadToken {
-        self.first_token[id.pool] + id.slot.0
-    }
-
-    fn slot_of(&self, token: ReadToken) -> SlotId {
-        let pool = PoolId(self.first_token.raw.partition_point(|&first| first <= token) - 1);
-        SlotId { pool, slot: SlotNumber(token - self.first_token[pool]) }
     }
 
     /// Notes an event of a block, if someone wants to know.
@@ -398,30 +274,11 @@ impl Tenant for Core {
 
 impl Sink for Core {
     fn finished(&self, token: ReadToken, outcome: Result<()>) {
-        let id = self.slot_of(token);
         let mut state = self.state.lock();
-        self.count_read_time(&mut state.slots);
-        state.slots.reads_in_flight -= 1;
+        let id = state.slots.id_of(token);
+        let awaited_by = state.slots.finished(self, id, outcome.is_ok());
         let warmed = state.warming.iter().position(|&warming| warming == id);
         warmed.map(|index| state.warming.swap_remove(index));
-        let block = state.slots.pools[id.pool].block(id.slot);
-        // What was broken off has been counted already, as far as it went.
-        let is_draining = state.slots.pools[id.pool].state(id.slot) == SlotState::Draining;
-        self.record(Event::ReadEnd, block);
-        let awaited_by = match outcome {
-            Ok(()) => {
-                if !is_draining {
-                    self.counters.read_bytes.add(self.streamed.blocks[block].size_bytes as u64);
-                }
-                state.slots.pools[id.pool].loaded(id.slot)
-            }
-            Err(_) => {
-                if !is_draining {
-                    state.slots.location[block] = None;
-                }
-                state.slots.pools[id.pool].failed(id.slot)
-            }
-        };
         match outcome {
             // What nobody waits for is read again should anybody want it, and then fails for that one.
             Err(error) if awaited_by != WaiterSet::default() => return self.fail(state, error),

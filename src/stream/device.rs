@@ -119,7 +119,7 @@ impl Session {
             slots.pools[id.pool].set_copied(id.slot, false);
             return Ok(None);
         }
-        Ok(if may_rescue { core.take_for_copy(slots, block) } else { None })
+        Ok(if may_rescue { slots.take_for_copy(core, block) } else { None })
     }
 
     /// The bytes of a copy are where [`Self::remove_copy`] said.

@@ -1,20 +1,20 @@
 //! One multiplication's demand: which blocks, and their delivery in waves as they become ready.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use typed_index_collections::TiVec;
 
 use crate::cache::{SlotState, WaiterSet};
 use crate::config::PrefetchSetting;
 use crate::error::{Error, ErrorCode, Result};
-use crate::index::{BlockId, ExpertId, PoolId, ReadToken, WaiterId};
+use crate::index::{BlockId, ExpertId, ReadToken, StreamedId, WaiterId};
 use crate::io::{Priority, Request};
 
-use super::certain::Knowledge;
+use super::ahead::Knowledge;
 use super::core::{Core, State};
-use super::dense::read_ahead;
-use super::pass::{Demand, Pass};
+use super::demand::{Demand, Experts, no_table, not_streamed};
+use super::pass::Pass;
 use super::running::Running;
 use super::session::Session;
 use super::slots::SlotId;
@@ -39,8 +39,8 @@ pub struct Block {
 /// A thread must hold at most one fetch that is not finished: two could each wait for slots that the other holds.
 pub struct Fetch {
     session: Arc<Session>,
-    first_block: BlockId,
-    pool: PoolId,
+    /// The tensor of the latest demand.
+    tensor: StreamedId,
     /// Demanded, no slot yet; in reverse order.
     missing: Vec<BlockId>,
     /// Demanded, in a slot that is ours, not delivered.
@@ -49,12 +49,8 @@ pub struct Fetch {
     held: Vec<SlotId>,
     /// Delivered before, and not to be given back yet.
     kept: Vec<SlotId>,
-    /// The distinct experts of the demand, in order of first use.
-    experts: Vec<ExpertId>,
-    /// Those of them that are to be delivered.
-    wanted: Vec<ExpertId>,
-    /// By expert: how many rows of the demand are sent to it, if any.
-    row_counts: TiVec<ExpertId, u32>,
+    /// Those of the demand.
+    experts: Experts,
     /// What is noted of the pass.
     pass: Pass,
     /// Between a successful `begin` and `end`.
@@ -74,15 +70,12 @@ impl Fetch {
     pub(super) fn new(session: Arc<Session>) -> Self {
         Self {
             session,
-            first_block: BlockId(0),
-            pool: PoolId(0),
+            tensor: StreamedId(0),
             missing: Vec::new(),
             awaited: Vec::new(),
             held: Vec::new(),
             kept: Vec::new(),
-            experts: Vec::new(),
-            wanted: Vec::new(),
-            row_counts: TiVec::new(),
+            experts: Experts::default(),
             pass: Pass::default(),
             begun: false,
             waiter: None,
@@ -110,44 +103,40 @@ impl Fetch {
         self.end();
         let session = Arc::clone(&self.session);
         let running = session.running()?;
-        let all = &*running.core.streamed;
-        let index = all.find(tensor).ok_or_else(|| not_streamed(tensor, &session))?;
-        let streamed = &all.tensors[index];
-        self.collect_experts(streamed, routing, tokens)?;
-        running.core.recover(&session.files)?;
-        self.collect_wanted(wanted)?;
-        self.first_block = streamed.first_block;
-        self.pool = streamed.pool;
-
-        let core = &running.core;
+        let core = &*running.core;
+        let index = core.streamed.find(tensor).ok_or_else(|| not_streamed(tensor, &session))?;
+        let streamed = &core.streamed.tensors[index];
+        self.experts.collect(streamed, routing, tokens, wanted)?;
+        core.recover(&session.files)?;
         let mut state = core.state.lock();
         state.check()?;
         let waiter = *self.waiter.get_or_insert_with(|| state.fetches.first_free());
         state.fetches.insert(waiter);
-        let Self { pass, experts, row_counts, .. } = self;
-        let demand = Demand { tensor: index, streamed, experts, row_counts, routing, tokens, waiter };
+
+        // What the pass notes: order, pace, pins, what was foreseen. Nothing that is delivered depends on it.
+        let Self { pass, experts, .. } = self;
+        let demand = Demand { tensor: index, streamed, experts, routing, tokens, waiter };
         let notes = pass.enter(running, &mut state, &demand);
-        core.counters.device_hits.add((self.experts.len() - self.wanted.len()) as u64);
+        // What is demanded.
+        self.tensor = index;
         self.look_up(core, &mut state, streamed, waiter);
         self.request_missing(core, &mut state, waiter);
-        let Self { wanted, requests, pass, .. } = self;
-        pass.certain.read(core, &mut state.slots, &session.files, requests);
-        if session.config.prefetch != PrefetchSetting::Off {
-            read_ahead(core, &mut state.slots, &session.files, (index, &pass.walk), wanted, requests);
-        }
+        // What is certain to be demanded next.
+        let Self { pass, experts, requests, .. } = self;
+        pass.read_ahead(core, &mut state.slots, &session, experts.wanted(), requests);
         drop(state);
         self.submit(running);
-        let Self { pass, experts, row_counts, .. } = self;
-        let demand = Demand { tensor: index, streamed, experts, row_counts, routing, tokens, waiter };
-        pass.conclude(running, &demand, notes);
+        self.pass.conclude(running, routing, tokens, notes);
         self.begun = true;
         Ok(())
     }
 
     /// Finds what of the demand is in a slot, and what is missing.
     fn look_up(&mut self, core: &Core, state: &mut State, streamed: &StreamedTensor, waiter: WaiterId) {
-        for index in 0..self.wanted.len() {
-            let block = streamed.first_block + self.wanted[index];
+        let (used, wanted) = (self.experts.used().len(), self.experts.wanted().len());
+        core.counters.device_hits.add((used - wanted) as u64);
+        for index in 0..wanted {
+            let block = streamed.first_block + self.experts.wanted()[index];
             let hit = match state.slots.location[block] {
                 Some(id) => {
                     self.awaited.push(id);
@@ -227,6 +216,8 @@ impl Fetch {
         let Some(waiter) = self.waiter.filter(|_| self.begun) else {
             return Err(Error::new(ErrorCode::InvalidArgument, "no demand has begun"));
         };
+        let streamed = &core.streamed.tensors[self.tensor];
+        let first_block = streamed.first_block;
         let mut state = core.state.lock();
         let mut freed = self.release_held(core, &mut state, waiter);
         let mut waiting_since: Option<Instant> = None;
@@ -234,14 +225,7 @@ impl Fetch {
             state.check()?;
             freed.extend(self.drop_failed(&mut state, waiter));
             self.request_missing(core, &mut state, waiter);
-            let Self { awaited, held, .. } = self;
-            awaited.retain(|&id| {
-                let ready = state.slots.pools[id.pool].state(id.slot) == SlotState::Ready;
-                if ready {
-                    held.push(id);
-                }
-                !ready
-            });
+            self.hold_ready(&state);
             if !self.requests.is_empty() || freed != WaiterSet::default() {
                 // Neither submitting nor waking others is done under the lock; much may have changed afterwards.
                 drop(state);
@@ -258,20 +242,15 @@ impl Fetch {
             }
             if waiting_since.is_none() {
                 waiting_since = Some(Instant::now());
-                core.record(Event::WaitBegin, self.first_block);
+                core.record(Event::WaitBegin, first_block);
             }
             core.signals[waiter].wait(&mut state);
         }
         if let Some(since) = waiting_since {
-            core.counters.stall_time.add_time(since.elapsed());
-            if self.pass.knowledge_of(&core.streamed.tensors[self.pass.tensor().unwrap_or_default()])
-                != Knowledge::Impossible
-            {
-                core.counters.certain_stall_time.add_time(since.elapsed());
-            }
-            core.record(Event::WaitEnd, self.first_block);
+            self.count_waiting(core, streamed, since.elapsed());
+            core.record(Event::WaitEnd, first_block);
         }
-        if !core.streamed.tensors[self.pass.tensor().unwrap_or_default()].is_expert {
+        if !streamed.is_expert {
             self.pass.computes();
         }
         for &SlotId { pool, slot } in &self.held {
@@ -279,14 +258,10 @@ impl Fetch {
         }
         deliver.extend(self.held.iter().map(|&SlotId { pool, slot }| {
             let pool = &state.slots.pools[pool];
-            Block { expert: ExpertId(pool.block(slot) - self.first_block), data: pool.data(slot) }
+            Block { expert: ExpertId(pool.block(slot) - first_block), data: pool.data(slot) }
         }));
         drop(state);
-        let verified = self.verify(running, self.first_block, deliver);
-        if verified.is_err() {
-            deliver.clear();
-        }
-        verified
+        verify(running, first_block, deliver)
     }
 
     /// Copies rows of a table to `destination`, one after the other. What a demand delivered stays as it is.
@@ -337,7 +312,7 @@ impl Fetch {
         let freed = self.release_held(core, &mut state, waiter);
         // First of all the drive: there may be room now for what is missing.
         self.request_missing(core, &mut state, waiter);
-        for &expert in self.experts.iter().filter(|&&expert| streamed.has(expert)) {
+        for &expert in self.experts.used().iter().filter(|&&expert| streamed.has(expert)) {
             let block = streamed.first_block + expert;
             let Some(id) = state.slots.location[block] else { continue };
             let pool = &mut state.slots.pools[id.pool];
@@ -353,11 +328,7 @@ impl Fetch {
         drop(state);
         self.submit(running);
         core.wake(freed);
-        let verified = self.verify(running, streamed.first_block, deliver);
-        if verified.is_err() {
-            deliver.clear();
-        }
-        verified
+        verify(running, streamed.first_block, deliver)
     }
 
     /// Fails with the error of a demand's read, of this fetch or another, unless a later demand has found its cause gone.
@@ -401,10 +372,8 @@ impl Fetch {
             let mut state = running.core.state.lock();
             self.held.append(&mut self.awaited);
             let freed = self.release_held(&running.core, &mut state, waiter);
-            let dense = self.pass.tensor().filter(|&tensor| !running.core.streamed.tensors[tensor].is_expert);
-            if let Some(tensor) = dense.filter(|_| session.config.prefetch != PrefetchSetting::Off) {
-                let after = (tensor, &self.pass.walk);
-                read_ahead(&running.core, &mut state.slots, &session.files, after, &[], &mut self.requests);
+            if !running.core.streamed.tensors[self.tensor].is_expert {
+                self.pass.read_next(&running.core, &mut state.slots, &session, &[], &mut self.requests);
             }
             drop(state);
             self.submit(running);
@@ -423,56 +392,6 @@ impl Fetch {
         }
     }
 
-    fn collect_experts(&mut self, streamed: &StreamedTensor, routing: &[i32], tokens: usize) -> Result<()> {
-        self.experts.clear();
-        self.row_counts.clear();
-        self.row_counts.resize(streamed.block_count, 0);
-        let invalid = |message: String| Err(Error::new(ErrorCode::InvalidArgument, message));
-        if !streamed.is_expert {
-            if !routing.is_empty() {
-                return invalid("experts are demanded of a tensor that has none".to_owned());
-            }
-            self.experts.push(ExpertId(0));
-            self.row_counts[ExpertId(0)] = tokens as u32;
-            return Ok(());
-        }
-        if !routing.is_empty() && (tokens == 0 || routing.len() % tokens != 0) {
-            return invalid(format!("{} experts cannot be the same number for each of {tokens} tokens", routing.len()));
-        }
-        for &id in routing {
-            let expert = ExpertId::of_host(id).filter(|&expert| streamed.has(expert)).ok_or_else(|| {
-                Error::new(
-                    ErrorCode::InvalidArgument,
-                    format!("there is no expert {id}: the tensor has {}", streamed.block_count),
-                )
-            })?;
-            if self.row_counts[expert] == 0 {
-                self.experts.push(expert);
-            }
-            self.row_counts[expert] += 1;
-        }
-        Ok(())
-    }
-
-    fn collect_wanted(&mut self, wanted: Option<&[i32]>) -> Result<()> {
-        self.wanted.clear();
-        let Some(wanted) = wanted else {
-            self.wanted.extend_from_slice(&self.experts);
-            return Ok(());
-        };
-        for &id in wanted {
-            let is_used = |&expert: &ExpertId| self.row_counts.get(expert).is_some_and(|&count| count > 0);
-            let Some(expert) = ExpertId::of_host(id).filter(is_used) else {
-                let message = format!("expert {id} is wanted, but not used");
-                return Err(Error::new(ErrorCode::InvalidArgument, message));
-            };
-            if !self.wanted.contains(&expert) {
-                self.wanted.push(expert);
-            }
-        }
-        Ok(())
-    }
-
     /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.
     fn join(&mut self, core: &Core, state: &mut State, id: SlotId, waiter: WaiterId) -> bool {
         let loading = state.slots.pools[id.pool].state(id.slot) == SlotState::Loading;
@@ -484,7 +403,7 @@ impl Fetch {
             counter.add(1);
         }
         if loading && (was_prefetched || state.warming.contains(&id)) {
-            self.promotions.push((core.token(id), state.slots.pools[id.pool].generation(id.slot)));
+            self.promotions.push((state.slots.token(id), state.slots.pools[id.pool].generation(id.slot)));
         }
         !was_prefetched && !loading
     }
@@ -497,6 +416,25 @@ impl Fetch {
         }
     }
 
+    fn count_waiting(&self, core: &Core, tensor: &StreamedTensor, time: Duration) {
+        core.counters.stall_time.add_time(time);
+        if self.pass.knowledge_of(tensor) != Knowledge::Impossible {
+            core.counters.certain_stall_time.add_time(time);
+        }
+    }
+
+    /// Moves what has become ready from what is awaited to what is held.
+    fn hold_ready(&mut self, state: &State) {
+        let Self { awaited, held, .. } = self;
+        awaited.retain(|&id| {
+            let is_ready = state.slots.pools[id.pool].state(id.slot) == SlotState::Ready;
+            if is_ready {
+                held.push(id);
+            }
+            !is_ready
+        });
+    }
+
     /// Starts reads for what has no slot, as far as slots can be had.
     fn request_missing(&mut self, core: &Core, state: &mut State, waiter: WaiterId) {
         while let Some(&block) = self.missing.last() {
@@ -504,10 +442,8 @@ impl Fetch {
                 // Another fetch has asked for it since, or it was read ahead.
                 Some(id) => id,
                 None => {
-                    let files = &self.session.files;
-                    let read =
-                        core.read(&mut state.slots, files, self.pool, block, Priority::Demand, &mut self.requests);
-                    let Some(id) = read else { return };
+                    let (files, requests) = (&self.session.files, &mut self.requests);
+                    let Some(id) = state.slots.read(core, files, block, Priority::Demand, requests) else { return };
                     id
                 }
             };
@@ -545,20 +481,6 @@ impl Fetch {
         }
         std::mem::take(&mut state.want_room)
     }
-
-    fn verify(&self, running: &Running, first_block: BlockId, delivered: &[Block]) -> Result<()> {
-        let Some(verifier) = &running.verifier else { return Ok(()) };
-        for block in delivered {
-            let extent = running.core.streamed.blocks[first_block + block.expert];
-            // SAFETY: the block is in a Ready slot that this fetch holds, so all its bytes are written and stay put.
-            let memory = unsafe { std::slice::from_raw_parts(block.data, extent.size_bytes) };
-            if let Err(error) = verifier.check(extent, memory) {
-                running.core.fail(running.core.state.lock(), error.clone());
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Fetch {
@@ -573,24 +495,18 @@ impl Drop for Fetch {
     }
 }
 
-/// Why a demand for a tensor is refused.
-fn not_streamed(tensor: usize, session: &Session) -> Error {
-    let reason = match (session.streams(tensor), session.is_table(tensor)) {
-        (false, _) => "is not one of the streamed tensors",
-        (true, true) => {
-            "is a table, which is read by the row: ask for rows of it (hypura_fetch_rows), not for all of it"
-        }
-        (true, false) => "was not bound when the host said that all were",
-    };
-    Error::new(ErrorCode::InvalidArgument, format!("tensor {tensor} {reason}"))
-}
-
-/// Why rows of a tensor are refused.
-fn no_table(tensor: usize, session: &Session) -> Error {
-    let reason = match (session.is_table(tensor), session.streams(tensor)) {
-        (true, _) => "was not bound when the host said that all were",
-        (false, true) => "is no table: ask for all of it, or for its experts (hypura_fetch_begin)",
-        (false, false) => "is not one of the streamed tensors",
-    };
-    Error::new(ErrorCode::InvalidArgument, format!("tensor {tensor} {reason}"))
+/// Compares what is delivered with the file, if that is wanted. What is wrong is not delivered, nor is anything else with it.
+fn verify(running: &Running, first_block: BlockId, delivered: &mut Vec<Block>) -> Result<()> {
+    let Some(verifier) = &running.verifier else { return Ok(()) };
+    let verified = delivered.iter().try_for_each(|block| {
+        let extent = running.core.streamed.blocks[first_block + block.expert];
+        // SAFETY: the block is in a Ready slot that its fetch holds, so all its bytes are written and stay put.
+        let memory = unsafe { std::slice::from_raw_parts(block.data, extent.size_bytes) };
+        verifier.check(extent, memory)
+    });
+    if let Err(error) = &verified {
+        running.core.fail(running.core.state.lock(), error.clone());
+        delivered.clear();
+    }
+    verified
 }

@@ -8,8 +8,9 @@
 //! reused. A failed read fails every fetch that is under way. The next demand goes on if the files are what they were;
 //! otherwise it fails with what is wrong with them, and so do all that follow, until that has passed.
 
-mod certain;
+mod ahead;
 mod core;
+mod demand;
 mod dense;
 mod device;
 mod fetch;

@@ -3,34 +3,22 @@
 
 use std::time::Instant;
 
-use typed_index_collections::TiSlice;
-
 use crate::cache::policy::{Position, Use};
-use crate::index::{ExpertId, ExpertLayer, StreamedId, WaiterId};
+use crate::config::PrefetchSetting;
+use crate::index::{ExpertId, ExpertLayer, StreamedId};
+use crate::io::Request;
 use crate::predict::{Recent, Visit};
 
-use super::certain::{Certain, Knowledge};
+use super::ahead::{Certain, Knowledge, read_next};
 use super::core::{Core, State};
+use super::demand::Demand;
 use super::dense::Walk;
 use super::running::Running;
+use super::session::Session;
+use super::slots::Slots;
 use super::speculation::{LOOK_AHEAD_ROWS_MAX, Seen};
 use super::tensors::StreamedTensor;
 use super::trace::Routing;
-
-/// A demand as its pass sees it.
-pub(super) struct Demand<'a> {
-    /// The tensor, as the session numbers those that are streamed.
-    pub(super) tensor: StreamedId,
-    pub(super) streamed: &'a StreamedTensor,
-    /// The distinct experts; 0 for a dense tensor.
-    pub(super) experts: &'a [ExpertId],
-    /// By expert: rows that are sent to it.
-    pub(super) row_counts: &'a TiSlice<ExpertId, u32>,
-    pub(super) routing: &'a [i32],
-    pub(super) tokens: usize,
-    /// Who demands it.
-    pub(super) waiter: WaiterId,
-}
 
 /// What is to be done about a demand's notes once the lock is released.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,11 +55,6 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    /// The tensor of the latest demand.
-    pub(super) fn tensor(&self) -> Option<StreamedId> {
-        self.tensor
-    }
-
     /// A demand comes, before slots are looked for.
     pub(super) fn enter(&mut self, running: &Running, state: &mut State, demand: &Demand<'_>) -> Notes {
         let (core, now) = (&*running.core, Instant::now());
@@ -88,7 +71,7 @@ impl Pass {
             self.record_trace(running, state, layer, demand);
             self.enter_layer(state, layer, begins_pass, demand);
             let (State { speculation, slots, .. }, engine) = (&mut *state, &*running.engine);
-            speculation.settle(core, slots, engine, self.visit, demand.experts);
+            speculation.settle(core, slots, engine, self.visit, demand.experts.used());
             self.knowledge = self.certain.enter(core, slots, engine, layer);
         }
         self.announce(core, state, demand);
@@ -96,21 +79,48 @@ impl Pass {
     }
 
     /// The demand's reads are on their way and the lock is released.
-    pub(super) fn conclude(&mut self, running: &Running, demand: &Demand<'_>, notes: Notes) {
+    pub(super) fn conclude(&mut self, running: &Running, routing: &[i32], tokens: usize, notes: Notes) {
         if let Some(slots) = notes.new_ring {
             tracing::debug!("dense weights now flow through {slots} slots of each size");
         }
         if let Some(layer) = self.entered {
-            running.core.usage_profile.lock().observe(&mut self.recent, layer, demand.routing, demand.tokens);
+            running.core.usage_profile.lock().observe(&mut self.recent, layer, routing, tokens);
         }
         if notes.learn {
             running.learner.wake();
         }
     }
 
+    /// Adds reads for what is certain to be demanded after the latest demand, which delivers these experts.
+    pub(super) fn read_ahead(
+        &mut self,
+        core: &Core,
+        slots: &mut Slots,
+        session: &Session,
+        experts: &[ExpertId],
+        requests: &mut Vec<Request>,
+    ) {
+        self.certain.read(core, slots, &session.files, requests);
+        self.read_next(core, slots, session, experts, requests);
+    }
+
+    /// As [`Self::read_ahead`], only for what comes next in the order of the pass.
+    pub(super) fn read_next(
+        &self,
+        core: &Core,
+        slots: &mut Slots,
+        session: &Session,
+        experts: &[ExpertId],
+        requests: &mut Vec<Request>,
+    ) {
+        if let Some(tensor) = self.tensor.filter(|_| session.config.prefetch != PrefetchSetting::Off) {
+            read_next(core, slots, &session.files, (tensor, &self.walk), experts, requests);
+        }
+    }
+
     fn begin(&mut self, core: &Core, state: &mut State, tokens: usize, now: Instant) -> Notes {
         core.counters.tokens.add(tokens as u64);
-        core.count_read_time(&mut state.slots);
+        state.slots.count_read_time(&core.counters);
         let learn = state.pace.begin_pass(now, tokens, &core.counters);
         let new_ring = core.retune(state);
         state.speculation.begin_pass(core.counters.stall_time.time(), tokens);
@@ -151,9 +161,10 @@ impl Pass {
         };
         let position = state.slots.position;
         for tensor in announced.iter().map(|&tensor| &all.tensors[tensor]) {
-            for &expert in demand.experts.iter().filter(|&&expert| tensor.has(expert)) {
+            for &expert in demand.experts.used().iter().filter(|&&expert| tensor.has(expert)) {
                 let slot = state.slots.location[tensor.first_block + expert].map(|id| id.slot);
-                let usage = Use { token_count: demand.tokens as u32, routed_count: demand.row_counts[expert] };
+                let usage =
+                    Use { token_count: demand.tokens as u32, routed_count: demand.experts.row_counts()[expert] };
                 state.slots.pools[tensor.pool].used(tensor.first_unit + expert, slot, position, usage);
             }
         }

@@ -79,7 +79,8 @@ impl Session {
             true => None,
             false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes, &core)?)),
         };
-        let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), core.token_count(), core.clone())?.into();
+        let engine: Arc<dyn Engine> =
+            make_engine(Arc::clone(&self.files), core.state.lock().slots.token_count(), core.clone())?.into();
         let predictor = self.predictor(&core, &engine, placement.looks_ahead)?;
         let keeper = self.keeper(&core, &engine)?;
         let verifier = match self.config.verify {
@@ -210,7 +211,7 @@ pub(super) fn snapshot(
     vram: &HeldVram,
 ) -> String {
     let mut state = core.state.lock();
-    core.count_read_time(&mut state.slots);
+    state.slots.count_read_time(&core.counters);
     let resident_bytes: u64 = state
         .slots
         .location

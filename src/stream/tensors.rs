@@ -3,10 +3,11 @@
 use typed_index_collections::TiVec;
 
 use super::rows::Table;
+use crate::cache::NewBlock;
 use crate::cache::policy::Shape;
 use crate::gguf::Gguf;
 use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
-use crate::index::{BlockId, ExpertId, ExpertLayer, PolicyLayer, PoolId, StreamedId, UnitId};
+use crate::index::{BlockId, ExpertId, ExpertLayer, PolicyLayer, PoolId, SlotNumber, StreamedId, UnitId};
 use crate::io::Alignment;
 use crate::plan::SlotClass;
 
@@ -190,6 +191,13 @@ impl StreamedTensors {
         let after = self.tensors.raw.partition_point(|tensor| tensor.first_block <= block);
         let index = StreamedId(after - 1);
         (&self.tensors[index], ExpertId(block - self.tensors[index].first_block))
+    }
+
+    /// A block as its pool gets to know it, and which pool that is; its first byte will be `head_padding` bytes into the slot.
+    pub(super) fn new_block(&self, block: BlockId, head_padding: usize) -> (PoolId, NewBlock) {
+        let (tensor, expert) = self.tensor_of(block);
+        let preferred_slot = SlotNumber(tensor.first_in_pool + expert.0);
+        (tensor.pool, NewBlock { block, unit: tensor.first_unit + expert, preferred_slot, head_padding })
     }
 
     /// The blocks of an expert in all matrices of an expert layer that have it.

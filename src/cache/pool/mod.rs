@@ -10,14 +10,13 @@ mod tests;
 
 use typed_index_collections::TiVec;
 
-use super::WaiterSet;
 use super::list::{Links, List};
 use super::policy::{Policy, Position, Use};
 use crate::error::Result;
 use crate::index::{BlockId, SlotNumber, UnitId, WaiterId};
 use crate::memory::{Arena, Backing};
 use slot::{Before, Slot};
-pub use slot::{NewBlock, SlotCount, SlotState, TakeFor};
+pub use slot::{NewBlock, SlotCount, SlotState, TakeFor, WaiterSet};
 
 /// Slots of one size. See the module's invariants.
 #[derive(Debug)]

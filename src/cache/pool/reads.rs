@@ -1,8 +1,7 @@
 //! What becomes of the reads into slots.
 
 use super::Pool;
-use super::slot::{Slot, SlotState};
-use crate::cache::WaiterSet;
+use super::slot::{Slot, SlotState, WaiterSet};
 use crate::index::{BlockId, SlotNumber};
 
 impl Pool {

@@ -155,7 +155,7 @@ impl Speculation {
                 if !slots.is_missing(block) || !slots.pools[tensor.pool].would_gain(unit, probability, slots.position) {
                     continue;
                 }
-                let Some(id) = core.read(slots, files, tensor.pool, block, Priority::Speculative, requests) else {
+                let Some(id) = slots.read(core, files, block, Priority::Speculative, requests) else {
                     return;
                 };
                 core.counters.prefetch_issued.add(1);
@@ -198,7 +198,7 @@ impl Speculation {
             if tensor.expert_layer == Some(layer) && wanted.contains(&expert) {
                 continue; // its matrix comes later in this layer
             }
-            core.take_back(slots, engine, block, id);
+            slots.take_back(core, engine, block, id);
         }
     }
 }

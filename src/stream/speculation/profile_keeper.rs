@@ -111,7 +111,7 @@ fn warm(core: &Core, files: &[DirectFile], engine: &dyn Engine, mut blocks: Vec<
         if !state.slots.is_missing(block) || state.slots.pools[pool].empty_count() <= IN_FLIGHT {
             continue;
         }
-        let Some(id) = core.read(&mut state.slots, files, pool, block, Priority::Speculative, &mut requests) else {
+        let Some(id) = state.slots.read(core, files, block, Priority::Speculative, &mut requests) else {
             continue;
         };
         // Not a prefetch for the next layer, which would be dropped when it turns out wrong, but a block like any other.

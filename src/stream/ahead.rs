@@ -1,12 +1,21 @@
-//! Experts that a layer to come is certain to use: their numbers follow from the tokens, so they are known when a pass begins.
+//! Reading ahead what is certain to be needed soon: the same experts of the layer's other matrices, the dense tensors that come next, and
+//! experts of layers to come whose numbers follow from the tokens, so that they are known when a pass begins.
 //!
-//! They are read behind what somebody waits for and before what is only predicted, and no trial asks whether that pays.
+//! All of that is read behind what somebody waits for and before what is only predicted, and no trial asks whether it pays.
 
-use crate::index::{BlockId, ExpertId, ExpertLayer};
+use crate::index::{BlockId, ExpertId, ExpertLayer, StreamedId};
 use crate::io::{DirectFile, Engine, Priority, Request};
 
 use super::core::Core;
+use super::dense::Walk;
 use super::slots::{SlotId, Slots};
+
+/// How many tensors ahead. The number of slots is what limits a ring; this only bounds the work of a call.
+const REACH: usize = 48;
+
+/// The experts of a demand are read ahead for the layer's other matrices while they take one in so many slots at most: a
+/// prompt's would push each other out.
+const SLOTS_PER_EXPERT: usize = 4;
 
 /// What a fetch is certain to demand in the pass that it computes or is about to.
 #[derive(Default)]
@@ -77,7 +86,7 @@ impl Certain {
                         continue;
                     }
                     let gains = slots.pools[tensor.pool].would_gain(tensor.first_unit + expert, 1.0, slots.position);
-                    let read = || core.read(slots, files, tensor.pool, block, Priority::Ahead, requests);
+                    let read = || slots.read(core, files, block, Priority::Ahead, requests);
                     let Some(id) = gains.then(read).flatten() else {
                         *is_complete = false;
                         break; // this pool is full; another may not be
@@ -123,7 +132,40 @@ fn let_go(core: &Core, slots: &mut Slots, engine: &dyn Engine, reads: &[(BlockId
     for &(block, id) in reads {
         if slots.is_prefetched(block, id) {
             slots.is_certain[block] = false;
-            core.take_back(slots, engine, block, id);
+            slots.take_back(core, engine, block, id);
+        }
+    }
+}
+
+/// Starts reading what comes after a tensor that is used: the next dense tensors, across the end of the pass, and, behind experts of a
+/// tensor, the same `experts` of the layer's other matrices.
+pub(super) fn read_next(
+    core: &Core,
+    slots: &mut Slots,
+    files: &[DirectFile],
+    (after, walk): (StreamedId, &Walk),
+    experts: &[ExpertId],
+    requests: &mut Vec<Request>,
+) {
+    let tensors = &core.streamed.tensors;
+    let from = &tensors[after];
+    for next in walk.after().take(REACH) {
+        let to = &tensors[next];
+        let experts: &[ExpertId] =
+            match (to.is_expert, to.expert_layer.is_some() && to.expert_layer == from.expert_layer) {
+                (false, _) => &[ExpertId(0)],
+                (true, true) if experts.len() * SLOTS_PER_EXPERT <= slots.pools[to.pool].slot_count() => experts,
+                _ => continue,
+            };
+        for &expert in experts.iter().filter(|&&expert| to.has(expert)) {
+            let block = to.first_block + expert;
+            if slots.location[block].is_some() {
+                continue;
+            }
+            if slots.read(core, files, block, Priority::Ahead, requests).is_none() {
+                break; // this pool is full; another may not be
+            }
+            core.counters.prefetch_issued.add(1);
         }
     }
 }
