@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Destination;
 use crate::error::{Error, ErrorCode};
 use crate::index::ReadToken;
+use crate::io::file::Cached;
 use crate::io::{DirectFile, Look};
 
 /// How many small adjacent requests one part may serve.
@@ -46,6 +47,8 @@ pub(super) struct Part {
     pauses: usize,
     segments: [Segment; MERGED_REQUESTS],
     segment_count: usize,
+    /// Whether the page cache held some of it, or all, before it was read.
+    was_cached: bool,
     /// Whether it was taken as a speculative prefetch.
     pub(super) is_speculative: bool,
 }
@@ -79,6 +82,7 @@ impl Part {
             pauses: 0,
             segments: [first; MERGED_REQUESTS],
             segment_count: 1,
+            was_cached: false,
             is_speculative: false,
         }
     }
@@ -140,12 +144,13 @@ impl Part {
     }
 
     /// Takes the part's bytes from the page cache, if it is new, they are all there and the file is what it was. Else they are to be read.
-    pub(super) fn copy_cached(&self, file: &DirectFile) -> bool {
+    pub(super) fn copy_cached(&mut self, file: &DirectFile) -> bool {
         let vectors = self.vectors();
         // SAFETY: the submitter promised (`Destination::new`) that the requests' memory is writable and theirs alone until they are
         // reported, which happens after this call.
-        let is_copied = unsafe { file.copy_cached(vectors.as_slice(), self.offset, self.required) };
-        is_copied && matches!(file.after_copy(), Ok(Look::Good))
+        let cached = unsafe { file.copy_cached(vectors.as_slice(), self.offset, self.required) };
+        self.was_cached = cached != Cached::Nothing;
+        cached == Cached::Whole && matches!(file.after_copy(), Ok(Look::Good))
     }
 
     /// Judges the outcome of a system call that read at [`Self::position`].
@@ -176,7 +181,11 @@ impl Part {
 
     /// All bytes are there. They are good unless the file is another one by now.
     fn complete(&mut self, file: &DirectFile) -> Step {
-        match file.after_read(self.offset, self.length()) {
+        let look = match self.was_cached {
+            true => file.after_copy(),
+            false => file.after_read(self.offset, self.length()),
+        };
+        match look {
             Ok(Look::Good) => Step::Finished,
             Ok(Look::Settled) => {
                 self.done = 0;

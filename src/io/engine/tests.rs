@@ -2,7 +2,8 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -311,6 +312,46 @@ fn nothing_is_reported_or_written_after_the_drop() {
                 }
                 assert!(reports.take(false).is_empty(), "reported after the drop");
             }
+        });
+    });
+}
+
+/// Brings a stretch of a file into the page cache, and nothing else of it.
+fn read_without_ahead(path: &Path, offset: u64, length: usize) {
+    let file = std::fs::File::open(path).unwrap();
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice on an open descriptor.
+    unsafe {
+        libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, libc::POSIX_FADV_RANDOM);
+    }
+    file.read_exact_at(&mut vec![0; length], offset).unwrap();
+}
+
+#[test]
+fn what_others_hold_in_the_page_cache_stays_when_the_rest_is_read() {
+    const PART: usize = 64 << 10;
+    within(60, || {
+        let sample = Sample::new(4 * PART as u64, 4);
+        on_every_engine(|kind, direct| {
+            let file = sample.open(direct);
+            let held =
+                || (0..4).map(|part| file.is_in_page_cache((part * PART) as u64, PART)).collect::<Option<Vec<_>>>();
+            file.drop_cached(0, 4 * PART);
+            for part in [0, 1, 3] {
+                read_without_ahead(&sample.path(), (part * PART) as u64, PART);
+            }
+            let Some(before) = held() else { return skip("the page cache: this system does not tell what it holds") };
+            let files: Arc<[DirectFile]> = Arc::from([sample.open(direct)]);
+            files[0].use_page_cache();
+            let reports = Arc::new(Reports::default());
+            let mut wanted = Wanted::new(0, 0, &files[0], 0, 4 * PART, Priority::Demand);
+            let engine = engine(kind, 4 * PART, 4, &files, 1, &reports);
+            engine.submit(&mut vec![wanted.request]);
+            reports.take(true).remove(0).1.unwrap();
+            sample.assert_right(0, wanted.bytes());
+            assert_eq!(before, [true, true, false, true], "as the test wants it");
+            let after = held().unwrap();
+            assert!(before.iter().zip(&after).all(|(before, after)| after >= before), "{before:?} {after:?}");
         });
     });
 }

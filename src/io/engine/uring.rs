@@ -310,7 +310,7 @@ impl Driver {
                 let mut pending = self.shared.queue.lock();
                 if pending.stopping { None } else { self.shared.queue.take(&mut pending) }
             };
-            let Some(part) = part else { return };
+            let Some(mut part) = part else { return };
             if part.is_padding() {
                 self.shared.queue.part_done(&part, Ok(()), &*self.shared.sink);
                 continue;

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::align::{Alignment, Widened};
 #[cfg(target_os = "linux")]
 use super::align::{direct_alignment, probe};
-use super::page_cache::{PageCache, pages_in_memory};
+use super::page_cache::{Cached, PageCache, pages_in_memory};
 use super::{Content, FileIdentity};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -130,12 +130,12 @@ impl DirectFile {
     ///
     /// # Safety
     /// The memory behind the vectors may be written to.
-    pub(in crate::io) unsafe fn copy_cached(&self, vectors: &[libc::iovec], position: u64, wanted: usize) -> bool {
+    pub(in crate::io) unsafe fn copy_cached(&self, vectors: &[libc::iovec], position: u64, wanted: usize) -> Cached {
         // SAFETY: the contract of this function.
-        self.page_cache.get().is_some_and(|cache| unsafe { cache.copy(vectors, position, wanted) })
+        self.page_cache.get().map_or(Cached::Nothing, |cache| unsafe { cache.copy(vectors, position, wanted) })
     }
 
-    /// As [`Self::after_read`], when nothing was read from the drive: what the page cache held before stays there.
+    /// As [`Self::after_read`], where the page cache held some of it before: that stays there.
     ///
     /// # Errors
     /// As [`Self::after_read`].

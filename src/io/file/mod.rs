@@ -10,3 +10,4 @@ pub use align::{Alignment, Widened};
 pub use content::Content;
 pub use direct::{DirectFile, Look, drop_from_page_cache, read_exact_to};
 pub use identity::FileIdentity;
+pub(in crate::io) use page_cache::Cached;

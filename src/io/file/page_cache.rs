@@ -3,13 +3,24 @@
 //! A file that the host's other programs have read, or another container, may be in memory already, charged to somebody else. Copying is
 //! faster than any drive. The kernel is asked for each part (`cachestat`, Linux 6.5), and what it has in full is copied on the condition
 //! that nothing has to be waited for (`RWF_NOWAIT`). That condition alone would not do: a page that is missing is then read ahead, by the
-//! way. The rest is read from the drive. Pages that served stay: they are not ours to drop.
+//! way. The rest is read from the drive. Pages that were there before stay: they are not ours to drop.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// So many misses in a row say that a file is not in memory; then it is asked one time in so many whether it is by now.
 const MISSES: u32 = 64;
+
+/// How much of a stretch the page cache held when it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::io) enum Cached {
+    /// All of it, and it was copied.
+    Whole,
+    /// Some pages, which are somebody else's.
+    Part,
+    /// No page, or it was not asked.
+    Nothing,
+}
 
 /// A file as the page cache has it.
 #[derive(Debug)]
@@ -43,27 +54,34 @@ impl PageCache {
     ///
     /// # Safety
     /// The memory behind the vectors may be written to.
-    pub(super) unsafe fn copy(&self, vectors: &[libc::iovec], position: u64, wanted: usize) -> bool {
+    pub(super) unsafe fn copy(&self, vectors: &[libc::iovec], position: u64, wanted: usize) -> Cached {
         let misses = self.misses.load(Ordering::Relaxed);
         let is_asked = self.is_current.load(Ordering::Relaxed) && (misses < MISSES || misses % MISSES == 0);
+        let mut cached = if is_asked { held(&self.file, position, wanted as u64) } else { Cached::Nothing };
+        // A page may leave between the question and the copy.
         // SAFETY: the caller vouches for the memory.
-        let copy = || unsafe { read_at_once(&self.file, vectors, position) };
-        let is_copied = is_asked && holds(&self.file, position, wanted as u64) && copy() >= wanted as isize;
-        if is_copied {
+        if cached == Cached::Whole && unsafe { read_at_once(&self.file, vectors, position) } < wanted as isize {
+            cached = Cached::Part;
+        }
+        if cached == Cached::Whole {
             self.misses.store(0, Ordering::Relaxed);
             self.copied_bytes.fetch_add(wanted as u64, Ordering::Relaxed);
         } else {
             self.misses.fetch_add(1, Ordering::Relaxed);
         }
-        is_copied
+        cached
     }
 }
 
-/// Whether all pages of a stretch are in memory; no where that cannot be told.
-fn holds(file: &File, offset: u64, length: u64) -> bool {
+/// How much of a stretch is in memory; nothing where that cannot be told.
+fn held(file: &File, offset: u64, length: u64) -> Cached {
     let page_bytes = crate::hw::page_size() as u64;
     let pages = (offset + length).div_ceil(page_bytes) - offset / page_bytes;
-    pages_in_memory(file, offset, length).is_some_and(|held| held >= pages)
+    match pages_in_memory(file, offset, length) {
+        None | Some(0) => Cached::Nothing,
+        Some(held) if held >= pages => Cached::Whole,
+        Some(_) => Cached::Part,
+    }
 }
 
 /// How many pages of a stretch are in memory. Older kernels do not tell, nor of files that are somebody else's.
