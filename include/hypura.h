@@ -357,6 +357,40 @@ int32_t hypura_model_override(struct hypura_model_t *model,
                               char *error,
                               size_t error_size);
 
+/// Copies a part of a tensor, streamed or not, from its file: for weights that are not streamed, and for hosts that save or
+/// inspect weights.
+///
+/// @param model from hypura_model_open()
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param offset first byte of the part, from the tensor's start
+/// @param size_bytes its bytes
+/// @param destination receives them; need not be initialised
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the part is not inside the tensor; HYPURA_STATUS_OPEN,
+///     HYPURA_STATUS_IO, HYPURA_STATUS_CHANGED
+int32_t hypura_model_read(const struct hypura_model_t *model,
+                          size_t tensor,
+                          uint64_t offset,
+                          size_t size_bytes,
+                          uint8_t *destination,
+                          char *error,
+                          size_t error_size);
+
+/// Gives the statistics as JSON, with the keys that HYPURA_STATS has.
+///
+/// @param model from hypura_model_open()
+/// @param buffer receives the text, cut to fit and NUL-terminated; NULL to ask for its size only
+/// @param buffer_size bytes of it
+/// @param needed receives the bytes that the whole text needs, NUL included; NULL is allowed
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the model is not streamed
+int32_t hypura_model_stats_json(const struct hypura_model_t *model,
+                                char *buffer,
+                                size_t buffer_size,
+                                size_t *needed,
+                                char *error,
+                                size_t error_size);
+
 /// Decides what is streamed, once per model.
 ///
 /// @param model from hypura_model_open(), used by no other thread during the call
@@ -401,6 +435,48 @@ size_t hypura_model_micro_batch(const struct hypura_model_t *model,
                                 size_t batch,
                                 size_t micro_batch);
 
+/// Checks that the host and the library agree on where a streamed tensor lies: for hosts that read the header themselves,
+/// called instead of reading the tensor.
+///
+/// @param model from hypura_model_open()
+/// @param tensor its index, below hypura_model_tensor_count()
+/// @param file index of the file that the host has it in
+/// @param offset its first byte there
+/// @param size_bytes its bytes
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_FORMAT when they do not agree; HYPURA_STATUS_INVALID_ARGUMENT when the tensor is
+///     not streamed
+int32_t hypura_model_bind(const struct hypura_model_t *model,
+                          size_t tensor,
+                          size_t file,
+                          uint64_t offset,
+                          uint64_t size_bytes,
+                          char *error,
+                          size_t error_size);
+
+/// Says that all streamed tensors that will be demanded have been bound, by hypura_model_bind() or hypura_model_bind_memory(): what
+/// is in the file and was not bound takes no part, in memory, reads or predictions. Optional; before the first demand.
+///
+/// @param model from hypura_model_open(), or NULL
+void hypura_model_loaded(const struct hypura_model_t *model);
+
+/// Gives what is expected of the model as JSON: the mode, what lives where in bytes and item by item, the memory for weights,
+/// the tokens per second that are expected and what limits them, what earlier runs taught, what the machine offers and
+/// what had to be assumed of it. `null` before the first demand, when the memory has not been divided yet.
+///
+/// @param model from hypura_model_open()
+/// @param buffer receives the text, cut to fit and NUL-terminated; NULL to ask for its size only
+/// @param buffer_size bytes of it
+/// @param needed receives the bytes that the whole text needs, NUL included; NULL is allowed
+/// @param error,error_size where the reason goes
+/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the model is not streamed
+int32_t hypura_model_plan_json(const struct hypura_model_t *model,
+                               char *buffer,
+                               size_t buffer_size,
+                               size_t *needed,
+                               char *error,
+                               size_t error_size);
+
 /// Finds the next ggml type of this model whose speed of multiplication is unmeasured on this machine. Optional: a host that measures it, and
 /// tells by hypura_model_set_speed(), makes the expected speed more exact.
 ///
@@ -435,82 +511,6 @@ void hypura_model_set_speed(const struct hypura_model_t *model,
 void hypura_model_set_remote_speed(const struct hypura_model_t *model,
                                    double multiply_bytes_per_second,
                                    double round_trip_seconds);
-
-/// Checks that the host and the library agree on where a streamed tensor lies: for hosts that read the header themselves,
-/// called instead of reading the tensor.
-///
-/// @param model from hypura_model_open()
-/// @param tensor its index, below hypura_model_tensor_count()
-/// @param file index of the file that the host has it in
-/// @param offset its first byte there
-/// @param size_bytes its bytes
-/// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_FORMAT when they do not agree; HYPURA_STATUS_INVALID_ARGUMENT when the tensor is
-///     not streamed
-int32_t hypura_model_bind(const struct hypura_model_t *model,
-                          size_t tensor,
-                          size_t file,
-                          uint64_t offset,
-                          uint64_t size_bytes,
-                          char *error,
-                          size_t error_size);
-
-/// Says that all streamed tensors that will be demanded have been bound, by hypura_model_bind() or hypura_model_bind_memory(): what
-/// is in the file and was not bound takes no part, in memory, reads or predictions. Optional; before the first demand.
-///
-/// @param model from hypura_model_open(), or NULL
-void hypura_model_loaded(const struct hypura_model_t *model);
-
-/// Copies a part of a tensor, streamed or not, from its file: for weights that are not streamed, and for hosts that save or
-/// inspect weights.
-///
-/// @param model from hypura_model_open()
-/// @param tensor its index, below hypura_model_tensor_count()
-/// @param offset first byte of the part, from the tensor's start
-/// @param size_bytes its bytes
-/// @param destination receives them; need not be initialised
-/// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the part is not inside the tensor; HYPURA_STATUS_OPEN,
-///     HYPURA_STATUS_IO, HYPURA_STATUS_CHANGED
-int32_t hypura_model_read(const struct hypura_model_t *model,
-                          size_t tensor,
-                          uint64_t offset,
-                          size_t size_bytes,
-                          uint8_t *destination,
-                          char *error,
-                          size_t error_size);
-
-/// Gives the statistics as JSON, with the keys that HYPURA_STATS has.
-///
-/// @param model from hypura_model_open()
-/// @param buffer receives the text, cut to fit and NUL-terminated; NULL to ask for its size only
-/// @param buffer_size bytes of it
-/// @param needed receives the bytes that the whole text needs, NUL included; NULL is allowed
-/// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the model is not streamed
-int32_t hypura_model_stats_json(const struct hypura_model_t *model,
-                                char *buffer,
-                                size_t buffer_size,
-                                size_t *needed,
-                                char *error,
-                                size_t error_size);
-
-/// Gives what is expected of the model as JSON: the mode, what lives where in bytes and item by item, the memory for weights,
-/// the tokens per second that are expected and what limits them, what earlier runs taught, what the machine offers and
-/// what had to be assumed of it. `null` before the first demand, when the memory has not been divided yet.
-///
-/// @param model from hypura_model_open()
-/// @param buffer receives the text, cut to fit and NUL-terminated; NULL to ask for its size only
-/// @param buffer_size bytes of it
-/// @param needed receives the bytes that the whole text needs, NUL included; NULL is allowed
-/// @param error,error_size where the reason goes
-/// @return HYPURA_STATUS_OK; HYPURA_STATUS_INVALID_ARGUMENT when the model is not streamed
-int32_t hypura_model_plan_json(const struct hypura_model_t *model,
-                               char *buffer,
-                               size_t buffer_size,
-                               size_t *needed,
-                               char *error,
-                               size_t error_size);
 
 /// Finds and opens the model that this process is loading, for hosts that are not told its files: the one GGUF among the files
 /// that are open for reading which has a tensor of this name, ggml type and size.

@@ -3,6 +3,7 @@
 use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::pointers;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Runs the body of an ABI function. An error's message goes to `error`, cut to fit and NUL-terminated.
@@ -49,6 +50,20 @@ pub(super) unsafe fn write_text(text: &str, buffer: *mut c_char, size: usize) {
     }
     // SAFETY: as above.
     unsafe { buffer.add(length).write(0) };
+}
+
+/// Writes a text, cut to fit, and the bytes that all of it needs.
+///
+/// # Safety
+/// `buffer` is NULL or points to `buffer_size` bytes; `needed` is NULL or points to a size_t.
+pub(super) unsafe fn give_text(text: &str, buffer: *mut c_char, buffer_size: usize, needed: *mut usize) -> Result<()> {
+    // SAFETY: the contract of this function.
+    unsafe { write_text(text, buffer, buffer_size) };
+    if !needed.is_null() {
+        // SAFETY: the contract of this function.
+        unsafe { pointers::write(needed, text.len() + 1, "needed") }?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ pub unsafe extern "C" fn hypura_model_bind_memory(
         }
         // SAFETY: the contract of this function.
         let bytes = unsafe { pointers::slice(data, size_bytes, "data") }?;
-        if agree(&model.gguf().files()[found.file], found, bytes)? == Source::Mapped {
+        if agree(&model.gguf.files()[found.file], found, bytes)? == Source::Mapped {
             model.session()?.note_mapped_host();
         }
         model.session()?.note_bound(tensor);

@@ -10,7 +10,9 @@ mod fetch;
 mod library;
 mod log;
 mod model;
+mod plan;
 mod pointers;
+mod speed;
 
 pub use copy::*;
 pub use discover::*;
@@ -18,3 +20,5 @@ pub use fetch::*;
 pub use library::*;
 pub use log::*;
 pub use model::*;
+pub use plan::*;
+pub use speed::*;
