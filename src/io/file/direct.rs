@@ -1,21 +1,16 @@
-//! A file opened for reading past the page cache, with the alignment that this demands.
-//!
-//! The alignment is asked of the kernel, never assumed. That opening with `O_DIRECT` succeeds proves nothing (tmpfs
-//! accepts it and reads fail later), so a probe read decides.
+//! A file to stream from: how a range of it is to be read, and what a read's failure means.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::align::{Alignment, Widened};
-#[cfg(target_os = "linux")]
-use super::align::{direct_alignment, probe};
+use super::changes::{Known, Look};
+use super::open::{Alignment, Widened, open_direct};
 use super::page_cache::{Cached, PageCache, pages_in_memory};
 use super::{Content, FileIdentity};
 use crate::error::{Error, ErrorCode, Result};
@@ -23,41 +18,17 @@ use crate::error::{Error, ErrorCode, Result};
 /// A file to stream from.
 #[derive(Debug)]
 pub struct DirectFile {
-    file: File,
-    path: PathBuf,
-    alignment: Alignment,
-    direct: bool,
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    pub(super) alignment: Alignment,
+    pub(super) direct: bool,
     /// The size when it was opened. A file of another size is another file.
-    size_bytes: u64,
+    pub(super) size_bytes: u64,
     /// What it must hold, once somebody has said so.
-    content: OnceLock<Content>,
-    known: Mutex<Known>,
+    pub(super) content: OnceLock<Content>,
+    pub(super) known: Mutex<Known>,
     /// The same file in the page cache, once somebody has asked for that.
-    page_cache: OnceLock<PageCache>,
-}
-
-/// What is known of a file that is open.
-#[derive(Debug)]
-struct Known {
-    /// Of the file whose content was compared last, or of the one that was opened.
-    identity: FileIdentity,
-    /// Another time of change that was seen, and when it was seen first.
-    changing: Option<(FileIdentity, Instant)>,
-}
-
-/// How long a file that was written to must be left alone before its content is compared for good.
-const SETTLED: Duration = Duration::from_millis(100);
-
-/// What a look at a file says of bytes that were just read of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// They are good.
-    Good,
-    /// The file was touched, but holds what it held and has been left alone since: they are to be read once more, at
-    /// once.
-    Settled,
-    /// The file was touched just now and holds what it held so far: they are to be read once more, a little later.
-    Touched,
+    pub(super) page_cache: OnceLock<PageCache>,
 }
 
 impl DirectFile {
@@ -93,23 +64,6 @@ impl DirectFile {
     /// Whether reads bypass the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct
-    }
-
-    /// Says what the file holds, so that one that was only touched goes on. Without, another time of change is an
-    /// error.
-    ///
-    /// # Errors
-    /// `Changed` unless it is the file that `identity` names or, of the same size, holds that; `Io` when it cannot be
-    /// told.
-    pub fn expect(&self, identity: FileIdentity, content: Content) -> Result<()> {
-        let opened = self.known.lock().identity;
-        let same_size = opened.size_bytes() == identity.size_bytes();
-        if opened != identity && !(same_size && self.holds(&content)?) {
-            return Err(self.changed("was replaced or written to while it was being loaded"));
-        }
-        // Said once, by whoever opens a model.
-        let _ = self.content.set(content);
-        Ok(())
     }
 
     /// From now on, copies what the page cache holds already instead of reading it from the drive.
@@ -169,14 +123,6 @@ impl DirectFile {
         self.look()
     }
 
-    /// Whether reads may go on after a failure.
-    ///
-    /// # Errors
-    /// Why not: `Truncated`, `Changed`, or `Io` when the system does not tell.
-    pub fn reexamine(&self) -> Result<()> {
-        self.look().map(drop)
-    }
-
     /// The file's size when it was opened, in bytes.
     pub fn opened_size(&self) -> u64 {
         self.size_bytes
@@ -197,51 +143,8 @@ impl DirectFile {
         drop_from_page_cache(&self.file, offset, length as u64);
     }
 
-    /// Weights of two versions of a file must never be mixed, so a file that changes under us is an error. One that was
-    /// touched, or written to with what it held, is not, once nobody has written to it for a while.
-    fn look(&self) -> Result<Look> {
-        let now = FileIdentity::of(&self.file).or_else(|_| {
-            self.reopen();
-            FileIdentity::of(&self.file)
-        });
-        let now = now.map_err(|error| self.failed(0, &error))?;
-        if now == self.known.lock().identity {
-            return Ok(Look::Good);
-        }
-        if now.size_bytes() < self.size_bytes {
-            return Err(self.truncated(self.size_bytes));
-        }
-        let Some(content) = self.content.get().filter(|_| now.size_bytes() == self.size_bytes) else {
-            return Err(self.changed("was written to while it was in use"));
-        };
-        if !self.holds(content)? {
-            return Err(self.changed("was written to while it was in use, and holds other weights now"));
-        }
-        let mut known = self.known.lock();
-        match known.changing {
-            Some((seen, since)) if seen == now && since.elapsed() >= SETTLED => {
-                *known = Known { identity: now, changing: None };
-                drop(known);
-                tracing::info!("{} was touched; it holds what it held", self.path.display());
-                return Ok(Look::Settled);
-            }
-            Some((seen, _)) if seen == now => {}
-            _ => known.changing = Some((now, Instant::now())),
-        }
-        Ok(Look::Touched)
-    }
-
-    /// Whether the file holds what it should, by samples.
-    fn holds(&self, content: &Content) -> Result<bool> {
-        let read = |offset: u64, buffer: &mut [u8]| self.read_exact(&self.file, offset, buffer);
-        match content.is_still(read) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-            outcome => outcome.map_err(|error| self.failed(0, &error)),
-        }
-    }
-
     /// Fills a buffer that may lie anywhere from any offset of a file that was opened as this one was.
-    fn read_exact(&self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    pub(super) fn read_exact(&self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let range = self.widen(offset, buffer.len());
         let alignment = self.alignment.memory_bytes.max(1);
         let mut bytes = vec![0_u8; range.length + alignment];
@@ -263,31 +166,6 @@ impl DirectFile {
         }
         buffer.copy_from_slice(&aligned[range.head_padding..range.required]);
         Ok(())
-    }
-
-    /// Opens the file anew by its path, when the open one does not answer any more: a network or a FUSE file system may
-    /// have gone away and come back. Whoever reads goes on with it if it holds what the lost one held.
-    pub(in crate::io) fn reopen(&self) {
-        let opened = if self.direct { open_direct(&self.path) } else { open_buffered(&self.path) };
-        let Some((file, alignment)) = opened else { return };
-        let Ok(identity) = FileIdentity::of(&file) else { return };
-        let is_known = || identity == self.known.lock().identity;
-        let holds = |content: &Content| {
-            let read = |offset: u64, buffer: &mut [u8]| self.read_exact(&file, offset, buffer);
-            identity.size_bytes() == self.size_bytes && content.is_still(read).unwrap_or(false)
-        };
-        if alignment != self.alignment || !(is_known() || self.content.get().is_some_and(holds)) {
-            return;
-        }
-        // Under its own number, which reads in flight use: each of them gets the one or the other.
-        if replace_descriptor(&self.file, &file) {
-            *self.known.lock() = Known { identity, changing: None };
-            // It has the pages of the lost file, which nobody compares with anything any more.
-            if let Some(cache) = self.page_cache.get() {
-                cache.give_up();
-            }
-            tracing::info!("{} was opened anew", self.path.display());
-        }
     }
 
     pub(in crate::io) fn changed(&self, what: &str) -> Error {
@@ -394,43 +272,6 @@ impl AsRawFd for DirectFile {
 
 fn open_error(path: &Path, error: &io::Error) -> Error {
     Error::new(ErrorCode::Open, format!("cannot open {}: {error}", path.display()))
-}
-
-/// Makes `old` refer to what `new` refers to, at once for all threads that use it. Says whether the system agreed.
-fn replace_descriptor(old: &File, new: &File) -> bool {
-    #[cfg(target_os = "linux")]
-    // SAFETY: both descriptors are open and owned by their `File`s; the second one stays open and owned by `old`.
-    let replaced = unsafe { libc::dup3(new.as_raw_fd(), old.as_raw_fd(), libc::O_CLOEXEC) };
-    #[cfg(not(target_os = "linux"))]
-    // SAFETY: as above. That a child process inherits it does no harm.
-    let replaced = unsafe { libc::dup2(new.as_raw_fd(), old.as_raw_fd()) };
-    replaced >= 0
-}
-
-fn open_buffered(path: &Path) -> Option<(File, Alignment)> {
-    File::open(path).ok().map(|file| (file, Alignment::NONE))
-}
-
-#[cfg(target_os = "linux")]
-fn open_direct(path: &Path) -> Option<(File, Alignment)> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
-    // Slots and parts are aligned to pages; what demands more is read through the cache.
-    let fits = |alignment: &Alignment| alignment.memory_bytes.max(alignment.offset_bytes) <= crate::hw::page_size();
-    let alignment = direct_alignment(&file).filter(fits)?;
-    probe(&file, alignment).then_some((file, alignment))
-}
-
-/// macOS has no alignment rules; untested.
-#[cfg(target_os = "macos")]
-fn open_direct(path: &Path) -> Option<(File, Alignment)> {
-    let file = OpenOptions::new().read(true).open(path).ok()?;
-    // SAFETY: both commands take an open descriptor and an integer, and change only this descriptor's caching.
-    let refused = unsafe {
-        libc::fcntl(file.as_raw_fd(), libc::F_NOCACHE, 1) == -1
-            || libc::fcntl(file.as_raw_fd(), libc::F_RDAHEAD, 0) == -1
-    };
-    (!refused).then_some((file, Alignment::NONE))
 }
 
 #[cfg(test)]

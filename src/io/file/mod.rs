@@ -1,13 +1,13 @@
 //! Files to read from: opened past the page cache where that works, and told apart from what replaced them.
 
-mod align;
+mod changes;
 mod content;
 mod direct;
-mod identity;
+mod open;
 mod page_cache;
 
-pub use align::{Alignment, Widened};
+pub use changes::{FileIdentity, Look};
 pub use content::Content;
-pub use direct::{DirectFile, Look, drop_from_page_cache, read_exact_to};
-pub use identity::FileIdentity;
+pub use direct::{DirectFile, drop_from_page_cache, read_exact_to};
+pub use open::{Alignment, Widened};
 pub(in crate::io) use page_cache::Cached;

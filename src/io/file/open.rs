@@ -1,9 +1,10 @@
-//! The alignment that direct I/O demands: asked of the kernel, never assumed.
+//! Opening a file past the page cache. The alignment that this demands is asked of the kernel, never assumed.
+//!
+//! That opening with `O_DIRECT` succeeds proves nothing (tmpfs accepts it and reads fail later), so a probe read decides.
 
-#[cfg(target_os = "linux")]
-use std::fs::File;
-#[cfg(target_os = "linux")]
+use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 /// What a read's address, offset and length must be multiples of, in bytes. Powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +33,37 @@ pub struct Widened {
     pub required: usize,
 }
 
+/// Opens a file for reads through the page cache.
+pub(super) fn open_buffered(path: &Path) -> Option<(File, Alignment)> {
+    File::open(path).ok().map(|file| (file, Alignment::NONE))
+}
+
+/// Opens a file for reads past the page cache; `None` where the file system cannot.
+#[cfg(target_os = "linux")]
+pub(super) fn open_direct(path: &Path) -> Option<(File, Alignment)> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
+    // Slots and parts are aligned to pages; what demands more is read through the cache.
+    let fits = |alignment: &Alignment| alignment.memory_bytes.max(alignment.offset_bytes) <= crate::hw::page_size();
+    let alignment = direct_alignment(&file).filter(fits)?;
+    probe(&file, alignment).then_some((file, alignment))
+}
+
+/// macOS has no alignment rules; untested.
+#[cfg(target_os = "macos")]
+pub(super) fn open_direct(path: &Path) -> Option<(File, Alignment)> {
+    let file = OpenOptions::new().read(true).open(path).ok()?;
+    // SAFETY: both commands take an open descriptor and an integer, and change only this descriptor's caching.
+    let refused = unsafe {
+        libc::fcntl(file.as_raw_fd(), libc::F_NOCACHE, 1) == -1
+            || libc::fcntl(file.as_raw_fd(), libc::F_RDAHEAD, 0) == -1
+    };
+    (!refused).then_some((file, Alignment::NONE))
+}
+
 /// The kernel's word on direct I/O for this file; `None` when it says that there is none.
 #[cfg(target_os = "linux")]
-pub(super) fn direct_alignment(file: &File) -> Option<Alignment> {
+fn direct_alignment(file: &File) -> Option<Alignment> {
     // From linux/stat.h; the libc crate does not carry the newer of the two.
     const STATX_DIOALIGN: libc::c_uint = 0x2000;
     // SAFETY: `statx` is plain old data, for which all zeros is a valid value.
@@ -54,10 +83,21 @@ pub(super) fn direct_alignment(file: &File) -> Option<Alignment> {
 
 /// Reads one block: the only proof that direct reads work here.
 #[cfg(target_os = "linux")]
-pub(super) fn probe(file: &File, alignment: Alignment) -> bool {
+fn probe(file: &File, alignment: Alignment) -> bool {
     let unit = alignment.offset_bytes.max(alignment.memory_bytes);
     let mut buffer = vec![0u8; 2 * unit];
     let start = buffer.as_mut_ptr().align_offset(unit);
     // SAFETY: `start + unit <= 2 * unit`, so the read stays inside `buffer`, which outlives the call.
     unsafe { libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().add(start).cast(), unit, 0) >= 0 }
+}
+
+/// Makes `old` refer to what `new` refers to, at once for all threads that use it. Says whether the system agreed.
+pub(super) fn replace_descriptor(old: &File, new: &File) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: both descriptors are open and owned by their `File`s; the second one stays open and owned by `old`.
+    let replaced = unsafe { libc::dup3(new.as_raw_fd(), old.as_raw_fd(), libc::O_CLOEXEC) };
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: as above. That a child process inherits it does no harm.
+    let replaced = unsafe { libc::dup2(new.as_raw_fd(), old.as_raw_fd()) };
+    replaced >= 0
 }
