@@ -427,3 +427,7 @@ llama_hypura_turn::~llama_hypura_turn() {
 bool llama_hypura_give_way(llama_hypura_vram * vram) {
     return vram && vram->give_way();
 }
+
+std::unique_lock<std::mutex> llama_hypura_lock_cache(llama_hypura_vram * vram) {
+    return vram ? std::unique_lock<std::mutex>(vram->mutex) : std::unique_lock<std::mutex>();
+}

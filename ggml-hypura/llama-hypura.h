@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -117,6 +118,9 @@ private:
 // Within a turn: the context gets no memory for what it computes. Whether its cache has given way, so that another try is worth it; what
 // has been built with the cache is of no use then.
 bool llama_hypura_give_way(llama_hypura_vram * vram);
+
+// While it is held, a thread that computes nothing may look at the cache: none is made, and none goes.
+std::unique_lock<std::mutex> llama_hypura_lock_cache(llama_hypura_vram * vram);
 
 // Between the parts of this file.
 const ggml_backend_hypura_loader * llama_hypura_get_loader();

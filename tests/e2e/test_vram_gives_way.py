@@ -66,3 +66,16 @@ def test_vram_gives_way(hardships: Hardships, undisturbed: bytes, hardship: str,
     if hardship == "process":
         before, during, after = (int(free) for free in re.findall(r": (\d+) MiB free", finished.output))
         assert during > before + 64 and after < during - 64, "it gave way to the process, and came back"
+
+
+def test_a_cache_comes_when_memory_comes(hardships: Hardships, undisturbed: bytes, tmp_path: Path) -> None:
+    """A device that has no room at first is looked at again."""
+    hardships = replace(hardships, scratch=tmp_path)
+    settings = {"HYPURA": "stream", "HYPURA_RAM": "150M", "HYPURA_VERIFY": "1", "HYPURA_STATS": str(tmp_path / "stats.json")}
+    finished, logits = hardships.run("full", settings)
+    finished.succeeded()
+    assert logits[0] == undisturbed[: len(logits[0])]
+    assert json.loads((tmp_path / "stats.json").read_text())["vram_bytes_max"] > 300 << 20
+    assert re.search(r"hypura: [\d.]+ MiB of VRAM hold experts now, 0.0 MiB before", finished.log)
+    before, after = (int(free) for free in re.findall(r": (\d+) MiB free", finished.output))
+    assert after < before - 300

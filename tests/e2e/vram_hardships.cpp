@@ -9,15 +9,18 @@
 //   none     nothing
 //   process  another process takes what is free, and gives it back later
 //   context  a second context of CONTEXT tokens is made
-//   thread   the same, by another thread, while tokens are computed
+//   thread   the same, by another thread, while tokens are computed; it asks again and again what lies where
 //   buffers  buffers for computing are made anew, where another process has taken what is free
 //   graph    a graph wants more memory than was reserved for it, where there is none
+//   full     another process has nearly all from the beginning, and gives it back later
 
 #include "ggml-backend.h"
 #include "llama.h"
+#include "../src/llama-ext.h"
 
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -146,6 +149,19 @@ static bool beside_a_process(host & h) {
     return goes_on;
 }
 
+static bool after_a_process(host & h, size_t taken) {
+    print_free("before", taken);
+    set_bytes("HYPURA_TEST_GPU_TAKEN", 0);
+    for (int i = 0; i < 12; ++i) {
+        std::this_thread::sleep_for(PAUSE);
+        if (!h.decode(1)) {
+            return false;
+        }
+    }
+    print_free("after");
+    return true;
+}
+
 static bool beside_a_context(host & h, host * second) {
     return h.decode(8) && second->ctx && second->decode(8) && h.decode(8);
 }
@@ -184,7 +200,7 @@ static std::vector<llama_token> tokenize(const llama_model * model, const char *
 
 int main(int argc, char ** argv) {
     if (argc < 5) {
-        fprintf(stderr, "usage: vram_hardships MODEL TEXT OUTPUT none|process|context|thread|buffers|graph [CONTEXT]\n");
+        fprintf(stderr, "usage: vram_hardships MODEL TEXT OUTPUT none|process|context|thread|buffers|graph|full [CONTEXT]\n");
         return 2;
     }
     ggml_backend_load_all();
@@ -194,6 +210,9 @@ int main(int argc, char ** argv) {
     }
     const std::string hardship = argv[4];
     const auto tokens = tokenize(model.get(), argv[2]);
+    const bool is_full = hardship == "full";
+    const size_t taken = is_full ? take_all(0) - 64*MIB : 0;
+    set_bytes("HYPURA_TEST_GPU_TAKEN", taken);
     host first(model.get(), tokens, 256);
     std::unique_ptr<host> second;
     const auto make_second = [&] { second = std::make_unique<host>(model.get(), tokens, atoi(argv[5])); };
@@ -201,6 +220,8 @@ int main(int argc, char ** argv) {
     bool goes_on = first.ctx && first.decode(24);
     if (goes_on && hardship == "none") {
         goes_on = first.decode(104);
+    } else if (goes_on && is_full) {
+        goes_on = after_a_process(first, taken);
     } else if (goes_on && hardship == "process") {
         goes_on = beside_a_process(first);
     } else if (goes_on && hardship == "context") {
@@ -209,9 +230,17 @@ int main(int argc, char ** argv) {
         print_free("after");
         goes_on = beside_a_context(first, second.get());
     } else if (goes_on && hardship == "thread") {
+        std::atomic<bool> is_over = false;
         std::thread other([&] { make_second(); });
+        std::thread asker([&] {
+            while (!is_over) {
+                llama_get_memory_breakdown(first.ctx.get());
+            }
+        });
         goes_on = first.decode(48);
         other.join();
+        is_over = true;
+        asker.join();
         goes_on = goes_on && beside_a_context(first, second.get());
     } else if (goes_on && hardship == "buffers") {
         goes_on = with_new_buffers(first);
