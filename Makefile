@@ -3,13 +3,14 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
+.PHONY: FORCE help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
 	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
 USE_TOOLS := eval "$$(sh scripts/tools.sh --env)";
+space := $() $()
 upstream = $(shell sed -n 's/^$(1)=//p' patches/UPSTREAM)
 
 # GIT_EXE=OFF: ggml would take this repository's commit for its own. The rpath: built or installed, programs find the
@@ -22,6 +23,21 @@ CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ni
 	-DLLAMA_BUILD_COMMIT=$(call upstream,tag) $(CMAKE_ARGS)
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity llama-mtmd-cli llama-app ggml-rpc-server
+
+# For which CPUs the packed programs have code, of which they choose the best when they start: names of ggml's variants; none are all.
+CPU_VARIANTS =
+# What the tests pack: the least and the most common one, as each takes a minute or more to compile.
+TEST_VARIANTS := $(if $(filter aarch64 arm64,$(shell uname -m)),armv8.0_1 armv8.2_1,x64 haswell)
+# Another kind of machine to pack for: make dist TARGET=aarch64 (Debian: g++-aarch64-linux-gnu; rustup target add aarch64-unknown-linux-gnu).
+TARGET =
+ifdef TARGET
+TRIPLE := $(TARGET)-unknown-linux-gnu
+PREFIX_OF_TOOLS := $(TARGET)-linux-gnu-
+CROSS = -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(TARGET) -DHYPURA_CARGO_TARGET=$(TRIPLE) \
+	-DCMAKE_C_COMPILER=$(PREFIX_OF_TOOLS)gcc -DCMAKE_CXX_COMPILER=$(PREFIX_OF_TOOLS)g++
+CARGO_LINKER = CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_LINKER=$(PREFIX_OF_TOOLS)gcc
+endif
+DIST := build/llama-dist$(TARGET:%=-%)
 
 MODEL_SCRIPTS := $(wildcard scripts/models/*.py)
 ARCH_SCRIPTS := $(wildcard scripts/models/archs/*)
@@ -56,7 +72,7 @@ backend: pristine build/backend/build.ninja ## libggml-hypura.so for such a llam
 	$(USE_TOOLS) cmake --build build/backend -j $(JOBS)
 
 cli: $(TOOLS) ## build the library and the hypura command: target/release
-	$(USE_TOOLS) cargo build --locked --release --package hypura --package hypura-cli
+	$(USE_TOOLS) $(CARGO_LINKER) cargo build --locked --release $(TRIPLE:%=--target %) --package hypura --package hypura-cli
 
 # Not taken from the environment, where PREFIX may mean something else.
 PREFIX = /usr/local
@@ -64,23 +80,28 @@ LIBDIR = lib
 install: cli ## library, header, hypura.pc, CMake package and the hypura command, to PREFIX (/usr/local)
 	$(USE_TOOLS) cmake "-DPREFIX=$(PREFIX)" "-DLIBDIR=$(LIBDIR)" -P cmake/install.cmake
 
-llama-dist: source build/llama-dist/build.ninja
-	$(BUILD) $(PROGRAMS)
+llama-dist: source $(DIST)/build.ninja
+	$(USE_TOOLS) cmake --build $(DIST) -j $(JOBS) --target $(PROGRAMS)
 
-$(patsubst %,build/%/build.ninja,llama llama-off llama-dist llama-tests): | source
+$(patsubst %,build/%/build.ninja,llama llama-off llama-tests) $(DIST)/build.ninja: | source
 build/llama-stock/build.ninja: | pristine
-$(patsubst %,build/%/build.ninja,llama llama-off llama-dist llama-stock llama-tests): Makefile patches/UPSTREAM $(TOOLS)
+$(patsubst %,build/%/build.ninja,llama llama-off llama-stock llama-tests) $(DIST)/build.ninja: Makefile patches/UPSTREAM $(TOOLS)
 build/llama/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_RPC=ON
 	@touch $@
 build/llama-off/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=OFF
 	@touch $@
-# For other machines: not this CPU's code but that of any with AVX2 (x86-64 since 2013), and no library that one may lack.
-# CMAKE_ARGS="-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON" has code for each kind, and takes half an hour.
-build/llama-dist/build.ninja:
-	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_RPC=ON -DGGML_RPC_RDMA=OFF -DGGML_NATIVE=OFF -DLLAMA_OPENSSL=OFF
+# For other machines: code for each kind of CPU, and no library that one may lack.
+$(DIST)/build.ninja: $(DIST)/variants
+	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_RPC=ON -DGGML_RPC_RDMA=OFF -DGGML_NATIVE=OFF -DLLAMA_OPENSSL=OFF $(CROSS) \
+		-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON '-DGGML_CPU_VARIANTS=$(subst $(space),;,$(strip $(CPU_VARIANTS)))'
 	@touch $@
+# Whatever was built for others would be packed as well.
+$(DIST)/variants: FORCE
+	@mkdir -p $(@D)
+	@echo '$(strip $(CPU_VARIANTS))' | cmp -s - $@ || { rm -f $(@D)/bin/libggml-cpu-*; echo '$(strip $(CPU_VARIANTS))' > $@; }
+FORCE:
 build/llama-tests/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON -DLLAMA_BUILD_TESTS=ON
 	@touch $@
@@ -94,14 +115,20 @@ build/backend/build.ninja: Makefile cmake/backend/CMakeLists.txt $(TOOLS) | pris
 		-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/cargo -DLLAMA_CPP_DIR=$(CURDIR)/build/llama-pristine $(CMAKE_ARGS)
 	@touch $@
 
-dist: llama-dist cli ## pack the programs into a tarball that runs from anywhere: build/dist
-	$(USE_TOOLS) python3 scripts/dist.py
+dist: llama-dist cli ## pack the programs into a tarball that runs from anywhere: build/dist; TARGET=aarch64: for such machines
+	$(USE_TOOLS) python3 scripts/dist.py $(TARGET)
 
+# These two run what they pack.
+ifdef TARGET
+deb wheel:
+	@echo "make $@ packs for the kind of machine that it runs on: leave TARGET=$(TARGET) out, or make dist" >&2; exit 1
+else
 deb: llama-dist cli ## the same as a Debian package: build/dist
 	$(USE_TOOLS) python3 scripts/deb.py
 
 wheel: llama-dist cli backend ## the same, and the backend, as a wheel for pip install: build/dist
 	$(USE_TOOLS) python3 scripts/wheel.py
+endif
 
 docs: ## the C API's reference: build/docs/html
 	@command -v doxygen >/dev/null || { echo "doxygen is missing; on Debian: apt install doxygen" >&2; exit 1; }
@@ -145,7 +172,7 @@ PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off llama
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \
-		$(MAKE) --no-print-directory $$phase || status=$$?; \
+		$(MAKE) --no-print-directory $$phase CPU_VARIANTS='$(TEST_VARIANTS)' || status=$$?; \
 		times="$$times$$(printf '  %-12s %5d s' $$phase $$(($$(date +%s) - start)))\n"; \
 		if [ $$status -ne 0 ]; then printf "== failed in $$phase\n$$times"; exit $$status; fi; \
 	done; printf "== all phases passed\n$$times"
@@ -197,8 +224,9 @@ test-miri: $(TOOLS) ## the queue of reads under miri, which finds undefined beha
 	$(USE_TOOLS) MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=build/miri \
 		cargo +nightly miri test --locked --lib -- io::engine::queue
 
+test-install: CPU_VARIANTS = $(TEST_VARIANTS)
 test-install: llama-dist llama-stock backend cli models ## what is installed and packed, hosts in C and C++, the reference
-	$(USE_TOOLS) python3 -m pytest -ra tests/install
+	$(USE_TOOLS) HYPURA_TEST_VARIANTS='$(CPU_VARIANTS)' python3 -m pytest -ra tests/install
 
 build/node/.stamp: tests/ollama/node/package.json
 	@mkdir -p $(@D) && cp tests/ollama/node/package*.json $(@D)

@@ -51,11 +51,25 @@ function(hypura_cargo_library target)
         "Where cargo keeps what it builds; builds that share it compile libhypura once")
     set(target_dir "${HYPURA_CARGO_TARGET_DIR}")
 
+    # For another machine: cargo's word for what CMake compiles for, with the same linker.
+    set(HYPURA_CARGO_TARGET "" CACHE STRING "The target triple of cargo when cross-compiling, such as aarch64-unknown-linux-gnu")
+    set(cargo "${HYPURA_CARGO}")
+    if (HYPURA_CARGO_TARGET)
+        string(TOUPPER "${HYPURA_CARGO_TARGET}" linker)
+        string(REPLACE "-" "_" linker "CARGO_TARGET_${linker}_LINKER")
+        set(cargo "${CMAKE_COMMAND}" -E env "${linker}=${CMAKE_C_COMPILER}" "${HYPURA_CARGO}")
+        set(cargo_target --target "${HYPURA_CARGO_TARGET}")
+    elseif (CMAKE_CROSSCOMPILING)
+        message(FATAL_ERROR "libhypura is compiled by cargo, which has to be told the other machine as well: "
+            "-DHYPURA_CARGO_TARGET=<triple>, such as aarch64-unknown-linux-gnu, or build without it: -DLLAMA_HYPURA=OFF.")
+    endif()
+    set(built "${target_dir}/${HYPURA_CARGO_TARGET}/release/${name}")
+
     add_custom_target(${target}_cargo
-        COMMAND "${HYPURA_CARGO}" build --quiet --release --locked --lib
+        COMMAND ${cargo} build --quiet --release --locked --lib ${cargo_target}
                 --manifest-path "${repo}/Cargo.toml" --target-dir "${target_dir}"
         COMMAND "${CMAKE_COMMAND}" -E make_directory "${output_dir}"
-        COMMAND "${CMAKE_COMMAND}" "-DLIBRARY=${target_dir}/release/${name}" "-DDESTINATION=${output_dir}"
+        COMMAND "${CMAKE_COMMAND}" "-DLIBRARY=${built}" "-DDESTINATION=${output_dir}"
                 "-DREADELF=${CMAKE_READELF}" -P "${script}"
         BYPRODUCTS "${output_dir}/${name}"
         COMMENT "Building libhypura with cargo"

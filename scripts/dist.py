@@ -1,5 +1,8 @@
 """Packs what `make llama-dist cli` built into a tarball that runs from anywhere: build/dist/hypura-VERSION-SYSTEM-MACHINE.tar.gz.
 
+    dist.py             for this kind of machine
+    dist.py MACHINE     what was cross-compiled for another: make dist TARGET=MACHINE
+
 Programs and libraries lie in one folder, where their rpath ($ORIGIN) finds them and the hypura command finds the programs.
 """
 
@@ -7,15 +10,15 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
+from binaries import glibc_version, is_elf
 from crate_licences import crate_licences
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = ROOT / "build/llama-dist/bin"
 LLAMA_SOURCE = ROOT / "build/llama-src"
-COMMAND = ROOT / "target/release/hypura"
 DIST = ROOT / "build/dist"
 
 README = """\
@@ -24,8 +27,9 @@ llama.cpp with libhypura {version}: runs models that are larger than memory. Not
     bin/llama-server -m huge-model.gguf
     bin/hypura run huge-model.gguf -p 'Why is the sky blue?'
 
-It needs {libc} or newer, libstdc++ and libgomp (on Debian and Ubuntu: apt-get install libstdc++6 libgomp1){cpu}.
-The folder can be moved, but programs and libraries in bin/ belong together. licenses/ has the terms.
+It needs glibc {glibc} or newer, libstdc++ and libgomp (on Debian and Ubuntu: apt-get install libstdc++6 libgomp1). Of the CPU's
+code, bin/libggml-cpu-*, it takes the best for the machine that it runs on. The folder can be moved, but programs and
+libraries in bin/ belong together. licenses/ has the terms.
 """
 
 
@@ -33,22 +37,32 @@ def version() -> str:
     return re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
 
 
-def readme() -> str:
-    libc = " ".join(platform.libc_ver())
-    cpu = ", and a CPU with AVX2" if platform.machine() == "x86_64" else ""
-    return README.format(version=version(), libc=libc, cpu=cpu)
+class Built:
+    """What was built for a kind of machine: this one's, or another that is named."""
+
+    def __init__(self, target: str | None = None) -> None:
+        self.machine = target or platform.machine()
+        self.programs = ROOT / (f"build/llama-dist-{target}" if target else "build/llama-dist") / "bin"
+        self.command = ROOT / (f"target/{target}-unknown-linux-gnu" if target else "target") / "release/hypura"
+        self.strip = f"{target}-linux-gnu-strip" if target else "strip"
 
 
-def strip(folder: Path) -> None:
+def strip(folder: Path, program: str = "strip") -> None:
     binaries = [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
-    subprocess.run(["strip", "--strip-unneeded", *binaries], check=True)
+    subprocess.run([program, "--strip-unneeded", *binaries], check=True)
 
 
-def put_together(folder: Path) -> None:
-    shutil.copytree(PROGRAMS, folder / "bin", symlinks=True)
-    shutil.copy2(COMMAND, folder / "bin")
-    strip(folder / "bin")
-    (folder / "README").write_text(readme())
+def readme(folder: Path) -> str:
+    major, minor = glibc_version([path for path in folder.iterdir() if is_elf(path)])
+    return README.format(version=version(), glibc=f"{major}.{minor}")
+
+
+def put_together(folder: Path, built: Built | None = None) -> None:
+    built = built or Built()
+    shutil.copytree(built.programs, folder / "bin", symlinks=True)
+    shutil.copy2(built.command, folder / "bin")
+    strip(folder / "bin", built.strip)
+    (folder / "README").write_text(readme(folder / "bin"))
 
     licences = folder / "licenses"
     shutil.copytree(LLAMA_SOURCE / "licenses", licences / "llama.cpp")
@@ -74,9 +88,10 @@ def pack(folder: Path) -> Path:
 
 
 def main() -> None:
-    shutil.rmtree(DIST, ignore_errors=True)
-    folder = DIST / f"hypura-{version()}-{platform.system().lower()}-{platform.machine()}"
-    put_together(folder)
+    built = Built(*sys.argv[1:])
+    folder = DIST / f"hypura-{version()}-{platform.system().lower()}-{built.machine}"
+    shutil.rmtree(folder, ignore_errors=True)
+    put_together(folder, built)
     archive = pack(folder)
     print(f"{archive.relative_to(ROOT)}: {archive.stat().st_size / 1e6:.0f} MB")
 
