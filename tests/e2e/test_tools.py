@@ -84,6 +84,16 @@ def test_bench(model: Model, tmp_path, stats_path) -> None:
     assert_streamed(model, stats_path)
 
 
+def test_bench_tells_of_streaming_where_it_tells_anything(tmp_path, stats_path) -> None:
+    """Its log is silent but for -v: then it has what was decided and what is expected, as that of the other programs."""
+    arguments = ["-m", SMOLLM2_MOE.path, "--repack", "0", "-t", "2", "-p", "0", "-n", "1", "-r", "1", "--no-warmup"]
+    told = run("llama-bench", [*arguments, "-v"], streaming(SMOLLM2_MOE, stats_path), tmp_path).succeeded()
+    assert re.search(r"hypura: expert-streaming: .* streamed through .* of RAM", told.log), told.log[-4000:]
+    assert re.search(r"hypura: expected: [\d.]+ tokens per second", told.log), told.log[-4000:]
+    silent = run("llama-bench", arguments, streaming(SMOLLM2_MOE, stats_path), tmp_path).succeeded()
+    assert silent.log == "" and "| tg1 |" in re.sub(" +", " ", silent.output), (silent.log, silent.output)
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--cpu-moe"], ["--n-cpu-moe", "8"], ["-ot", "exps=CPU"]]
