@@ -3,7 +3,7 @@
 mod statistics;
 mod writer;
 
-pub use statistics::{FIGURES, Figure, Statistics};
+pub use statistics::{FIGURES, Figure, LayerStatistics, Statistics};
 pub use writer::StatsWriter;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -15,6 +15,8 @@ pub struct Statistics {
     pub model_bytes: u64,
     /// Streamed weights that are in RAM now.
     pub resident_bytes: u64,
+    /// The same of each layer of which something is streamed, in order. What is outside the layers comes last.
+    pub layers: Vec<LayerStatistics>,
     /// What streamed weights may occupy; 0 before the first compute.
     pub budget_bytes: u64,
     /// Bytes of weights read.
@@ -159,6 +161,18 @@ pub const FIGURES: &[Figure] = &[
     gauge("predicted_tokens_per_second", "The planner's prediction."),
     gauge("measured_tokens_per_second", "The speed of the latest steps, prompts and pauses left out."),
 ];
+
+/// What is streamed of a layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LayerStatistics {
+    /// Its number; `None` of what is outside the layers.
+    pub layer: Option<u32>,
+    /// All of it, but tables, of which rows are held and no blocks.
+    pub streamed_bytes: u64,
+    /// What of it is in RAM now.
+    pub resident_bytes: u64,
+}
 
 #[cfg(test)]
 mod tests {

@@ -212,18 +212,13 @@ pub(super) fn snapshot(
 ) -> String {
     let mut state = core.state.lock();
     state.slots.count_read_time(&core.counters);
-    let resident_bytes: u64 = state
-        .slots
-        .location
-        .iter()
-        .zip(&core.streamed.blocks)
-        .filter(|(location, _)| location.is_some())
-        .map(|(_, extent)| extent.size_bytes as u64)
-        .sum();
+    let layers = core.streamed.by_layer(|block| state.slots.location[block].is_some());
     let prefetch_pays = state.speculation.trial().verdict();
     let measured = state.pace.measured();
     drop(state);
+    let resident_bytes: u64 = layers.iter().map(|layer| layer.resident_bytes).sum();
     let told = Statistics {
+        layers,
         resident_bytes: resident_bytes + rows.map_or(0, Rows::held_bytes),
         budget_bytes: core.pool_bytes() + rows.map_or(0, Rows::memory_bytes),
         page_cache_bytes: files.iter().map(DirectFile::page_cache_bytes).sum(),

@@ -255,6 +255,7 @@ impl Session {
         Statistics {
             mode: self.plan.mode.name().to_owned(),
             model_bytes: self.gguf.model_bytes(),
+            layers: self.planned.by_layer(|_| false),
             direct_io: self.is_direct(),
             io_engine: "none".to_owned(),
             ..Statistics::default()

@@ -1,5 +1,7 @@
 //! The streamed tensors as blocks and slot classes.
 
+use std::collections::BTreeMap;
+
 use typed_index_collections::TiVec;
 
 use super::rows::Table;
@@ -10,6 +12,10 @@ use crate::gguf::{Role, layer_of, rank_in_layer, role_of};
 use crate::index::{BlockId, ExpertId, ExpertLayer, PolicyLayer, PoolId, SlotNumber, StreamedId, UnitId};
 use crate::io::Alignment;
 use crate::plan::SlotClass;
+use crate::stats::LayerStatistics;
+
+/// The layer of a tensor that belongs to none; it comes last.
+const OUTSIDE_LAYERS: u32 = u32::MAX;
 
 /// A stretch of a file that is read and used as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +109,7 @@ impl StreamedTensors {
                 first_block: this.blocks.next_key(),
                 block_count,
                 is_expert,
-                layer: layer_of(&info.name).unwrap_or(u32::MAX),
+                layer: layer_of(&info.name).unwrap_or(OUTSIDE_LAYERS),
                 expert_layer: None, // see number_in_order
                 rank_in_layer: rank_in_layer(&info.name),
                 pool,
@@ -151,6 +157,21 @@ impl StreamedTensors {
     /// The layer numbers of [`Self::expert_layers`].
     pub(super) fn expert_layer_numbers(&self) -> Vec<u32> {
         self.expert_layers.iter().map(|tensors| self.tensors[tensors[0]].layer).collect()
+    }
+
+    /// What is streamed of each layer, and how much of that is in RAM.
+    pub(super) fn by_layer(&self, is_resident: impl Fn(BlockId) -> bool) -> Vec<LayerStatistics> {
+        let mut layers: BTreeMap<u32, LayerStatistics> = BTreeMap::new();
+        for tensor in &self.tensors {
+            let told = layers.entry(tensor.layer).or_default();
+            told.layer = Some(tensor.layer).filter(|&layer| layer != OUTSIDE_LAYERS);
+            for block in (0..tensor.block_count).map(|block| tensor.first_block + block) {
+                let bytes = self.blocks[block].size_bytes as u64;
+                told.streamed_bytes += bytes;
+                told.resident_bytes += if is_resident(block) { bytes } else { 0 };
+            }
+        }
+        layers.into_values().collect()
     }
 
     fn class_of(&mut self, slot_bytes: u64, block_count: usize, every_pass: bool) -> PoolId {
