@@ -66,8 +66,8 @@ class Browser:
         self.process.wait(30)
 
 
-def keep_busy(server: HypuraServer, end: float) -> None:
-    while time.monotonic() < end:
+def keep_busy(server: HypuraServer, taken: threading.Event) -> None:
+    while not taken.is_set():
         body = {"model": "smollm2-moe", "prompt": "Tell a story.", "stream": False, "options": {"num_predict": 60}}
         requests.post(server.url + "/api/generate", json=body, timeout=300)
 
@@ -79,21 +79,22 @@ def main() -> None:
         raise SystemExit(f"none of {', '.join(BROWSERS)} is installed")
     with tempfile.TemporaryDirectory() as scratch, HypuraServer(MODELS / "smollm2-moe.gguf", Path(scratch), "--ram", "180M", "--stream") as server:
         server.ask("/api/generate", {"model": "smollm2-moe"})
-        end = time.monotonic() + SECONDS
-        clients = [threading.Thread(target=keep_busy, args=(server, end)) for _ in range(2)]
+        taken = threading.Event()
+        clients = [threading.Thread(target=keep_busy, args=(server, taken)) for _ in range(2)]
         browser = Browser(program, Path(scratch, "profile"))
         try:
             target = browser.ask("Target.createTarget", url=f"{server.url}/hypura")["targetId"]
             session = browser.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for client in clients:
                 client.start()
-            time.sleep(SECONDS - 1)
+            time.sleep(SECONDS)
             take(browser, session, picture, WIDTH, HEIGHT, "light")
             for directory in map(Path, sys.argv[2:]):
                 for width, height in SCREENS:
                     for scheme in ("light", "dark"):
                         take(browser, session, directory / f"live-{width}x{height}-{scheme}.png", width, height, scheme)
         finally:
+            taken.set()
             browser.end()
         for client in clients:
             client.join()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hypura_server import GREEDY, HypuraServer, wait_until
+from hypura_server import GREEDY, TIMEOUT_SECONDS, HypuraServer, wait_until
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -19,11 +19,13 @@ def find_browser() -> str | None:
 
 def settled_tokens(server) -> int:
     """Tokens by the statistics, which are written every two seconds, once nothing is on its way any more."""
-    before = None
+    before, end = None, time.monotonic() + TIMEOUT_SECONDS
     while True:
-        tokens = server.get("/hypura/figures").json()["statistics"]["tokens"]
-        if tokens == before:
+        statistics = server.get("/hypura/figures").json()["statistics"]
+        tokens = statistics["tokens"] if statistics else 0
+        if tokens and tokens == before:
             return tokens
+        assert time.monotonic() < end, "the statistics do not settle"
         before = tokens
         time.sleep(2.5)
 
@@ -42,14 +44,19 @@ def test_metrics(server):
 
 
 def test_figures(server):
-    server.ask("/api/generate", {"model": "smollm2"})
+    server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})
+    settled_tokens(server)
     figures = server.get("/hypura/figures").json()
     weights = figures["model"]["weights"]
     assert weights["experts"] == 0 and sum(weights.values()) == figures["statistics"]["model_bytes"]
     assert figures["statistics"]["mode"] == "dense-streaming"
     layers = figures["model"]["layers"]
     assert [layer["layer"] for layer in layers] == list(range(30))
-    assert all(0 < layer["streamable_bytes"] < layer["bytes"] for layer in layers)
+    streamed = figures["statistics"]["layers"]
+    assert [layer["layer"] for layer in streamed] == list(range(30))
+    for whole, part in zip(layers, streamed):
+        assert 0 <= part["resident_bytes"] <= part["streamed_bytes"] < whole["bytes"] and part["streamed_bytes"] > 0
+    assert 0 < sum(layer["resident_bytes"] for layer in streamed) == figures["statistics"]["resident_bytes"] <= 20 << 20
     assert figures["loading"] is None and figures["model"]["memory_bytes"] > 1 << 20
 
 
@@ -83,7 +90,8 @@ def test_page_in_a_browser(server, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     shown = re.sub(r"<(script|style)>.*?</\1>", "", run.stdout, flags=re.DOTALL)
-    for words in ("smollm2:latest", "llama 134.52M Q4_1", "dense-streaming", "streamed, in RAM now", "per second", "expected", "30 layers of up to", "under way"):
+    told = ["smollm2:latest", "llama 134.52M Q4_1", "dense-streaming", "streamed, in RAM now", "per second", "expected", "30 layers of up to"]
+    for words in [*told, "of a layer is in RAM", "under way"]:
         assert words in shown, f"'{words}' is not on the page:\n{shown}"
     assert re.search(r'id="problem"[^>]*hidden', shown), "the page reports a problem"
     assert "CONSOLE" not in run.stderr, run.stderr

@@ -79,19 +79,14 @@ fn weights(file: &ModelFile) -> Value {
     json!({"experts": experts, "feed_forward": feed_forward, "other": other})
 }
 
-/// Bytes of every layer in order, and how many of them could stream; what is outside the layers is left out.
+/// Bytes of every layer in order; what is outside the layers is left out. What of them is streamed, and in RAM, is in the statistics.
 fn layers(file: &ModelFile) -> Value {
-    let mut layers: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+    let mut layers: BTreeMap<u32, u64> = BTreeMap::new();
     for tensor in file.gguf.tensors() {
         let Some(layer) = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok()) else {
             continue;
         };
-        let (bytes, streamable) = layers.entry(layer).or_default();
-        *bytes += tensor.size_bytes;
-        if role_of(tensor) != Role::Other {
-            *streamable += tensor.size_bytes;
-        }
+        *layers.entry(layer).or_default() += tensor.size_bytes;
     }
-    let layer = |(number, (bytes, streamable)): (u32, (u64, u64))| json!({"layer": number, "bytes": bytes, "streamable_bytes": streamable});
-    layers.into_iter().map(layer).collect()
+    layers.into_iter().map(|(number, bytes)| json!({"layer": number, "bytes": bytes})).collect()
 }
