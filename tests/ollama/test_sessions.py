@@ -1,15 +1,17 @@
 """Prompts outlive the server: after a restart a long system prompt is not computed again, and the answer is the same."""
 
+import shutil
 from pathlib import Path
 
 from hypura_server import GREEDY, SMOLLM2, HypuraServer
+from test_reload import other_weights
 
 SYSTEM = "You answer in one short sentence. " + " ".join(f"Rule {number}: the number {number} is never mentioned." for number in range(20))
 
 
-def serve(place: Path, cache: Path | str, *arguments: str) -> HypuraServer:
+def serve(place: Path, cache: Path | str, *arguments: str | Path, model: Path = SMOLLM2) -> HypuraServer:
     through = ("env", f"HYPURA_CACHE={cache}", f"XDG_CACHE_HOME={place / 'user'}")
-    return HypuraServer(SMOLLM2, place, "--ctx", "2048", "--parallel", "1", *arguments, through=through)
+    return HypuraServer(model, place, "--ctx", "2048", "--parallel", "1", *arguments, through=through)
 
 
 def ask(server: HypuraServer, question: str) -> tuple[str, dict]:
@@ -60,3 +62,29 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     with serve(tmp_path, "off", "--keep-prompts", "1G") as server:
         ask(server, "What is the sun?")
     assert not list(tmp_path.glob("user/**/*.prompt"))
+
+
+def found(place: Path, *arguments: str | Path, model: Path) -> int:
+    """Tokens of the prompt that a start with these arguments finds; it keeps them for the next."""
+    with serve(place, place / "cache", "--keep-prompts", "1G", *arguments, model=model) as server:
+        return ask(server, "What is the sun?")[1]["cache_n"]
+
+
+def test_what_was_kept_for_another_model_or_other_settings_is_not_used(tmp_path: Path) -> None:
+    """Each such state would be a wrong one: keys and values of other weights, or in another form."""
+    model, template = tmp_path / "copy.gguf", tmp_path / "template.jinja"
+    shutil.copyfile(SMOLLM2, model)
+    template.write_text("{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}")
+    assert found(tmp_path, model=model) == 0
+    assert found(tmp_path, model=model) > 200, "the same is found"
+
+    settings = ("--", "--cache-type-k", "q8_0", "--chat-template-file", template)
+    assert found(tmp_path, *settings, model=model) == 0
+    assert found(tmp_path, *settings, model=model) > 200
+    # What a setting names counts as well, not only what it is called.
+    template.write_text(template.read_text() + " ")
+    assert found(tmp_path, *settings, model=model) == 0
+    assert found(tmp_path, model=model) > 200, "and the first is still there"
+
+    model.write_bytes(other_weights(SMOLLM2))
+    assert found(tmp_path, model=model) == 0

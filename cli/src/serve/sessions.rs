@@ -67,9 +67,8 @@ impl Sessions {
     /// What tells the states of this model, context and llama-server from others.
     pub fn key(&self, model: &Model, context_tokens: u32, properties: &Value) -> Key {
         let mut hash = Sha256::new();
-        for part in
-            [&model.identity(), &context_tokens.to_string(), &properties["build_info"].to_string(), &self.settings]
-        {
+        let (tokens, build) = (context_tokens.to_string(), properties["build_info"].to_string());
+        for part in [&model.identity(), &tokens, &build, &self.settings, &versions_of_files_in(&self.settings)] {
             hash.update(part.len().to_le_bytes());
             hash.update(part);
         }
@@ -195,6 +194,14 @@ impl Sessions {
     }
 }
 
+/// Which files settings name, and when each was last written to: an adapter decides about a state as the model does.
+fn versions_of_files_in(settings: &str) -> String {
+    // As arguments write them: "--lora", "a.gguf:0.5,b.gguf" or "--lora=a.gguf".
+    let words = settings.split(['"', ',', ':', '=']).filter(|word| !word.trim().is_empty());
+    let files = words.filter_map(|word| Some((word, std::fs::metadata(word).ok().filter(|status| status.is_file())?)));
+    files.map(|(word, status)| format!("{word} {} {:?};", status.len(), status.modified().ok())).collect()
+}
+
 /// Gives a file that is complete its name; it counts as used now.
 fn publish(part: &Path, whole: &Path) -> std::io::Result<()> {
     std::fs::set_permissions(part, Permissions::from_mode(0o600))?;
@@ -226,6 +233,20 @@ mod tests {
         publish(&path("e.part"), &path("e.prompt")).unwrap();
         assert_eq!(path("e.prompt").metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(sessions.directory().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn files_that_settings_name_count() {
+        let scratch = Scratch::make("sessions").unwrap();
+        let adapter = scratch.path().join("a.gguf");
+        let name = adapter.display();
+        let settings = format!("{:?}", ["--lora".to_owned(), format!("{name}:0.5,none.gguf"), format!("-x={name}")]);
+        assert_eq!(versions_of_files_in(&settings), "");
+        std::fs::write(&adapter, "one").unwrap();
+        let before = versions_of_files_in(&settings);
+        assert_eq!(before.matches("a.gguf 3 ").count(), 2, "{before}");
+        std::fs::write(&adapter, "other").unwrap();
+        assert_ne!(versions_of_files_in(&settings), before);
     }
 
     #[test]
