@@ -2,6 +2,7 @@
 
 import base64
 import json
+import struct
 import subprocess
 from pathlib import Path
 
@@ -59,6 +60,25 @@ def test_openai(server: HypuraServer) -> None:
         return answer.choices[0].message.content
 
     assert seen_in(ask(address("red"))) == {"red"}
+    with pytest.raises(openai.BadRequestError, match="not fetched"):
+        ask(f"{server.url}/hypura")
+
+
+def test_sound(server: HypuraServer) -> None:
+    """This projector sees and does not hear: whichever way sound comes, the answer says so, and none is taken for a picture."""
+    sound = base64.b64encode(b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16) + b"data\0\0\0\0")
+    with pytest.raises(ollama.ResponseError, match="does not support audio: no projector"):
+        ollama.Client(server.url).chat("smollm2", [ollama.Message(role="user", content="?", images=[ollama.Image(value=sound.decode())])])
+    with pytest.raises(ollama.ResponseError, match="does not support audio: no projector"):
+        ollama.Client(server.url).generate("smollm2", "?", images=[sound.decode()])
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+
+    def ask(data: str) -> None:
+        part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": [part]}])
+
+    with pytest.raises(openai.APIStatusError, match="audio input is not supported"):
+        ask(sound.decode())
     with pytest.raises(openai.BadRequestError, match="not fetched"):
         ask(f"{server.url}/hypura")
 

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::images::is_sound;
 use crate::projector::Projector;
 use crate::serve::catalog::Model;
 use crate::serve::errors::{ApiError, ApiResult};
@@ -90,18 +91,25 @@ pub fn require_tools(loaded: &Loaded) -> ApiResult<()> {
     }
 }
 
-/// Refuses pictures where the model has no projector for them.
+/// Refuses pictures and sounds where the model has no projector for them.
 ///
 /// # Errors
 /// 400.
-pub fn require_vision(model: &Model) -> ApiResult<()> {
-    match model.projector.as_ref().is_some_and(Projector::sees) {
-        true => Ok(()),
-        false => Err(ApiError::bad_request(format!(
-            "{:?} does not support vision: no projector (mmproj file) that fits lies beside the model, and none was given with --mmproj",
-            model.name
-        ))),
+pub fn require_senses<'a>(model: &Model, images: impl IntoIterator<Item = &'a Value>) -> ApiResult<()> {
+    let projector = model.projector.as_ref();
+    for image in images {
+        let (sense, has_it) = match is_sound(image) {
+            true => ("audio", projector.is_some_and(Projector::hears)),
+            false => ("vision", projector.is_some_and(Projector::sees)),
+        };
+        if !has_it {
+            return Err(ApiError::bad_request(format!(
+                "{:?} does not support {sense}: no projector (mmproj file) for it that fits lies beside the model, and none was given with --mmproj",
+                model.name
+            )));
+        }
     }
+    Ok(())
 }
 
 /// The refusal of what a model cannot do.

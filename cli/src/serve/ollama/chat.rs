@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, Shape, head};
-use super::capabilities::{Think, require_thinking, require_tools, require_vision, template_of};
+use super::capabilities::{Think, require_senses, require_thinking, require_tools, template_of};
 use super::choice::Choice;
 use super::messages::{self, Message};
 use super::options::response_schema;
@@ -51,9 +51,7 @@ pub async fn chat(State(server): State<Server>, body: Body) -> ApiResult<Respons
         return Ok(json_response(StatusCode::OK, &Value::Object(object)));
     }
     let messages = messages::translate(&request.messages)?;
-    if messages::have_images(&request.messages) {
-        require_vision(&model)?;
-    }
+    require_senses(&model, messages::images_of(&request.messages))?;
     let top_logprobs = request.choice.top_logprobs()?;
     let schema = response_schema(request.format.as_ref())?;
     let lease = server.loader.acquire(&model, options.context_tokens, request.choice.keep_alive).await?;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, ContextRecipe, Shape, head};
-use super::capabilities::{Think, lacks, require_vision, template_of};
+use super::capabilities::{Think, lacks, require_senses, template_of};
 use super::chat::{chat_fields, converse, request_logprobs};
 use super::choice::Choice;
 use super::options::response_schema;
@@ -55,9 +55,7 @@ pub async fn generate(State(server): State<Server>, body: Body) -> ApiResult<Res
     let request: GenerateRequest = request::read(body, server.body_bytes_max).await?;
     let model = server.catalog.find(&request.choice.model)?;
     let images = request.images.as_deref().unwrap_or_default();
-    if !images.is_empty() {
-        require_vision(&model)?;
-    }
+    require_senses(&model, images)?;
     let options = request.choice.options()?;
     let top_logprobs = request.choice.top_logprobs()?;
     let schema = response_schema(request.format.as_ref())?;

@@ -1,4 +1,4 @@
-//! Pictures of a request, which Ollama's clients send as base64, in the form that llama-server takes.
+//! Pictures and sound of a request, which Ollama's clients send as base64 (`images`), in the form that llama-server takes.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -6,17 +6,22 @@ use serde_json::{Value, json};
 
 use crate::serve::errors::{ApiError, ApiResult};
 
-/// What a message says: its text alone, or the pictures and then the text, as Ollama orders them.
+/// What a message says: its text alone, or the pictures and sounds and then the text, as Ollama orders them.
 ///
 /// # Errors
-/// 400 when a picture is no base64.
+/// 400 when one is no base64.
 pub fn content(text: &str, images: Option<&[Value]>) -> ApiResult<Value> {
     let Some(images) = images.filter(|images| !images.is_empty()) else { return Ok(json!(text)) };
     let mut parts = Vec::new();
     for image in images {
+        let data = base64_of(image)?;
         // Never as it is: llama-server would fetch what looks like an address.
-        let address = format!("data:image/unknown;base64,{}", base64_of(image)?);
-        parts.push(json!({"type": "image_url", "image_url": {"url": address}}));
+        parts.push(match is_sound(image) {
+            true => {
+                json!({"type": "input_audio", "input_audio": {"data": format!("data:audio/unknown;base64,{data}")}})
+            }
+            false => json!({"type": "image_url", "image_url": {"url": format!("data:image/unknown;base64,{data}")}}),
+        });
     }
     parts.push(json!({"type": "text", "text": text}));
     Ok(Value::Array(parts))
@@ -55,6 +60,15 @@ pub fn set_text(content: &mut Value, text: &str) {
     }
 }
 
+/// Whether it is sound, by how WAV, MP3 and FLAC begin, which are what llama-server hears.
+pub fn is_sound(image: &Value) -> bool {
+    // 16 characters are the 12 bytes that tell.
+    let start = image.as_str().and_then(|text| STANDARD.decode(text.get(..16)?).ok()).unwrap_or_default();
+    let is_wave = start.starts_with(b"RIFF") && start.ends_with(b"WAVE");
+    let is_mp3 = start.starts_with(b"ID3") || matches!(start[..], [0xff, second, ..] if second & 0xe0 == 0xe0);
+    is_wave || is_mp3 || start.starts_with(b"fLaC")
+}
+
 fn base64_of(image: &Value) -> ApiResult<&str> {
     let text = image.as_str().unwrap_or_default();
     let is_valid = !text.is_empty() && STANDARD.decode(text).is_ok();
@@ -79,6 +93,23 @@ mod tests {
         assert_eq!((&text, text_of(&text)), (&json!("text"), Some("text")));
         set_text(&mut text, "x");
         assert_eq!(text, "x");
+    }
+
+    #[test]
+    fn sound_is_told_from_pictures() {
+        let encoded = |bytes: &[u8]| json!(STANDARD.encode(bytes));
+        for sound in
+            [&b"RIFF\x24\x08\0\0WAVEfmt "[..], b"ID3\x04 and twelve", b"\xff\xfb\x90 and twelve", b"fLaC and twelve"]
+        {
+            assert!(is_sound(&encoded(sound)), "{sound:?}");
+            let part = &content("?", Some(&[encoded(sound)])).unwrap()[0];
+            assert!(part["input_audio"]["data"].as_str().unwrap().starts_with("data:audio/unknown;base64,"), "{part}");
+        }
+        for picture in
+            [&b"\x89PNG\r\n\x1a\n and more"[..], b"\xff\xd8\xff\xe0 of a JPEG", b"RIFF\x24\x08\0\0WEBPVP8 ", b"ID3"]
+        {
+            assert!(!is_sound(&encoded(picture)), "{picture:?}");
+        }
     }
 
     #[test]

@@ -82,9 +82,9 @@ pub fn translate(messages: &[Message]) -> ApiResult<Vec<Value>> {
     Ok(translated)
 }
 
-/// Whether there are images in a conversation.
-pub fn have_images(messages: &[Message]) -> bool {
-    messages.iter().any(|message| message.images.as_ref().is_some_and(|images| !images.is_empty()))
+/// The pictures and sounds of a conversation.
+pub fn images_of(messages: &[Message]) -> impl Iterator<Item = &Value> {
+    messages.iter().flat_map(|message| message.images.iter().flatten())
 }
 
 /// The tool calls so far, by which results find theirs: Ollama's clients name the tool, or rely on the order.
