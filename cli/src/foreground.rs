@@ -33,6 +33,9 @@ pub struct Foreground {
     pub verbose: bool,
 }
 
+/// The exit status of llama.cpp's programs after an interrupt.
+const INTERRUPTED: i32 = 130;
+
 /// The last lines of a log that are shown when the program crashes.
 const LAST_LINES: usize = 5;
 
@@ -114,7 +117,12 @@ impl Foreground {
     fn outcome(&self, status: ExitStatus, log: &[String]) -> Result<ExitCode, String> {
         let name = self.program.file_name().unwrap_or_default().to_string_lossy();
         match (status.code(), status.signal()) {
-            (Some(code), _) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+            (Some(code), _) => {
+                if !self.verbose && ![0, INTERRUPTED].contains(&code) {
+                    eprintln!("hypura: {name} ended with status {code}; --verbose shows its whole log");
+                }
+                Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+            }
             // Whoever has stopped it knows that.
             (_, Some(signal)) if [Signals::INT, Signals::TERM].map(Signals::as_raw).contains(&signal) => {
                 Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)))

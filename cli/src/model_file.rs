@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::format::bytes;
+use crate::hub::source::Source;
 use crate::model_kind::not_a_model;
 use crate::model_paths::{first_part, models_by_size, name_of};
 
@@ -182,13 +183,25 @@ impl ModelFile {
 
 /// Why a model cannot be opened, and what to do next.
 pub fn explained(path: &Path, error: &Error) -> String {
+    let elsewhere = elsewhere(path);
     let hint = match error.code() {
+        ErrorCode::Open if elsewhere.is_some() => elsewhere.as_deref().unwrap_or_default(),
         ErrorCode::Open if !path.exists() => "; is the path right? Models are files that end in .gguf",
         ErrorCode::Format => "; convert_hf_to_gguf.py of llama.cpp makes GGUF files of models in other formats",
         ErrorCode::Truncated => "; was it downloaded completely?",
         _ => "",
     };
     format!("{error}{hint}")
+}
+
+/// What to do with a name of the hub, or an address, where a file is wanted.
+pub fn elsewhere(path: &Path) -> Option<String> {
+    let text = path.to_str().filter(|text| Source::is_meant(text) && !path.exists())?;
+    Some(match Source::parse(text) {
+        Some(Source::Address(_)) => "; download it first, and name the file".to_owned(),
+        Some(Source::Repository { .. }) => format!("; download it first: 'hypura pull {text}' prints where it is then"),
+        None => format!("; {}", Source::misspelt(text)),
+    })
 }
 
 /// Billions or millions of parameters, as models are called: `7.6B`, `134.52M`.

@@ -75,6 +75,9 @@ pub fn run(arguments: &Plan) -> Result<ExitCode, String> {
     if arguments.want.is_some() {
         return Err("--want chooses among the models of a repository: hypura plan hf:OWNER/REPO --want 5".to_owned());
     }
+    if let Some(text) = arguments.model.to_str().filter(|text| Source::is_meant(text)) {
+        return Err(Source::misspelt(text));
+    }
     let model = ModelFile::open_named(&arguments.model)?;
     let projector = arguments.projector.of(&arguments.model, &model)?;
     let projector_bytes = projector.as_ref().map_or(0, Projector::size_bytes);

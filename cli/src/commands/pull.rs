@@ -40,7 +40,7 @@ pub fn run(arguments: &Pull) -> Result<ExitCode, String> {
     let written = &arguments.model;
     let source = Source::parse(written).or_else(|| Source::in_repository(written));
     let Some(Source::Repository { repository, tag }) = source else {
-        return Err(format!("{written} is no repository of the hub: write hf:OWNER/REPO or hf:OWNER/REPO:Q4_K_M"));
+        return Err(Source::misspelt(written));
     };
     let client = Client::from_environment();
     let variants = Variants::of(&listing::files(&client, &repository)?);

@@ -60,7 +60,7 @@ pub struct Serve {
     pub api_key_file: Option<PathBuf>,
 
     /// Allow web pages of this origin, such as https://example.org, or * for all; this machine's own always may
-    #[arg(long = "origin", value_name = "ORIGIN")]
+    #[arg(long = "origin", value_name = "ORIGIN", value_parser = origin)]
     pub origins: Vec<String>,
 
     /// The largest request
@@ -98,7 +98,9 @@ pub fn run(arguments: Serve) -> Result<ExitCode, String> {
     refuse_own_options(&arguments.more)?;
     let mut keys = arguments.api_keys;
     if let Some(file) = &arguments.api_key_file {
-        let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            format!("cannot read {}: {error}; --api-key-file is a text file with one key a line", file.display())
+        })?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         keys.extend(lines.map(str::to_owned));
         if keys.is_empty() {
@@ -125,6 +127,18 @@ pub fn run(arguments: Serve) -> Result<ExitCode, String> {
         verbose: arguments.verbose,
     };
     serve::run(settings).map(|()| ExitCode::SUCCESS)
+}
+
+/// Reads an origin as browsers write it: a scheme, a host and perhaps a port, and nothing after that.
+fn origin(text: &str) -> Result<String, String> {
+    let origin = text.strip_suffix('/').unwrap_or(text);
+    let host = origin.split_once("://").filter(|(scheme, _)| !scheme.is_empty()).map(|(_, host)| host);
+    match host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' '])) || text == "*" {
+        true => Ok(origin.to_owned()),
+        false => {
+            Err(format!("{text} is no origin; write one such as https://example.org, without a path, or * for all"))
+        }
+    }
 }
 
 /// llama-server's options that this server must choose itself, and what to write instead.
@@ -161,6 +175,18 @@ fn refuse_own_options(more: &[String]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn origins_are_what_browsers_send() {
+        for (text, expected) in
+            [("https://example.org/", "https://example.org"), ("http://a:3000", "http://a:3000"), ("*", "*")]
+        {
+            assert_eq!(origin(text).as_deref(), Ok(expected));
+        }
+        for text in ["example.org", "https://", "https://a/page", "://a", "https:/a", ""] {
+            assert!(origin(text).unwrap_err().contains("such as https://example.org"), "{text}");
+        }
+    }
 
     #[test]
     fn options_that_the_server_chooses_are_refused() {

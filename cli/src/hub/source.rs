@@ -31,6 +31,16 @@ impl Source {
         is_address.then(|| Self::Address(text.replacen("/blob/", "/resolve/", 1)))
     }
 
+    /// Whether a text is written as one, even if there can be none such: it is no path.
+    pub fn is_meant(text: &str) -> bool {
+        HUB_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) || Self::parse(text).is_some()
+    }
+
+    /// What is wrong with a name of the hub.
+    pub fn misspelt(text: &str) -> String {
+        format!("{text} is no repository of the hub: write hf:OWNER/REPO or hf:OWNER/REPO:Q4_K_M")
+    }
+
     /// Reads `OWNER/REPO` or `OWNER/REPO:TAG`.
     pub fn in_repository(text: &str) -> Option<Self> {
         let (repository, tag) = match text.split_once(':') {
@@ -66,6 +76,11 @@ mod tests {
         assert_eq!(Source::parse(&address.replace("resolve", "blob")), Some(Source::Address(address.to_owned())));
         for path in ["model.gguf", "hf/model.gguf", "/hf:o/r", "hf:only", "hf:../x", "hf:o/r/x", "o/r"] {
             assert_eq!(Source::parse(path), None, "{path}");
+        }
+        for (text, is_meant) in
+            [("hf:only", true), ("hf:", true), ("https://x/a.gguf", true), ("o/r", false), ("hf", false)]
+        {
+            assert_eq!(Source::is_meant(text), is_meant, "{text}");
         }
     }
 }

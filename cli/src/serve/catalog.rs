@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::errors::{ApiError, ApiResult};
 use super::model_names::{self, name_alone, name_in};
-use crate::model_file::{ModelFile, parameter_size};
+use crate::model_file::{ModelFile, elsewhere, parameter_size};
 use crate::model_paths::find_models;
 use crate::projector::{self, Choice, Projector};
 
@@ -187,7 +187,8 @@ impl Catalog {
     /// A sentence when the file is no model, when there is nothing, or when a projector is named for many models.
     pub fn open(path: &Path, projector: Choice) -> Result<Self, String> {
         let failed = |error: std::io::Error| {
-            format!("cannot open {}: {error}; name a .gguf file, or a directory of them", path.display())
+            let hint = elsewhere(path).unwrap_or_else(|| "; name a .gguf file, or a directory of them".to_owned());
+            format!("cannot open {}: {error}{hint}", path.display())
         };
         std::fs::metadata(path).map_err(failed)?;
         // Links are not followed: in a Hugging Face cache they lead to files that are named by a hash.

@@ -17,6 +17,7 @@ mod prompt_cache;
 mod server;
 mod sessions;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,7 +103,12 @@ async fn serve(settings: Settings) -> Result<(), String> {
     });
     let address = (settings.host.as_str(), settings.port);
     let listener = TcpListener::bind(address).await.map_err(|error| {
-        format!("cannot listen on {}:{}: {error}; --port takes another", settings.host, settings.port)
+        let hint = match error.kind() {
+            ErrorKind::AddrInUse => "another program has this port (Ollama itself?); --port takes another",
+            ErrorKind::PermissionDenied => "ports below 1024 are the system's; --port takes another",
+            _ => "--host is an address or a name of this machine; 0.0.0.0 is all of them",
+        };
+        format!("cannot listen on {}:{}: {error}; {hint}", settings.host, settings.port)
     })?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let stats = std::env::var_os("HYPURA_STATS").map_or_else(|| scratch.path().join("stats.json"), PathBuf::from);
