@@ -60,7 +60,7 @@ def memory_bytes(process_id: int) -> int:
     return int(re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE).group(1)) << 10
 
 
-def wait_until(condition, what: str, seconds: float = 60) -> None:
+def wait_until(condition, what: str, seconds: float = TIMEOUT_SECONDS) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import kinds
-from hypura_server import HYPURA, MODELS, NO_REPACK, REPOSITORY, SMOLLM2, STREAMED, TIMEOUT_SECONDS, children_of, environment, is_alive, wait_until
+from hypura_server import HYPURA, MODELS, NO_REPACK, PROJECTOR, REPOSITORY, SMOLLM2, STREAMED, TIMEOUT_SECONDS, children_of, environment, is_alive, wait_until
 
 LLAMA = ["--llama", REPOSITORY / "build" / "llama" / "bin"]
 MOE = MODELS / "smollm2-moe.gguf"
@@ -245,7 +245,7 @@ def test_no_process_is_left(number):
     process.send_signal(number)
     process.stdout.close()
     process.wait(TIMEOUT_SECONDS)
-    wait_until(lambda: not is_alive(child), "the end of llama-completion", 10)
+    wait_until(lambda: not is_alive(child), "the end of llama-completion")
 
 
 def test_bench(tmp_path):
@@ -325,6 +325,14 @@ def test_missing_models(command, tmp_path):
     fails(command, tmp_path / "nothing.gguf", words=["cannot open", "is the path right?"])
 
 
+@pytest.mark.parametrize("command", [*ON_A_MODEL, "profile", "serve"])
+def test_names_of_the_hub_where_a_file_is_wanted(command):
+    if command != "plan":
+        fails(command, "hf:o/R-GGUF:Q8_0", words=["cannot open", "'hypura pull hf:o/R-GGUF:Q8_0' prints where it is"])
+        fails(command, "https://example.org/a.gguf", words=["download it first"])
+    fails(command, "hf:only", words=["hf:only is no repository of the hub", "hf:OWNER/REPO:Q4_K_M"])
+
+
 @pytest.mark.parametrize("command", [*ON_A_MODEL, "profile"])
 def test_files_that_are_no_models(command, tmp_path):
     rubbish = tmp_path / "rubbish.gguf"
@@ -395,7 +403,11 @@ def test_prompts_that_are_missing():
     fails("run", SMOLLM2, *LLAMA, "-p", "x", "--raw", "--system", "y", words=["cannot be used with"], status=2)
 
 
-def test_what_llama_cpp_refuses_is_passed_on():
+def test_what_llama_cpp_refuses_is_passed_on(tmp_path):
+    (tmp_path / "picture.png").write_text("no picture")
+    picture = [SMOLLM2, *LLAMA, "--mmproj", PROJECTOR, "-p", "x", "--image"]
+    fails("run", *picture, tmp_path / "picture.png", words=["failed to decode", "llama-mtmd-cli ended with status 1; --verbose"])
+    fails("run", *picture, tmp_path / "none.png", words=["cannot read", "none.png"])
     fails("run", SMOLLM2, *LLAMA, "-p", "x", "--", "--no-such-option", words=["--no-such-option"])
     fails("run", SMOLLM2, *LLAMA, "-p", "x", HYPURA_RAM="6X", words=["HYPURA_RAM=6X is not a size"])
 

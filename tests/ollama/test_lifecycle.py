@@ -9,9 +9,12 @@ import time
 import pytest
 import requests
 
-from hypura_server import GREEDY, SMOLLM2, STREAMED, HypuraServer, is_alive, wait_until
+import kinds
+from hypura_server import GREEDY, MODELS, SMOLLM2, STREAMED, TIMEOUT_SECONDS, HypuraServer, is_alive, wait_until
 
 LONG = {"temperature": 0, "num_predict": 400}
+# More tokens than any machine computes before a request that nobody waits for must have ended.
+ENDLESS, CANCELLED_SECONDS = 20_000, 30
 
 
 def loaded(server) -> list[str]:
@@ -19,9 +22,17 @@ def loaded(server) -> list[str]:
 
 
 def test_one_model_of_a_directory_at_a_time(directory, tmp_path):
+    beside = {
+        "a projector": kinds.write(directory / "eyes.gguf", general_type="mmproj", general_architecture="clip"),
+        "an adapter": kinds.write(directory / "lora.gguf", general_type="adapter", general_architecture="llama"),
+        "an importance matrix": kinds.write(directory / "imatrix.gguf", general_type="imatrix"),
+        "a control vector": kinds.write(directory / "control.gguf", general_architecture="controlvector"),
+    }
     with HypuraServer(directory, tmp_path / "log", "--ctx", "512") as server:
         names = [model["name"] for model in server.get("/api/tags").json()["models"]]
         assert names == ["first:latest", "other/second:latest"] and "broken.gguf" in server.log
+        for what, path in beside.items():
+            assert f"{path} is {what}" in server.log
         assert loaded(server) == [] and server.llama_servers() == []
         for name in ("first", "other/second", "first"):
             answer = server.ask("/api/generate", {"model": name, "prompt": "Hi", "stream": False, "options": GREEDY})
@@ -51,11 +62,12 @@ def test_switching_waits_for_what_is_under_way(directory, tmp_path):
 
 def test_keep_alive_and_context(directory, tmp_path):
     with HypuraServer(directory, tmp_path / "log", "--keep-alive", "2s", "--ctx", "4096") as server:
-        server.ask("/api/generate", {"model": "first", "options": {"num_ctx": 512}})
+        server.ask("/api/generate", {"model": "first", "options": {"num_ctx": 512}, "keep_alive": -1})
         (model,) = server.get("/api/ps").json()["models"]
         assert model["context_length"] == 4096, "smaller ones are served by the default"
+        server.ask("/api/generate", {"model": "first"})
         wait_until(lambda: loaded(server) == [], "unloading an idle model")
-        wait_until(lambda: server.llama_servers() == [], "the end of its llama-server", 10)
+        wait_until(lambda: server.llama_servers() == [], "the end of its llama-server")
         server.ask("/api/generate", {"model": "first", "keep_alive": -1})
         (model,) = server.get("/api/ps").json()["models"]
         assert model["context_length"] == 4096 and model["expires_at"] > "2100"
@@ -82,9 +94,18 @@ def test_a_model_in_a_hugging_face_cache(tmp_path):
         path = repository / "snapshots" / "c0ffee" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(repository / "blobs" / "5a5a")
+    parts = sorted((MODELS / "tiny").glob("split3-*.gguf"))
+    for number, part in enumerate(parts):
+        (repository / "blobs" / f"b{number}").symlink_to(part)
+        path = repository / "snapshots" / "c0ffee" / "BF16" / part.name.replace("split3", "R-BF16")
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(repository / "blobs" / f"b{number}")
     with HypuraServer(tmp_path / "hub", tmp_path / "log", "--ctx", "512") as server:
         names = [model["name"] for model in server.get("/api/tags").json()["models"]]
-        assert names == ["hf.co/o/R-GGUF:Q8_0", "hf.co/o/R-GGUF:UD-Q4_K_XL"]
+        assert names == ["hf.co/o/R-GGUF:BF16", "hf.co/o/R-GGUF:Q8_0", "hf.co/o/R-GGUF:UD-Q4_K_XL"]
+        split = server.get("/api/tags").json()["models"][0]
+        assert split["size"] == sum(part.stat().st_size for part in parts), "all of its parts"
+        assert server.ask("/api/generate", {"model": "hf.co/o/R-GGUF:BF16"})["done_reason"] == "load"
         for name in ("hf.co/o/R-GGUF:UD-Q4_K_XL", "R-Q8_0", "hf.co/o/r-gguf"):
             answer = server.ask("/api/generate", {"model": name, "prompt": "Hi", "stream": False, "options": GREEDY})
             assert answer["model"] == name and answer["eval_count"] > 0
@@ -110,17 +131,17 @@ def test_a_client_that_hangs_up_frees_its_slot(server):
         ("/api/generate", {"prompt": "Tell a very long story.", "stream": True}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Tell a very long story."}], "stream": True}),
     ]:
-        limits = {"options": {"num_predict": 1500}, "max_tokens": 1500}
+        limits = {"options": {"num_predict": ENDLESS}, "max_tokens": ENDLESS}
         response = server.post(path, {"model": "smollm2"} | body | limits, stream=True)
         next(response.iter_lines())
         wait_until(lambda: server.busy_slots() == 1, "generating")
         response.close()
-        wait_until(lambda: server.busy_slots() == 0, f"cancelling {path}", 10)
+        wait_until(lambda: server.busy_slots() == 0, f"cancelling {path}", CANCELLED_SECONDS)
     # Not streamed: the client is gone before any answer.
-    body = {"model": "smollm2", "prompt": "Tell a very long story.", "stream": False, "options": {"num_predict": 1500}}
+    body = {"model": "smollm2", "prompt": "Tell a very long story.", "stream": False, "options": {"num_predict": ENDLESS}}
     with pytest.raises(requests.Timeout):
         requests.post(f"{server.url}/api/generate", json=body, timeout=1)
-    wait_until(lambda: server.busy_slots() == 0, "cancelling", 10)
+    wait_until(lambda: server.busy_slots() == 0, "cancelling", CANCELLED_SECONDS)
     assert server.get("/hypura/figures").json()["model"]["in_flight"] == 0
 
 
@@ -128,6 +149,7 @@ def test_a_dead_llama_server_is_replaced(tmp_path):
     with HypuraServer(SMOLLM2, tmp_path) as server:
         server.ask("/api/generate", {"model": "smollm2"})
         (before,) = server.llama_servers()
+        assert "(chosen by memory and model; --ctx sets another)" in server.log
         time.sleep(5)  # one that dies sooner is not started again before it is asked for
         response = server.post("/api/generate", {"model": "smollm2", "prompt": "Tell a story.", "options": LONG}, stream=True)
         lines = response.iter_lines()
@@ -150,7 +172,7 @@ def test_sigterm_finishes_what_is_under_way(tmp_path):
         server.process.terminate()
         last = json.loads(list(lines)[-1])
         assert last["done"] and last["eval_count"] == 100
-        assert server.process.wait(30) == 0
+        assert server.process.wait(TIMEOUT_SECONDS) == 0
         assert not is_alive(llama_server)
 
 
@@ -164,7 +186,7 @@ def test_a_second_sigterm_does_not_wait(tmp_path):
         time.sleep(0.5)
         assert server.process.poll() is None
         server.process.terminate()
-        assert server.process.wait(30) == 0
+        assert server.process.wait(TIMEOUT_SECONDS) == 0
         assert not is_alive(llama_server)
 
 
@@ -180,7 +202,7 @@ def test_no_orphan_after_sigkill(tmp_path, moment):
             next(lines)
         (llama_server,) = server.llama_servers()
         server.kill()
-        wait_until(lambda: not is_alive(llama_server), "the end of llama-server", 10)
+        wait_until(lambda: not is_alive(llama_server), "the end of llama-server")
 
 
 def test_a_model_that_cannot_be_loaded_is_told_with_the_reason(tmp_path):
@@ -202,6 +224,9 @@ def test_command_lines_that_are_refused(tmp_path):
         ([tmp_path], "put a .gguf file there"),
         ([SMOLLM2, "--ram", "6X"], "6X is not a size"),
         ([SMOLLM2, "--keep-alive", "soon"], "is not a duration"),
+        ([SMOLLM2, "--origin", "example.org"], "such as https://example.org"),
+        ([SMOLLM2, "--host", "192.0.2.1"], "--host is an address or a name of this machine"),
+        ([SMOLLM2, "--api-key-file", tmp_path / "none"], "one key a line"),
         ([SMOLLM2, "--", "-np", "4"], "-np cannot be given to llama-server here: --parallel goes before --"),
         ([SMOLLM2, "--", "-c", "1024"], "--ctx"),
     ]:

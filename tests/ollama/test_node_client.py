@@ -27,4 +27,4 @@ def test_javascript_client(server):
     assert got["generated"] == 8 and got["embedded"] == [576, 576]
     assert isinstance(got["structured"]["city"], str)
     assert got["aborted"] == "AbortError" and "not supported" in got["refused"]
-    wait_until(lambda: server.busy_slots() == 0, "cancelling the aborted request", 10)
+    wait_until(lambda: server.busy_slots() == 0, "cancelling the aborted request", 30)

@@ -54,6 +54,12 @@ def test_chat_is_what_llama_server_says_itself(client, server):
     assert server.ask("/v1/chat/completions", own)["choices"][0]["message"]["content"] == whole.message.content
 
 
+def test_roles_as_others_call_them(client):
+    """OpenAI's developer is the system, and Ollama's clients write roles as they like."""
+    other = [{"role": "developer", "content": MESSAGES[0]["content"]}, {"role": "User", "content": MESSAGES[1]["content"]}]
+    assert client.chat("smollm2", other, options=GREEDY).message == client.chat("smollm2", MESSAGES, options=GREEDY).message
+
+
 def test_a_conversation_that_is_too_long_loses_its_oldest(client):
     old = [{"role": "user", "content": "word " * 900}, {"role": "assistant", "content": "Yes."}] * 3
     answer = client.chat("smollm2", [MESSAGES[0], *old, MESSAGES[1]], options=GREEDY)
@@ -197,3 +203,5 @@ def test_thinking(tmp_path):
         assert thinking == answer.message.thinking and text == answer.message.content
         kinds = [bool(part.thinking) for part in parts]
         assert kinds == sorted(kinds, reverse=True), "reasoning comes first"
+        most = {"model": "smollm2", "prompt": "What is 2+2?", "think": "max", "stream": False, "options": options}
+        assert server.ask("/api/generate", most)["thinking"] == thinking, "a template that knows no max gets the most that it knows"

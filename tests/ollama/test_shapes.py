@@ -81,7 +81,7 @@ def test_tags_and_ps(server):
     assert 20 << 20 < loaded["size"] < 2 << 30
 
 
-@pytest.mark.parametrize("name", ["smollm2", "smollm2:latest", "SmolLM2.gguf"])
+@pytest.mark.parametrize("name", ["smollm2", "smollm2:latest", "SmolLM2.gguf", "registry.ollama.ai/library/smollm2"])
 @pytest.mark.parametrize("field", ["model", "name"])
 def test_show(server, name, field):
     shape = {

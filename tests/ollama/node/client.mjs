@@ -23,7 +23,7 @@ got.embedded = (await client.embed({ model, input: ["a", "b"] })).embeddings.map
 got.running = (await client.ps()).models.map((entry) => entry.name);
 
 // A stream that is aborted ends with an error here, and with a free slot there.
-const endless = await client.generate({ model, prompt: "Tell a story.", options: { num_predict: 1000 }, stream: true });
+const endless = await client.generate({ model, prompt: "Tell a story.", options: { num_predict: 20000 }, stream: true });
 try {
   for await (const part of endless) if (part.response) client.abort();
 } catch (error) {
