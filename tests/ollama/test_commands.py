@@ -383,6 +383,8 @@ def test_wrong_sizes_and_numbers(tmp_path):
     message = fails("plan", SMOLLM2, "--ram", "10M", "--ctx", "16", words=["too little for this model: give at least --ram"])
     enough = re.search(r"--ram (\d+M)", message).group(1)
     succeeds("plan", SMOLLM2, "--ram", enough, "--ctx", "16")
+    for count in ("-1", "0", "many"):
+        fails("run", SMOLLM2, "-p", "x", "-n", count, words=["without -n an answer may have any length"], status=2)
     fails("profile", SMOLLM2, "--seconds", "0", words=["more than 0"])
     fails("bench", SMOLLM2, "--rounds", "0", words=["0 is not in 1..=100"], status=2)
     fails("bench", SMOLLM2, *LLAMA, "--svg", tmp_path / "none" / "chart.svg", words=["is not a directory", "make it first"])

@@ -48,11 +48,17 @@ pub struct Run {
     pub image: Vec<PathBuf>,
 
     /// Tokens to generate at most [default: until the model ends its answer]
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true, value_parser = tokens)]
     pub tokens: Option<u32>,
 
     #[command(flatten)]
     pub front: Front,
+}
+
+/// A number of tokens. llama.cpp's own programs take -1 for an answer of any length.
+fn tokens(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|&number| number > 0);
+    number.ok_or_else(|| "write a number of tokens from 1 on; without -n an answer may have any length".to_owned())
 }
 
 /// What `hypura run` and `hypura chat` share.
