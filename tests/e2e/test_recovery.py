@@ -13,7 +13,7 @@ import pytest
 from logits import build_host
 from memory_cgroup import memory_limit
 from models import SMOLLM2, SMOLLM2_MOE
-from programs import BIN, run
+from programs import BIN, TIMEOUT_SECONDS, run
 from server import Server
 
 BODY = {"prompt": "The capital of Norway is", "n_predict": 16, "id_slot": 0}
@@ -145,7 +145,7 @@ def test_random_faults_never_yield_a_wrong_text_or_a_dead_server(faulty: Faulty)
 
 
 def test_two_servers_share_a_limit(tmp_path) -> None:
-    """Both serve, and after ten seconds each has its fair share to within a tenth."""
+    """Both serve, and each comes to its fair share to within a tenth and keeps it. How soon is a question for `make bench-sharing`."""
     stats = tmp_path / "stats.json"
     limit_bytes = 2 * SMOLLM2_MOE.other_bytes + 2 * (220 << 20)
     with memory_limit(limit_bytes) as through:
@@ -154,15 +154,16 @@ def test_two_servers_share_a_limit(tmp_path) -> None:
         with Server(SMOLLM2_MOE.path, settings, tmp_path, *arguments, through=through) as first:
             text = first.text("/completion", BODY)
             with Server(SMOLLM2_MOE.path, settings, tmp_path, *arguments, through=through) as second:
-                began = time.monotonic()
-                assert second.text("/completion", BODY) == text
-                end = began + 12
-                while time.monotonic() < end:
+                began = fair_since = time.monotonic()
+                # Statistics are written every two seconds.
+                while time.monotonic() < fair_since + 5:
                     assert first.text("/completion", BODY) == text
                     assert second.text("/completion", BODY) == text
-                budgets = [json.loads(path.read_text())["budget_bytes"] for path in (stats, tmp_path / "stats.json.2")]
-                fair = sum(budgets) / 2
-                assert all(abs(budget - fair) <= fair / 10 for budget in budgets), budgets
+                    budgets = [json.loads(path.read_text())["budget_bytes"] for path in (stats, tmp_path / "stats.json.2")]
+                    fair = sum(budgets) / 2
+                    if any(abs(budget - fair) > fair / 10 for budget in budgets):
+                        fair_since = time.monotonic()
+                        assert fair_since < began + TIMEOUT_SECONDS, budgets
             assert first.text("/completion", BODY) == text
 
 

@@ -127,9 +127,14 @@ class HypuraServer:
     def llama_servers(self) -> list[int]:
         return children_of(self.process.pid)
 
-    def busy_slots(self) -> int:
-        """Requests that llama-server is computing or has waiting."""
-        metrics = dict(line.rsplit(" ", 1) for line in self.get("/metrics").text.splitlines() if not line.startswith("#"))
+    def metrics(self) -> dict[str, str]:
+        return dict(line.rsplit(" ", 1) for line in self.get("/metrics").text.splitlines() if not line.startswith("#"))
+
+    def busy_slots(self) -> int | None:
+        """Requests that llama-server is computing or has waiting; None while it is too busy to tell."""
+        metrics = self.metrics()
+        if "llamacpp:requests_processing" not in metrics:
+            return None
         return int(float(metrics["llamacpp:requests_processing"])) + int(float(metrics["llamacpp:requests_deferred"]))
 
     def kill(self) -> None:

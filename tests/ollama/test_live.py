@@ -4,11 +4,10 @@ import re
 import shutil
 import subprocess
 import threading
-import time
 
 import pytest
 
-from hypura_server import GREEDY, TIMEOUT_SECONDS, HypuraServer, wait_until
+from hypura_server import GREEDY, HypuraServer, wait_until
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -17,27 +16,22 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def settled_tokens(server) -> int:
-    """Tokens by the statistics, which are written every two seconds, once nothing is on its way any more."""
-    before, end = None, time.monotonic() + TIMEOUT_SECONDS
-    while True:
-        statistics = server.get("/hypura/figures").json()["statistics"]
-        tokens = statistics["tokens"] if statistics else 0
-        if tokens and tokens == before:
-            return tokens
-        assert time.monotonic() < end, "the statistics do not settle"
-        before = tokens
-        time.sleep(2.5)
+def told_tokens(server) -> int:
+    """Tokens by the statistics, which are written every two seconds, once there are any."""
+    wait_until(lambda: (server.get("/hypura/figures").json()["statistics"] or {}).get("tokens"), "statistics of tokens")
+    return server.get("/hypura/figures").json()["statistics"]["tokens"]
 
 
 def test_metrics(server):
     server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})
-    settled_tokens(server)
+    told_tokens(server)
+    wait_until(lambda: server.metrics()["hypura_requests_in_flight"] == "0", "the end of other tests' requests")
+    wait_until(lambda: server.busy_slots() is not None, "llama-server's own metrics")
     text = server.get("/metrics").text
     for line in text.splitlines():
         assert re.fullmatch(r"# (HELP|TYPE) \S+ .+|[a-z_:]+(\{.*\})? -?[0-9.e+-]+", line), line
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert values["hypura_model_loaded"] == "1" and values["hypura_requests_in_flight"] == "0"
+    assert values["hypura_model_loaded"] == "1"
     assert float(values["hypura_read_bytes_total"]) > 0 and float(values["hypura_tokens_total"]) > 0
     assert float(values["llamacpp:tokens_predicted_total"]) > 0, "llama-server's own are there, too"
     assert float(values['hypura_http_answers_total{path="/api/generate",status="200"}']) > 0
@@ -66,7 +60,8 @@ def test_figures_while_a_model_is_loading(directory, tmp_path):
         asking = threading.Thread(target=server.ask, args=("/api/generate", {"model": "first"}))
         asking.start()
         seen = []
-        wait_until(lambda: seen.append(server.get("/hypura/figures").json()) or seen[-1]["model"], "loading", 120)
+        # What llama-server counts is left out while it is too busy to tell.
+        wait_until(lambda: seen.append(server.get("/hypura/figures").json()) or seen[-1]["served"], "loading", 120)
         asking.join()
         assert any(figures["loading"] and figures["loading"]["name"] == "first:latest" for figures in seen)
         assert seen[-1]["statistics"] is None and seen[-1]["served"]["generated_tokens"] is not None, "resident: llama-server counts"
@@ -83,7 +78,7 @@ def test_page_in_a_browser(server, tmp_path):
     if browser is None:
         pytest.skip("no Chromium; on Debian: apt install chromium")
     server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})
-    settled_tokens(server)
+    before = told_tokens(server)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--hide-scrollbars", "--window-size=980,640"]
     # Time passes fast for the page; it has to ask a few times before it shows rates.
     command = [browser, *flags, "--virtual-time-budget=6000", "--enable-logging=stderr", "--dump-dom", f"{server.url}/hypura"]
@@ -95,4 +90,5 @@ def test_page_in_a_browser(server, tmp_path):
         assert words in shown, f"'{words}' is not on the page:\n{shown}"
     assert re.search(r'id="problem"[^>]*hidden', shown), "the page reports a problem"
     assert "CONSOLE" not in run.stderr, run.stderr
-    assert f"{settled_tokens(server)} so far" in shown
+    (tokens,) = map(int, re.findall(r"per second.*?(\d+) so far", shown, re.DOTALL)[:1])
+    assert before <= tokens <= told_tokens(server)

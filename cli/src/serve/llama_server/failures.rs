@@ -16,8 +16,8 @@ const WITHOUT_REASON: &str = "Compute error.";
 /// How libhypura's line about a failed computation begins.
 const LINE_START: &str = "hypura: cannot compute ";
 
-/// How long a line of the log may take to get here.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a line of the log may take to get here: a busy machine's threads may have to wait for each other.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The latest failure, and how many there have been.
 #[derive(Clone, Debug, Default)]
