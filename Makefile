@@ -219,10 +219,10 @@ test-schedules: $(TOOLS) ## slots and the queue of reads under thousands of orde
 	$(USE_TOOLS) RUSTFLAGS='--cfg schedules' CARGO_TARGET_DIR=build/schedules \
 		cargo test --manifest-path tests/schedules/Cargo.toml --lib schedule_tests
 
-# rustup toolchain install nightly --component miri,rust-src. Not the slots, which lie in a mapping of a kind that miri does not know.
-test-miri: $(TOOLS) ## the queue of reads under miri, which finds undefined behaviour: 12 s, after a minute of building; needs nightly
+# rustup toolchain install nightly --component miri,rust-src.
+test-miri: $(TOOLS) ## the queue of reads and the slots under miri, which finds undefined behaviour: a minute, after one of building; needs nightly
 	$(USE_TOOLS) MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=build/miri \
-		cargo +nightly miri test --locked --lib -- io::engine::queue
+		cargo +nightly miri test --locked --lib -- io::engine::queue cache::pool
 
 test-install: CPU_VARIANTS = $(TEST_VARIANTS)
 test-install: llama-dist llama-stock backend cli models ## what is installed and packed, hosts in C and C++, the reference

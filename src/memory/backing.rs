@@ -66,20 +66,22 @@ impl Arena {
     /// `Resource` when the system refuses.
     pub fn new(length: usize) -> Result<Self> {
         let length = length.max(1);
+        // Miri knows no mapping that reserves nothing, nor advice.
+        let reserves_nothing = if cfg!(miri) { 0 } else { libc::MAP_NORESERVE };
         // SAFETY: a new private anonymous mapping at an address of the kernel's choice affects no existing memory.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 length,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserves_nothing,
                 -1,
                 0,
             )
         };
         match NonNull::new(start.cast::<u8>()) {
             Some(mapped) if start != libc::MAP_FAILED => {
-                #[cfg(target_os = "linux")]
+                #[cfg(all(target_os = "linux", not(miri)))]
                 // Fewer pages to pin for every direct read and to look up for every multiplication. Only advice: where
                 // it is refused, small pages do.
                 // SAFETY: the range is the mapping that was just made; the advice changes no contents.
@@ -108,7 +110,7 @@ impl Arena {
         const ADVICE: libc::c_int = libc::MADV_FREE;
         let page = crate::hw::page_size();
         let (from, to) = (offset.next_multiple_of(page), (offset + length).min(self.length) / page * page);
-        if from < to {
+        if from < to && !cfg!(miri) {
             // Only advice: where it is refused, the memory stays with us and serves again.
             // SAFETY: the range lies within the mapping, which `self` owns; the caller has exclusive access.
             unsafe {

@@ -68,7 +68,7 @@ impl Taken {
 }
 
 /// Whether all pages of the chunk at an address are in memory.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 pub(super) fn is_chunk_there(address: *mut u8) -> bool {
     const PAGES_MAX: usize = CHUNK_BYTES / 4096; // no page is smaller
     let mut pages = [0_u8; PAGES_MAX];
@@ -79,7 +79,7 @@ pub(super) fn is_chunk_there(address: *mut u8) -> bool {
 }
 
 /// Not known.
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), miri))]
 pub(super) fn is_chunk_there(_address: *mut u8) -> bool {
     false
 }
