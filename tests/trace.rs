@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use common::{ModelWriter, Q4_K, Random, TestDirectory, within};
+use common::{MODELS, ModelWriter, Q4_K, Random, TestDirectory, number, stats, within};
 use hypura::index::ExpertId;
 
 /// One line of a trace.
@@ -94,4 +94,27 @@ fn a_trace_has_a_line_for_each_token_layer_and_choice() {
 #[test]
 fn a_trace_of_a_single_layer_has_every_token() {
     within(60, || check_trace(1));
+}
+
+/// Everything starts with the first demand. What refused that may be gone by the next one.
+#[test]
+fn a_refused_start_is_tried_again_by_the_next_demand() {
+    within(60, || {
+        let model = MODELS[0](TestDirectory::new(), 89, 1);
+        let output = TestDirectory::new();
+        let folder = output.path().join("traces");
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("trace.csv");
+        let session = model.session(&[("HYPURA_RAM", "64M"), ("HYPURA_TRACE", path.to_str().unwrap())]).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        for _ in 0..2 {
+            let refusal = model.sweep(&session).unwrap_err();
+            assert!(refusal.to_string().contains("HYPURA_TRACE"), "{refusal}");
+        }
+        std::fs::create_dir(&folder).unwrap();
+        model.sweep(&session).unwrap();
+        assert_eq!(number(&stats(&session), "errors"), 0);
+        drop(session);
+        assert!(!read_trace(&path).is_empty());
+    });
 }
