@@ -142,6 +142,8 @@ fn try_admit(newcomer: Claim, may_wait: bool) -> Option<Result<Admission>> {
     }
     let cores = models.cores(true);
     let (memory, others) = models.memory();
+    // What models have is promised to them already.
+    let memory = hw::within_promises(memory);
     let margin = margin_bytes(&memory);
     let claims: Vec<Claim> = std::iter::once(newcomer).chain(cores.iter().map(|core| core.claim())).collect();
     let mut own = models.claim();

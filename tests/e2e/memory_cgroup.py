@@ -30,14 +30,34 @@ def _make(limit_bytes: int) -> Path:
     return directory
 
 
+class MemoryLimit:
+    """A cgroup with a limit that can be changed."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.directory = _make(limit_bytes)
+        self.through = ("sh", "-c", f'echo $$ > {self.directory}/cgroup.procs && exec "$@"', "sh")
+
+    def change(self, limit_bytes: int) -> None:
+        """OSError where the system does not take a limit that is below what is used."""
+        version_1, version_2 = self.directory / "memory.limit_in_bytes", self.directory / "memory.max"
+        (version_1 if version_1.exists() else version_2).write_text(str(limit_bytes))
+
+
 @contextmanager
-def memory_limit(limit_bytes: int) -> Iterator[tuple[str, ...]]:
-    """The words to put before a command so that it and its children get no more memory. Skips where that is not allowed."""
+def changing_memory_limit(limit_bytes: int) -> Iterator[MemoryLimit]:
+    """A limit for the commands that its words are put before, and for their children. Skips where that is not allowed."""
     try:
-        directory = _make(limit_bytes)
+        limit = MemoryLimit(limit_bytes)
     except OSError as error:
         pytest.skip(f"no memory cgroup can be made here: {error}")
     try:
-        yield ("sh", "-c", f'echo $$ > {directory}/cgroup.procs && exec "$@"', "sh")
+        yield limit
     finally:
-        directory.rmdir()
+        limit.directory.rmdir()
+
+
+@contextmanager
+def memory_limit(limit_bytes: int) -> Iterator[tuple[str, ...]]:
+    """The words to put before a command so that it and its children get no more memory."""
+    with changing_memory_limit(limit_bytes) as limit:
+        yield limit.through

@@ -3,12 +3,14 @@
 import json
 import re
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from memory_cgroup import memory_limit
+from memory_cgroup import changing_memory_limit, memory_limit
 from models import SMOLLM2, SMOLLM2_MOE
-from programs import complete
+from programs import OFF, TIMEOUT_SECONDS, complete
 from server import Server
 
 # Words to put before a command that gets no huge pages (PR_SET_THP_DISABLE).
@@ -16,6 +18,14 @@ SMALL_PAGES = (sys.executable, "-c", "import ctypes, os, sys; ctypes.CDLL(None).
 
 SIZES = {"KiB": 10, "MiB": 20, "GiB": 30}
 ARGUMENTS = ["-np", "1", "-c", "1024", "-ub", "128", "-b", "128", "-t", "1"]
+
+
+# Less than the room that is kept free.
+LOWERED_STEP_BYTES = 16 << 20
+
+
+def budget_bytes(stats: Path) -> int:
+    return json.loads(stats.read_text())["budget_bytes"]
 
 
 def announced_bytes(log: str) -> int:
@@ -31,7 +41,7 @@ def test_the_budget_that_is_announced_is_kept(pages: tuple[str, ...], tmp_path) 
         settings = {"HYPURA": "stream", "HYPURA_STATS": str(stats)}
         with Server(SMOLLM2_MOE.path, settings, tmp_path, *ARGUMENTS, through=(*through, *pages)) as server:
             server.text("/completion", {"prompt": "times in a row, " * 35, "n_predict": 2})
-            kept = json.loads(stats.read_text())["budget_bytes"]
+            kept = budget_bytes(stats)
             assert kept >= 0.9 * announced_bytes(server.log), server.log[-3000:]
             assert "memory runs short" not in server.log
 
@@ -51,6 +61,30 @@ def test_a_limit_just_above_it_is_streamed_within_or_refused(tmp_path) -> None:
         finished.refused(r"hypura: .*(available|stay in memory)")
 
 
+def test_a_limit_that_is_lowered_is_kept_to(tmp_path) -> None:
+    """Step by step while tokens are computed, until weights have less than half: the same text throughout, and nobody is killed."""
+    stats, body = tmp_path / "stats.json", {"prompt": "The capital of Norway is", "n_predict": 16}
+    limit_bytes = SMOLLM2_MOE.other_bytes + (400 << 20)
+    with changing_memory_limit(limit_bytes) as limit:
+        settings = {"HYPURA": "stream", "HYPURA_STATS": str(stats)}
+        with Server(SMOLLM2_MOE.path, settings, tmp_path, *ARGUMENTS, through=limit.through) as server:
+            text = server.text("/completion", body)
+            before = budget_bytes(stats)
+            lowest_bytes = limit_bytes - before * 2 // 3
+            while limit_bytes > lowest_bytes:
+                limit_bytes -= LOWERED_STEP_BYTES
+                limit.change(limit_bytes)
+                assert server.text("/completion", body) == text
+            # Statistics are written every two seconds.
+            end = time.monotonic() + TIMEOUT_SECONDS
+            while budget_bytes(stats) > before // 2:
+                assert server.text("/completion", body) == text
+                assert time.monotonic() < end, server.log[-3000:]
+            assert json.loads(stats.read_text())["errors"] == 0
+            assert "memory runs short" in server.log
+        assert server.process.returncode == 0
+
+
 def limited(*limits: str) -> tuple[str, ...]:
     """Words to put before a command that gets these limits of the shell's `ulimit`."""
     return ("sh", "-c", "".join(f"ulimit {limit}; " for limit in limits) + 'exec "$@"', "sh")
@@ -62,6 +96,18 @@ def test_small_limits_of_the_process_change_no_text(tmp_path) -> None:
     free = complete(SMOLLM2.path, settings, tmp_path, tokens=4).succeeded()
     through = limited("-l 0", "-n 64", "-v 1500000")
     assert complete(SMOLLM2.path, settings, tmp_path, tokens=4, through=through).succeeded().output == free.output
+
+
+def test_memory_that_is_promised_before_it_is_touched_changes_no_text(tmp_path) -> None:
+    """Strict overcommit counts what may be written to, and so does this limit: addresses that are only reserved must not, and the
+    budget that nobody has set is one that can be had."""
+    through = limited(f"-d {(SMOLLM2_MOE.streamable_bytes - (16 << 20)) >> 10}")
+    stats, free = tmp_path / "stats.json", complete(SMOLLM2_MOE.path, OFF, tmp_path, tokens=4).succeeded()
+    stock = complete(SMOLLM2_MOE.path, OFF, tmp_path, "--load-mode", "none", tokens=4, through=through)
+    assert stock.status != 0, "the limit is none"
+    settings = {"HYPURA": "stream", "HYPURA_STATS": str(stats)}
+    assert complete(SMOLLM2_MOE.path, settings, tmp_path, tokens=4, through=through).succeeded().output == free.output
+    assert 0 < budget_bytes(stats) < SMOLLM2_MOE.streamable_bytes
 
 
 def test_too_few_addresses_end_in_words(tmp_path) -> None:
