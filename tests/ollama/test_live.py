@@ -39,7 +39,7 @@ def test_metrics(server):
 
 def test_figures(server):
     server.ask("/api/generate", {"model": "smollm2", "prompt": "Hi", "stream": False, "options": GREEDY})
-    settled_tokens(server)
+    told_tokens(server)
     figures = server.get("/hypura/figures").json()
     weights = figures["model"]["weights"]
     assert weights["experts"] == 0 and sum(weights.values()) == figures["statistics"]["model_bytes"]
