@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: FORCE help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
-	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-ollama test-hosts test-python test-llama versions stress-ollama \
+	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-variants test-ollama test-hosts test-python test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -24,10 +24,9 @@ CONFIGURE = $(USE_TOOLS) cmake -S $(or $(SOURCE),build/llama-src) -B $(@D) -G Ni
 BUILD = $(USE_TOOLS) cmake --build build/$@ -j $(JOBS) --target
 PROGRAMS := llama-server llama-cli llama-completion llama-bench llama-perplexity llama-mtmd-cli llama-app ggml-rpc-server
 
-# For which CPUs the packed programs have code, of which they choose the best when they start: names of ggml's variants; none are all.
-CPU_VARIANTS =
-# What the tests pack: the least and the most common one, as each takes a minute or more to compile.
-TEST_VARIANTS := $(if $(filter aarch64 arm64,$(shell uname -m)),armv8.0_1 armv8.2_1,x64 haswell)
+# For which CPUs the packed programs have code, of which they choose the best when they start: "all" that ggml has variants for, or their
+# names. "none": code for any with AVX2 (x86-64 since 2013), which shares its objects with make llama; so the tests pack it.
+CPU_VARIANTS = all
 # Another kind of machine to pack for: make dist TARGET=aarch64 (Debian: g++-aarch64-linux-gnu; rustup target add aarch64-unknown-linux-gnu).
 TARGET =
 ifdef TARGET
@@ -92,15 +91,17 @@ build/llama/build.ninja:
 build/llama-off/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=OFF
 	@touch $@
-# For other machines: code for each kind of CPU, and no library that one may lack.
+# For other machines: not this CPU's code alone, and no library that one may lack.
+HAS_VARIANTS = $(if $(filter-out none,$(CPU_VARIANTS)),ON,OFF)
 $(DIST)/build.ninja: $(DIST)/variants
 	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_RPC=ON -DGGML_RPC_RDMA=OFF -DGGML_NATIVE=OFF -DLLAMA_OPENSSL=OFF $(CROSS) \
-		-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON '-DGGML_CPU_VARIANTS=$(subst $(space),;,$(strip $(CPU_VARIANTS)))'
+		-DGGML_BACKEND_DL=$(HAS_VARIANTS) -DGGML_CPU_ALL_VARIANTS=$(HAS_VARIANTS) \
+		'-DGGML_CPU_VARIANTS=$(subst $(space),;,$(strip $(filter-out all none,$(CPU_VARIANTS))))'
 	@touch $@
 # Whatever was built for others would be packed as well.
 $(DIST)/variants: FORCE
 	@mkdir -p $(@D)
-	@echo '$(strip $(CPU_VARIANTS))' | cmp -s - $@ || { rm -f $(@D)/bin/libggml-cpu-*; echo '$(strip $(CPU_VARIANTS))' > $@; }
+	@echo '$(strip $(CPU_VARIANTS))' | cmp -s - $@ || { rm -rf $(@D)/bin; echo '$(strip $(CPU_VARIANTS))' > $@; }
 FORCE:
 build/llama-tests/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON -DLLAMA_BUILD_TESTS=ON
@@ -172,7 +173,7 @@ PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off llama
 test: ## all tests, with the time of each phase
 	@times=; for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); status=0; \
-		$(MAKE) --no-print-directory $$phase CPU_VARIANTS='$(TEST_VARIANTS)' || status=$$?; \
+		$(MAKE) --no-print-directory $$phase CPU_VARIANTS=none || status=$$?; \
 		times="$$times$$(printf '  %-12s %5d s' $$phase $$(($$(date +%s) - start)))\n"; \
 		if [ $$status -ne 0 ]; then printf "== failed in $$phase\n$$times"; exit $$status; fi; \
 	done; printf "== all phases passed\n$$times"
@@ -224,9 +225,13 @@ test-miri: $(TOOLS) ## the queue of reads and the slots under miri, which finds 
 	$(USE_TOOLS) MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=build/miri \
 		cargo +nightly miri test --locked --lib -- io::engine::queue cache::pool
 
-test-install: CPU_VARIANTS = $(TEST_VARIANTS)
+test-install: CPU_VARIANTS = none
 test-install: llama-dist llama-stock backend cli models ## what is installed and packed, hosts in C and C++, the reference
-	$(USE_TOOLS) HYPURA_TEST_VARIANTS='$(CPU_VARIANTS)' python3 -m pytest -ra tests/install
+	$(USE_TOOLS) python3 -m pytest -ra tests/install
+
+# Not among the other tests: hardly an object is shared with other builds.
+test-variants: models ## a tarball with code for two kinds of CPU: about 10 minutes
+	$(USE_TOOLS) python3 -m pytest -ra tests/variants
 
 build/node/.stamp: tests/ollama/node/package.json
 	@mkdir -p $(@D) && cp tests/ollama/node/package*.json $(@D)

@@ -27,9 +27,8 @@ llama.cpp with libhypura {version}: runs models that are larger than memory. Not
     bin/llama-server -m huge-model.gguf
     bin/hypura run huge-model.gguf -p 'Why is the sky blue?'
 
-It needs glibc {glibc} or newer, libstdc++ and libgomp (on Debian and Ubuntu: apt-get install libstdc++6 libgomp1). Of the CPU's
-code, bin/libggml-cpu-*, it takes the best for the machine that it runs on. The folder can be moved, but programs and
-libraries in bin/ belong together. licenses/ has the terms.
+It needs glibc {glibc} or newer, libstdc++ and libgomp (on Debian and Ubuntu: apt-get install libstdc++6 libgomp1), and {cpu}.
+The folder can be moved, but programs and libraries in bin/ belong together. licenses/ has the terms.
 """
 
 
@@ -52,9 +51,12 @@ def strip(folder: Path, program: str = "strip") -> None:
     subprocess.run([program, "--strip-unneeded", *binaries], check=True)
 
 
-def readme(folder: Path) -> str:
+def readme(folder: Path, machine: str) -> str:
     major, minor = glibc_version([path for path in folder.iterdir() if is_elf(path)])
-    return README.format(version=version(), glibc=f"{major}.{minor}")
+    # Of variants a program takes the best for its machine.
+    has_variants = any(folder.glob("libggml-cpu-*"))
+    cpu = f"any {machine} CPU" if has_variants or machine != "x86_64" else "a CPU with AVX2"
+    return README.format(version=version(), glibc=f"{major}.{minor}", cpu=cpu)
 
 
 def put_together(folder: Path, built: Built | None = None) -> None:
@@ -62,7 +64,7 @@ def put_together(folder: Path, built: Built | None = None) -> None:
     shutil.copytree(built.programs, folder / "bin", symlinks=True)
     shutil.copy2(built.command, folder / "bin")
     strip(folder / "bin", built.strip)
-    (folder / "README").write_text(readme(folder / "bin"))
+    (folder / "README").write_text(readme(folder / "bin", built.machine))
 
     licences = folder / "licenses"
     shutil.copytree(LLAMA_SOURCE / "licenses", licences / "llama.cpp")

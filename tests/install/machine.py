@@ -10,8 +10,6 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODELS = Path(os.environ.get("HYPURA_TEST_MODELS", REPOSITORY / "build" / "models")).absolute()
 LLAMA_BUILD = REPOSITORY / "build" / "llama-dist"
-# For which CPUs it has code; of all kinds would take long to compile.
-VARIANTS = os.environ.get("HYPURA_TEST_VARIANTS", "x64 haswell").split()
 TIMEOUT_SECONDS = 300
 
 

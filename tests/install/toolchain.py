@@ -62,6 +62,5 @@ class Toolchain:
     def run(self, program: Path, *arguments, settings: dict[str, str] | None = None, status: int = 0) -> str:
         """What the program prints; a leak or another error that sanitizers or valgrind find is a failure."""
         through = VALGRIND if self.kind == "valgrind" else []
-        # llama.cpp's backends are looked for beside the program, and in the current directory.
-        finished = run([*through, program, *arguments], settings, status, cwd=self.prefix.path / "bin")
+        finished = run([*through, program, *arguments], settings, status)
         return finished.stderr if status else finished.stdout
