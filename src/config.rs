@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::persist;
+use crate::persist::Store;
 
 /// When to stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,8 +137,8 @@ pub struct Config {
     pub log: LogLevel,
     /// `HYPURA_CACHE`: where facts are kept between runs.
     pub cache: CacheSetting,
-    /// Where that is; `None`: nowhere. Lists of settings leave it unset until [`Config::with_cache_directory`].
-    pub cache_directory: Option<PathBuf>,
+    /// What keeps them there. In lists of settings it is nowhere until [`Config::with_store`].
+    pub store: Store,
 }
 
 /// The variables that are settings.
@@ -178,7 +178,7 @@ impl Config {
             };
             variables.push((name.to_owned(), value.to_owned()));
         }
-        Ok(Self::from_variables(variables)?.with_cache_directory())
+        Ok(Self::from_variables(variables)?.with_store())
     }
 
     /// The settings in a list of names and values, in which names of other programs are ignored and an empty value
@@ -214,14 +214,14 @@ impl Config {
         Ok(config)
     }
 
-    /// With the directory that the setting names.
-    pub fn with_cache_directory(self) -> Self {
-        let cache_directory = match &self.cache {
-            CacheSetting::User => persist::user_cache_directory(),
-            CacheSetting::Off => None,
-            CacheSetting::Directory(directory) => Some(directory.clone()),
+    /// With the store that the setting names.
+    pub fn with_store(self) -> Self {
+        let store = match &self.cache {
+            CacheSetting::User => Store::of_user(),
+            CacheSetting::Off => Store::NOWHERE,
+            CacheSetting::Directory(directory) => Store::at(directory),
         };
-        Self { cache_directory, ..self }
+        Self { store, ..self }
     }
 
     /// The names that look like settings but are not, in their order: what [`Config::from_variables`] would refuse.

@@ -10,20 +10,64 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-/// The directory for this process's cached facts, as `HYPURA_CACHE` says: that directory, none for `off`, else the user's.
-pub fn cache_directory() -> Option<PathBuf> {
-    match std::env::var_os("HYPURA_CACHE").filter(|value| !value.is_empty()) {
-        Some(off) if off.eq_ignore_ascii_case("off") => None,
-        Some(directory) => Some(PathBuf::from(directory)),
-        None => user_cache_directory(),
+/// The one place where everything is kept between runs, as `HYPURA_CACHE` says, or none. The settings have it
+/// ([`crate::config::Config::store`]) and give it to all that keep something: what a drive can do (`io/tune/store.rs`), what memory and
+/// kernels can (`forecast/bandwidth.rs`, `kernels.rs`), what a run taught (`forecast/learned.rs`), and which experts a model uses
+/// (`predict/usage_profile/store.rs`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Store {
+    directory: Option<PathBuf>,
+}
+
+impl Store {
+    /// Nothing is kept, and nothing is known.
+    pub const NOWHERE: Self = Self { directory: None };
+
+    /// In a directory, which need not exist.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: Some(directory.into()) }
+    }
+
+    /// In the directory for the user's cached facts, if the environment names one.
+    pub fn of_user() -> Self {
+        Self { directory: user_cache_directory() }
+    }
+
+    /// The directory, for what is no list of facts.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    /// The facts in a file, by their keys; none while there is no file, or no good one.
+    pub fn facts(&self, name: &str) -> Map<String, Value> {
+        let Some(directory) = &self.directory else { return Map::new() };
+        let path = directory.join(name);
+        let is_there = path.exists();
+        match read_bytes(&path).and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            Some(Value::Object(facts)) => return facts,
+            _ if is_there => tracing::info!("{} is not what was written there and is ignored", path.display()),
+            _ => {}
+        }
+        Map::new()
+    }
+
+    /// Changes the facts in a file. Readers see the old or the new ones, never a mixture.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Map<String, Value>)) {
+        let Some(directory) = &self.directory else { return };
+        let mut facts = self.facts(name);
+        change(&mut facts);
+        let text = Value::Object(facts).to_string();
+        if let Err(error) = create_directory(directory).and_then(|()| replace(&directory.join(name), text)) {
+            tracing::debug!("cannot keep {name} in {}: {error}", directory.display());
+        }
     }
 }
 
 /// The directory for a user's cached facts, if the environment names one: `$XDG_CACHE_HOME/hypura`, or
 /// `~/.cache/hypura`.
-pub fn user_cache_directory() -> Option<PathBuf> {
+fn user_cache_directory() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(base.join("hypura"))
@@ -31,11 +75,6 @@ pub fn user_cache_directory() -> Option<PathBuf> {
 
 /// More than any of these files has. One that is larger was not written by us.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-
-/// The contents of a file in a directory; `None` unless it is there and well-formed.
-pub fn read(directory: &Path, name: &str) -> Option<Value> {
-    serde_json::from_slice(&read_bytes(&directory.join(name))?).ok()
-}
 
 /// The bytes of a file that may be anybody's: a regular one of a size that we could have written, or `None`.
 pub fn read_bytes(path: &Path) -> Option<Vec<u8>> {
@@ -46,14 +85,6 @@ pub fn read_bytes(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     Some(bytes)
-}
-
-/// Replaces a file in a directory. Readers see the old or the new contents, never a mixture.
-pub fn write(directory: &Path, name: &str, value: &Value) {
-    let written = create_directory(directory).and_then(|()| replace(&directory.join(name), value.to_string()));
-    if let Err(error) = written {
-        tracing::debug!("cannot keep {name} in {}: {error}", directory.display());
-    }
 }
 
 /// Makes a directory, and those above it, for this user alone, unless it is there.
@@ -171,8 +202,7 @@ mod tests {
         drop(held);
         assert!(NameLock::take(&directory, "name").is_some());
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "nothing is left behind");
-        write(&directory, "facts.json", &json!({}));
-        assert_eq!(read(&directory, "facts.json"), Some(json!({})));
+        Store::at(&directory).change("facts.json", |_| {});
         File::create(directory.join("large")).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
         assert_eq!(read_bytes(&directory.join("large")), None, "it is not one of ours");
         assert_eq!(read_bytes(&directory), None, "nor is a directory");
@@ -185,12 +215,25 @@ mod tests {
     #[test]
     fn what_was_written_is_read_and_rubbish_is_unknown() {
         let directory = std::env::temp_dir().join(format!("hypura-persist-{}", std::process::id()));
-        assert_eq!(read(&directory, "facts.json"), None);
-        write(&directory, "facts.json", &json!({"speed": 1}));
-        write(&directory, "facts.json", &json!({"speed": 2}));
-        assert_eq!(read(&directory, "facts.json"), Some(json!({"speed": 2})));
-        std::fs::write(directory.join("facts.json"), "{").unwrap();
-        assert_eq!(read(&directory, "facts.json"), None);
+        let store = Store::at(&directory);
+        let facts = || Value::Object(store.facts("facts.json"));
+        let set = |key: &str, value: u64| {
+            store.change("facts.json", |facts| {
+                facts.insert(key.to_owned(), json!(value));
+            });
+        };
+        assert_eq!(facts(), json!({}));
+        set("speed", 1);
+        set("speed", 2);
+        set("depth", 3);
+        assert_eq!(facts(), json!({"speed": 2, "depth": 3}));
+        for rubbish in ["{", "[1]"] {
+            std::fs::write(directory.join("facts.json"), rubbish).unwrap();
+            assert_eq!(facts(), json!({}), "{rubbish}");
+        }
+        set("speed", 4);
+        assert_eq!(facts(), json!({"speed": 4}));
+        Store::NOWHERE.change("facts.json", |_| panic!("nothing is kept"));
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1, "no drafts are left");
         std::fs::remove_dir_all(directory).unwrap();
     }

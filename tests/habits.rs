@@ -9,8 +9,9 @@ use std::time::Duration;
 use common::{Model, ModelWriter, Q4_K, Random, TestDirectory, number, stats, within};
 use hypura::config::Config;
 use hypura::index::{ExpertId, ExpertLayer};
+use hypura::persist::Store;
 use hypura::plan::Place;
-use hypura::predict::{Store, UsageProfile};
+use hypura::predict::{ProfileFile, UsageProfile};
 use hypura::stream::Session;
 
 const LAYERS: usize = 4;
@@ -37,7 +38,7 @@ fn session(model: &Model, directory: &Path, slots: u64, settings: &[(&str, &str)
     // Buffered reads need no widening, so that a block takes one page.
     let fixed = [("HYPURA_RAM", &*ram_bytes), ("HYPURA_DIRECT", "off")];
     let config = model.config(&[&fixed, settings].concat()).unwrap();
-    let config = Config { cache_directory: Some(directory.to_owned()), ..config };
+    let config = Config { store: Store::at(directory), ..config };
     Session::plan(&model.gguf, &config, |_| Place::Ram).unwrap().expect("it is told to stream")
 }
 
@@ -162,7 +163,7 @@ fn what_is_stored_is_what_was_used() {
         run(&model, &first, &tokens);
         drop(first);
         let mut usage_profile = UsageProfile::new(&[0, 1, 2, 3], EXPERTS);
-        Store::new(directory.path().to_owned(), model.gguf.fingerprint()).load(&mut usage_profile);
+        ProfileFile::new(directory.path(), model.gguf.fingerprint()).load(&mut usage_profile);
         for layer in 0..LAYERS {
             for expert in 0..EXPERTS {
                 let uses = tokens.iter().filter(|token| token[layer].contains(&(expert as i32))).count();
@@ -208,7 +209,7 @@ fn another_model_and_rubbish_change_nothing() {
         let other = common::expert_model(TestDirectory::new(), 101, 1);
         run(&model, &session(&model, directory.path(), SLOTS, &[]), &routing(4, 20));
         let config = other.config(&[("HYPURA_RAM", "64M")]).unwrap();
-        let config = Config { cache_directory: Some(directory.path().to_owned()), ..config };
+        let config = Config { store: Store::at(directory.path()), ..config };
         let of_other = Session::plan(&other.gguf, &config, |_| Place::Ram).unwrap().unwrap();
         other.sweep(&of_other).unwrap();
         drop(of_other);

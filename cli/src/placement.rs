@@ -70,7 +70,7 @@ impl Placement {
     /// A sentence when the memory is too little, with what would do.
     pub fn find(model: &ModelFile, request: &Request) -> Result<Self, String> {
         let mut profile = hypura::hw::profile(&model.gguf.files()[0].path);
-        measure_memory(&mut profile, config()?.cache_directory.as_deref());
+        measure_memory(&mut profile, &config()?.store);
         let drive = drive::expected_speed(&model.paths())?;
         profile.drive_bytes_per_second = drive.bytes_per_second;
         Self::on(model, profile, drive.read_overhead_seconds, request)
@@ -83,7 +83,7 @@ impl Placement {
     pub fn find_in(directory: &Path, model: &ModelFile, request: &Request) -> Result<Self, String> {
         let place = directory.ancestors().find(|place| place.is_dir()).unwrap_or(Path::new("/"));
         let mut profile = hypura::hw::profile(place);
-        measure_memory(&mut profile, config()?.cache_directory.as_deref());
+        measure_memory(&mut profile, &config()?.store);
         let drive = drive::speed_of_place(place)?;
         profile.drive_bytes_per_second = drive.bytes_per_second;
         Self::on(model, profile, drive.read_overhead_seconds, request)
@@ -200,12 +200,8 @@ fn placed(
     let usual = usual_place(&model.gguf);
     let place = |tensor: usize| if on_gpu[tensor] { Place::Device } else { usual(tensor) };
     let taken: u64 = (0..on_gpu.len()).filter(|&tensor| on_gpu[tensor]).map(|tensor| size(model, tensor)).sum();
-    let machine = Machine {
-        profile,
-        read_overhead_seconds,
-        vram_bytes: request.gpu_bytes - taken,
-        cache_directory: config.cache_directory.as_deref(),
-    };
+    let machine =
+        Machine { profile, read_overhead_seconds, vram_bytes: request.gpu_bytes - taken, store: &config.store };
     // What is asked for is for weights and KV cache, so that what else takes memory comes on top.
     let asked =
         || MemoryReport { available_bytes: for_weights.saturating_add(WORKING_BYTES), ..profile.memory.clone() };

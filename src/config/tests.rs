@@ -26,10 +26,10 @@ fn nothing_set_and_empty_values_are_the_defaults() {
 
 #[test]
 fn what_is_learned_is_kept_where_the_user_says() {
-    let of = |value| config(&[("HYPURA_CACHE", value)]).map(|config| config.with_cache_directory().cache_directory);
-    assert_eq!(of("Off").unwrap(), None);
-    assert_eq!(of("/a/b").unwrap(), Some(PathBuf::from("/a/b")));
-    assert_eq!(of("").unwrap(), persist::user_cache_directory());
+    let of = |value| config(&[("HYPURA_CACHE", value)]).map(|config| config.with_store().store);
+    assert_eq!(of("Off").unwrap(), Store::NOWHERE);
+    assert_eq!(of("/a/b").unwrap(), Store::at("/a/b"));
+    assert_eq!(of("").unwrap(), Store::of_user());
     assert!(of("cache").unwrap_err().message().contains("absolute path"));
 }
 
@@ -66,7 +66,7 @@ fn everything_set() {
         verify: true,
         log: LogLevel::Debug,
         cache: CacheSetting::Directory(PathBuf::from("/somewhere/cache")),
-        cache_directory: None,
+        store: Store::NOWHERE,
     };
     assert_eq!(config.unwrap(), expected);
 }

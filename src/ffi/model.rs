@@ -138,7 +138,7 @@ pub(super) unsafe fn config_from(settings: *const *const c_char) -> Result<Confi
         })?;
         variables.push((name.to_owned(), value.to_owned()));
     }
-    Ok(Config::from_variables(variables)?.with_cache_directory())
+    Ok(Config::from_variables(variables)?.with_store())
 }
 
 /// Frees a model. Its fetches keep what they need and may be freed later.

@@ -1,14 +1,13 @@
 //! How fast the cores read memory, measured: computing a token is, for the most part, reading every weight once.
 
 use std::hint::black_box;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::hw::Profile;
-use crate::persist;
+use crate::persist::Store;
 
 /// How long memory is read.
 const SWEEP_TIME: Duration = Duration::from_millis(30);
@@ -27,21 +26,21 @@ const FILE: &str = "machine.json";
 /// Of the available memory, a measurement takes no more than one part in so many.
 const SHARE: u64 = 4;
 
-/// Looks up in a directory how fast the cores of a machine read memory, or measures it, which takes about 50 ms once per machine. `None` where there is
+/// Looks up how fast the cores of a machine read memory, or measures it, which takes about 50 ms once per machine. `None` where there is
 /// not enough memory to measure it.
-pub fn measure_memory(profile: &mut Profile, directory: Option<&Path>) -> Option<f64> {
+pub fn measure_memory(profile: &mut Profile, store: &Store) -> Option<f64> {
     if profile.memory_bytes_per_second.is_none() {
         profile.memory_bytes_per_second =
-            memory_bandwidth(directory, &profile.machine(), profile.cores.parallel(), profile.memory.available_bytes);
+            memory_bandwidth(store, &profile.machine(), profile.cores.parallel(), profile.memory.available_bytes);
     }
     profile.memory_bytes_per_second
 }
 
 /// What is remembered of a machine, else what a measurement of about 50 ms finds, in bytes per second. `machine` tells it
 /// from others that share the cache directory. `None` when so little memory is available that a measurement could do harm.
-pub fn memory_bandwidth(directory: Option<&Path>, machine: &str, threads: usize, available_bytes: u64) -> Option<f64> {
+pub fn memory_bandwidth(store: &Store, machine: &str, threads: usize, available_bytes: u64) -> Option<f64> {
     let affordable = SWEEP_BYTES as u64 * SHARE <= available_bytes;
-    remembered(directory, machine, threads, || if affordable { measure_memory_bandwidth(threads) } else { None })
+    remembered(store, machine, threads, || if affordable { measure_memory_bandwidth(threads) } else { None })
 }
 
 /// What a measurement finds now, which takes about 50 ms, in bytes per second; `None` where the system refuses the memory or the
@@ -50,26 +49,19 @@ pub fn measure_memory_bandwidth(threads: usize) -> Option<f64> {
     sweep(threads, SWEEP_BYTES)
 }
 
-fn remembered(
-    directory: Option<&Path>,
-    machine: &str,
-    threads: usize,
-    measure: impl FnOnce() -> Option<f64>,
-) -> Option<f64> {
+fn remembered(store: &Store, machine: &str, threads: usize, measure: impl FnOnce() -> Option<f64>) -> Option<f64> {
     let key = format!("{machine}, {threads} threads");
-    let mut stored = match directory.and_then(|directory| persist::read(directory, FILE)) {
-        Some(Value::Object(stored)) => stored,
-        _ => Map::new(),
-    };
+    let stored = store.facts(FILE);
     let sane = |bytes_per_second: &f64| bytes_per_second.is_finite() && (1e8..1e14).contains(bytes_per_second);
     let known = stored.get(&key).and_then(|entry| entry["memory_bytes_per_second"].as_f64()).filter(sane);
     if let Some(bytes_per_second) = known {
         return Some(bytes_per_second);
     }
     let bytes_per_second = measure()?;
-    if let Some(directory) = directory.filter(|_| sane(&bytes_per_second)) {
-        stored.insert(key, json!({"memory_bytes_per_second": bytes_per_second}));
-        persist::write(directory, FILE, &Value::Object(stored));
+    if sane(&bytes_per_second) {
+        store.change(FILE, |stored| {
+            stored.insert(key, json!({"memory_bytes_per_second": bytes_per_second}));
+        });
     }
     Some(bytes_per_second)
 }
@@ -127,21 +119,21 @@ mod tests {
     #[test]
     fn a_bandwidth_is_measured_once_and_rubbish_is_measured_again() {
         let directory = TestDirectory::new();
-        let place = Some(directory.path());
+        let store = Store::at(directory.path());
         let never = || -> Option<f64> { panic!("it is known") };
-        assert_eq!(remembered(place, "a", 2, || Some(5e9)), Some(5e9));
-        assert_eq!(remembered(place, "a", 2, never), Some(5e9));
-        assert_eq!(remembered(place, "a", 4, || Some(7e9)), Some(7e9));
-        assert_eq!(remembered(place, "b", 2, || Some(9e9)), Some(9e9));
-        assert_eq!(remembered(place, "a", 2, never), Some(5e9));
+        assert_eq!(remembered(&store, "a", 2, || Some(5e9)), Some(5e9));
+        assert_eq!(remembered(&store, "a", 2, never), Some(5e9));
+        assert_eq!(remembered(&store, "a", 4, || Some(7e9)), Some(7e9));
+        assert_eq!(remembered(&store, "b", 2, || Some(9e9)), Some(9e9));
+        assert_eq!(remembered(&store, "a", 2, never), Some(5e9));
         for rubbish in [r#"{"a, 2 threads": {"memory_bytes_per_second": -5}}"#, "[]", "{"] {
             directory.write("machine.json", rubbish);
-            assert_eq!(remembered(place, "a", 2, || Some(6e9)), Some(6e9), "{rubbish}");
+            assert_eq!(remembered(&store, "a", 2, || Some(6e9)), Some(6e9), "{rubbish}");
         }
-        assert_eq!(remembered(None, "a", 2, || Some(8e9)), Some(8e9));
+        assert_eq!(remembered(&Store::NOWHERE, "a", 2, || Some(8e9)), Some(8e9));
         // Nothing is measured or kept where memory is too short for it.
-        assert_eq!(remembered(place, "c", 2, || None), None);
-        assert_eq!(remembered(place, "c", 2, || Some(8e9)), Some(8e9));
+        assert_eq!(remembered(&store, "c", 2, || None), None);
+        assert_eq!(remembered(&store, "c", 2, || Some(8e9)), Some(8e9));
     }
 
     #[test]

@@ -2,16 +2,15 @@
 //! unpacking takes longer than reading memory does, and types differ by a factor of three.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::persist;
+use crate::persist::Store;
 
 /// Bytes per second by number of threads and ggml type, kept between runs.
 #[derive(Debug)]
 pub struct Kernels {
-    directory: Option<PathBuf>,
+    store: Store,
     machine: String,
     /// Numbers of threads whose kept speeds were looked up.
     looked_up: BTreeSet<usize>,
@@ -26,9 +25,9 @@ const FILE: &str = "kernels.json";
 const SHARE: u64 = 4;
 
 impl Kernels {
-    /// What is known in a directory of a machine, named as for [`super::memory_bandwidth`].
-    pub fn kept_in(directory: Option<PathBuf>, machine: String) -> Self {
-        Self { directory, machine, looked_up: BTreeSet::new(), threads: 0, speeds: BTreeMap::new() }
+    /// What is known of a machine, named as for [`super::memory_bandwidth`].
+    pub fn kept_in(store: Store, machine: String) -> Self {
+        Self { store, machine, looked_up: BTreeSet::new(), threads: 0, speeds: BTreeMap::new() }
     }
 
     /// The first of some types whose speed with so many threads is not known. `None` as well when the measurement, which needs
@@ -49,14 +48,16 @@ impl Kernels {
     pub fn set(&mut self, kind: u32, threads: usize, bytes_per_second: f64) {
         self.look_up(threads);
         self.speeds.insert((threads, kind), bytes_per_second);
-        let Some(directory) = self.directory.as_deref().filter(|_| is_sane(bytes_per_second)) else { return };
-        let mut stored = stored(directory);
-        let entry = stored.entry(self.key(threads)).or_insert_with(|| json!({}));
-        if !entry.is_object() {
-            *entry = json!({});
+        if !is_sane(bytes_per_second) {
+            return;
         }
-        entry[kind.to_string()] = json!(bytes_per_second);
-        persist::write(directory, FILE, &Value::Object(stored));
+        self.store.change(FILE, |stored| {
+            let entry = stored.entry(self.key(threads)).or_insert_with(|| json!({}));
+            if !entry.is_object() {
+                *entry = json!({});
+            }
+            entry[kind.to_string()] = json!(bytes_per_second);
+        });
     }
 
     /// The speeds that are known for the number of threads that was asked about last.
@@ -71,7 +72,7 @@ impl Kernels {
         if !self.looked_up.insert(threads) {
             return;
         }
-        let stored = self.directory.as_deref().map(stored).unwrap_or_default();
+        let stored = self.store.facts(FILE);
         let entry = stored.get(&self.key(threads)).and_then(Value::as_object);
         let parse = |(kind, speed): (&String, &Value)| Some(((threads, kind.parse().ok()?), speed.as_f64()?));
         self.speeds.extend(entry.into_iter().flatten().filter_map(parse).filter(|(_, speed)| is_sane(*speed)));
@@ -79,13 +80,6 @@ impl Kernels {
 
     fn key(&self, threads: usize) -> String {
         format!("{}, {threads} threads", self.machine)
-    }
-}
-
-fn stored(directory: &Path) -> Map<String, Value> {
-    match persist::read(directory, FILE) {
-        Some(Value::Object(stored)) => stored,
-        _ => Map::new(),
     }
 }
 
@@ -101,7 +95,7 @@ mod tests {
     #[test]
     fn every_type_is_measured_once_per_machine_and_number_of_threads() {
         let directory = TestDirectory::new();
-        let new = |machine: &str| Kernels::kept_in(Some(directory.path().to_owned()), machine.to_owned());
+        let new = |machine: &str| Kernels::kept_in(Store::at(directory.path()), machine.to_owned());
         let mut kernels = new("a");
         assert_eq!(kernels.next_unmeasured(&[8, 12], 2, 100, 400), Some(8));
         assert_eq!(kernels.next_unmeasured(&[8, 12], 2, 100, 399), None, "memory is short");
@@ -124,7 +118,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_not_asked_again_nor_used_nor_kept() {
         let directory = TestDirectory::new();
-        let new = || Kernels::kept_in(Some(directory.path().to_owned()), "a".to_owned());
+        let new = || Kernels::kept_in(Store::at(directory.path()), "a".to_owned());
         for speed in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let mut kernels = new();
             kernels.set(8, 2, speed);

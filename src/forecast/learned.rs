@@ -6,13 +6,11 @@
 //! them and not only its prediction. A last one corrects what is then still wrong with the seconds of a token: how well
 //! computing and reading overlap.
 
-use std::path::Path;
-
 use serde_json::{Map, Value, json};
 
 use super::problem::{Item, Problem, Residency, Usage};
 use super::simulate::{Prediction, simulate};
-use crate::persist;
+use crate::persist::Store;
 
 /// Correction factors.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,12 +66,8 @@ const ENTRIES_MAX: usize = 64;
 impl Learned {
     /// What is remembered of a model, by a fingerprint of its content, on a machine, named without its host name: its
     /// processor, cores and drive. Nothing is remembered of others.
-    pub fn recall(directory: Option<&Path>, model: &str, machine: &str) -> Self {
-        directory.map_or_else(Self::default, |directory| Self::recall_in(directory, model, machine))
-    }
-
-    fn recall_in(directory: &Path, model: &str, machine: &str) -> Self {
-        let entries = entries(directory);
+    pub fn recall(store: &Store, model: &str, machine: &str) -> Self {
+        let entries = store.facts(FILE);
         let Some(entry) = entries.get(&key(model, machine)) else { return Self::default() };
         Self::parse(entry).unwrap_or_else(|| {
             tracing::info!("what {FILE} says of this model makes no sense and is ignored");
@@ -94,18 +88,15 @@ impl Learned {
     }
 
     /// Stores what is now known.
-    pub fn remember(&self, directory: Option<&Path>, model: &str, machine: &str) {
-        if let Some(directory) = directory {
-            self.remember_in(directory, model, machine);
-        }
+    pub fn remember(&self, store: &Store, model: &str, machine: &str) {
+        store.change(FILE, |entries| self.put_among(entries, key(model, machine)));
     }
 
-    fn remember_in(&self, directory: &Path, model: &str, machine: &str) {
-        let mut entries = entries(directory);
+    fn put_among(&self, entries: &mut Map<String, Value>, key: String) {
         let latest = entries.values().filter_map(|entry| entry["order"].as_u64()).max().unwrap_or(0);
         let mut entry = self.to_json();
         entry["order"] = json!(latest.saturating_add(1));
-        entries.insert(key(model, machine), entry);
+        entries.insert(key, entry);
         while entries.len() > ENTRIES_MAX {
             let age = |entry: &Value| entry["order"].as_u64().unwrap_or(0);
             let Some(oldest) = entries.iter().min_by_key(|(_, entry)| age(entry)).map(|(key, _)| key.clone()) else {
@@ -113,7 +104,6 @@ impl Learned {
             };
             entries.remove(&oldest);
         }
-        persist::write(directory, FILE, &Value::Object(entries));
     }
 
     /// As JSON.
@@ -192,21 +182,6 @@ impl Learned {
         blend(&mut learned.overlap, seconds_per_token, predicted.seconds_per_token);
         learned.runs = self.runs.saturating_add(1);
         Some(learned)
-    }
-}
-
-fn entries(directory: &Path) -> Map<String, Value> {
-    match persist::read(directory, FILE) {
-        Some(Value::Object(entries)) => entries,
-        Some(_) => {
-            tracing::info!("{FILE} in {} is not what was written there and is ignored", directory.display());
-            Map::new()
-        }
-        None if directory.join(FILE).exists() => {
-            tracing::info!("{FILE} in {} cannot be read and is ignored", directory.display());
-            Map::new()
-        }
-        None => Map::new(),
     }
 }
 
@@ -334,13 +309,13 @@ mod tests {
     #[test]
     fn models_and_machines_are_kept_apart_and_rubbish_is_ignored() {
         let directory = TestDirectory::new();
-        let place = directory.path();
+        let store = Store::at(directory.path());
         let learned = Learned { compute: 2.0, drive: 0.5, misses: 1.5, overlap: 1.1, runs: 3 };
-        assert_eq!(Learned::recall_in(place, "model", "machine"), Learned::default());
-        learned.remember_in(place, "model", "machine");
-        assert_eq!(Learned::recall_in(place, "model", "machine"), learned);
-        assert_eq!(Learned::recall_in(place, "model", "other"), Learned::default());
-        assert_eq!(Learned::recall_in(place, "other", "machine"), Learned::default());
+        assert_eq!(Learned::recall(&store, "model", "machine"), Learned::default());
+        learned.remember(&store, "model", "machine");
+        assert_eq!(Learned::recall(&store, "model", "machine"), learned);
+        assert_eq!(Learned::recall(&store, "model", "other"), Learned::default());
+        assert_eq!(Learned::recall(&store, "other", "machine"), Learned::default());
         for rubbish in [
             "{",
             "[1]",
@@ -350,20 +325,21 @@ mod tests {
             r#"{"model on machine": {"compute": 1, "drive": 1, "misses": 1, "overlap": 1, "runs": -4}}"#,
         ] {
             directory.write(FILE, rubbish);
-            assert_eq!(Learned::recall_in(place, "model", "machine"), Learned::default(), "{rubbish}");
-            learned.remember_in(place, "model", "machine");
-            assert_eq!(Learned::recall_in(place, "model", "machine"), learned, "{rubbish}");
+            assert_eq!(Learned::recall(&store, "model", "machine"), Learned::default(), "{rubbish}");
+            learned.remember(&store, "model", "machine");
+            assert_eq!(Learned::recall(&store, "model", "machine"), learned, "{rubbish}");
         }
     }
 
     #[test]
     fn the_longest_unused_are_forgotten() {
         let directory = TestDirectory::new();
+        let store = Store::at(directory.path());
         let learned = Learned { runs: 1, ..Learned::default() };
         for number in 0..ENTRIES_MAX + 5 {
-            learned.remember_in(directory.path(), &format!("model {number}"), "machine");
+            learned.remember(&store, &format!("model {number}"), "machine");
         }
-        let known = |number: usize| Learned::recall_in(directory.path(), &format!("model {number}"), "machine").runs;
+        let known = |number: usize| Learned::recall(&store, &format!("model {number}"), "machine").runs;
         assert_eq!((known(4), known(5), known(ENTRIES_MAX + 4)), (0, 1, 1));
     }
 }

@@ -8,4 +8,4 @@ mod usage_profile;
 pub use confidence::Confidence;
 pub use lookahead::{Lookahead, Sight, Successor, Visit};
 pub use trial::Trial;
-pub use usage_profile::{Predicted, Recent, Store, UsageProfile};
+pub use usage_profile::{Predicted, ProfileFile, Recent, UsageProfile};

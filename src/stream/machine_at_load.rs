@@ -1,7 +1,7 @@
 //! The machine that a model is loaded on, and the task of placing the model there.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use parking_lot::Mutex;
 
@@ -10,6 +10,7 @@ use crate::forecast::{Kernels, measure_memory};
 use crate::gguf::{Gguf, layer_of};
 use crate::hw::{self, GpuSpeed, Profile, RemoteSpeed};
 use crate::io::Tuning;
+use crate::persist::Store;
 use crate::placement::Task;
 use crate::plan::{Mode, Place, Plan};
 
@@ -19,8 +20,8 @@ use super::tensors::StreamedTensors;
 /// What is known of the machine when a model is loaded, before anything is computed, and where the host keeps the model.
 pub(super) struct MachineAtLoad {
     profile: Profile,
-    /// Where what is learned is kept, if anywhere.
-    pub(super) cache_directory: Option<PathBuf>,
+    /// Where what is learned is kept.
+    pub(super) store: Store,
     /// By tensor: where the host keeps it.
     places: Box<[Place]>,
     /// The tensors that were to be streamed, in order.
@@ -35,28 +36,22 @@ pub(super) struct MachineAtLoad {
 
 impl MachineAtLoad {
     /// Looks at the machine. Measures how fast memory is, once per machine; `tuning` tells how fast the drive is.
-    pub(super) fn of(
-        gguf: &Gguf,
-        place: &dyn Fn(usize) -> Place,
-        plan: &Plan,
-        tuning: &Tuning,
-        cache_directory: Option<&Path>,
-    ) -> Self {
+    pub(super) fn of(gguf: &Gguf, place: &dyn Fn(usize) -> Place, plan: &Plan, tuning: &Tuning, store: &Store) -> Self {
         let path = gguf.files().first().map_or(Path::new("/"), |file| &file.path);
         let mut profile = hw::profile(path);
         profile.drive_bytes_per_second = tuning.bytes_per_second;
         if gguf.model_bytes() >= TOY_BYTES {
-            measure_memory(&mut profile, cache_directory);
+            measure_memory(&mut profile, store);
         }
         for note in &profile.notes {
             tracing::info!("{note}");
         }
         Self {
-            kernels: Mutex::new(Kernels::kept_in(cache_directory.map(Path::to_owned), profile.machine())),
+            kernels: Mutex::new(Kernels::kept_in(store.clone(), profile.machine())),
             gpu_speed: Mutex::default(),
             remote_speed: Mutex::default(),
             types: main_types(gguf, place),
-            cache_directory: cache_directory.map(Path::to_owned),
+            store: store.clone(),
             profile,
             places: (0..gguf.tensors().len()).map(place).collect(),
             planned: plan.streamed.clone().into(),
@@ -133,7 +128,7 @@ impl MachineAtLoad {
             profile: &self.profile,
             read_overhead_seconds: self.read_overhead_seconds,
             vram_bytes,
-            cache_directory: self.cache_directory.as_deref(),
+            store: &self.store,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::index::PoolId;
 use crate::io::{self, DirectFile, Engine, Sink};
 use crate::memory::{self, Admission, Membership, Tenant};
 use crate::plan::{SlotClass, in_gigabytes};
-use crate::predict::{Lookahead, Store};
+use crate::predict::{Lookahead, ProfileFile};
 use crate::stats::{Statistics, StatsWriter};
 
 use super::core::Core;
@@ -141,13 +141,13 @@ impl Session {
 
     /// The thread that keeps the model's usage profile, when it has experts and there is a place for them.
     fn keeper(&self, core: &Arc<Core>, engine: &Arc<dyn Engine>) -> Result<Option<ProfileKeeper>> {
-        let Some(directory) = self.config.cache_directory.clone() else { return Ok(None) };
+        let Some(directory) = self.config.store.directory() else { return Ok(None) };
         if core.streamed.expert_layers.is_empty() {
             return Ok(None);
         }
-        let store = Store::new(directory, self.gguf.fingerprint());
+        let file = ProfileFile::new(directory, self.gguf.fingerprint());
         let warms = self.config.prefetch != PrefetchSetting::Off;
-        ProfileKeeper::start(store, warms, core, Arc::clone(&self.files), Arc::clone(engine)).map(Some)
+        ProfileKeeper::start(file, warms, core, Arc::clone(&self.files), Arc::clone(engine)).map(Some)
     }
 
     /// The thread that looks ahead, when there are experts.

@@ -1,6 +1,5 @@
 //! The placement that runs: what is expected of it, and what the next run learns from what it does.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -8,6 +7,7 @@ use serde_json::Value;
 use crate::cache::Pool;
 use crate::forecast::Prediction;
 use crate::gguf::Gguf;
+use crate::persist::Store;
 use crate::placement::Placement;
 
 use super::core::Core;
@@ -21,7 +21,7 @@ pub(super) struct RunningPlacement {
     model: String,
     machine: String,
     is_toy: bool,
-    cache_directory: Option<PathBuf>,
+    store: Store,
     core: Arc<Core>,
 }
 
@@ -33,7 +33,7 @@ impl RunningPlacement {
             profile: machine.profile().to_json(),
             model: gguf.fingerprint().to_owned(),
             is_toy: gguf.model_bytes() < TOY_BYTES,
-            cache_directory: machine.cache_directory.clone(),
+            store: machine.store.clone(),
             core: Arc::clone(core),
         }
     }
@@ -80,7 +80,7 @@ impl RunningPlacement {
             learned.after(problem, residencies, &measured)
         });
         if let Some(learned) = learned {
-            learned.remember(self.cache_directory.as_deref(), &self.model, &self.machine);
+            learned.remember(&self.store, &self.model, &self.machine);
         }
     }
 }

@@ -77,7 +77,7 @@ impl Session {
             None => {}
         }
         check_outputs(config)?;
-        let machine = MachineAtLoad::of(gguf, &place, &plan, &tuning, config.cache_directory.as_deref());
+        let machine = MachineAtLoad::of(gguf, &place, &plan, &tuning, &config.store);
         Ok(Some(Arc::new(Self {
             gguf: Arc::clone(gguf),
             config: config.clone(),

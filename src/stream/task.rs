@@ -10,6 +10,7 @@ use crate::gguf::Gguf;
 use crate::hw::{MemoryReport, Profile};
 use crate::index::StreamedId;
 use crate::io::{Alignment, DirectFile};
+use crate::persist::Store;
 use crate::placement::{Allocation, Placement, Task};
 use crate::plan::{Mode, Place, decide, in_gigabytes, minimum_bytes, tables_claim};
 use crate::predict::UsageProfile;
@@ -30,8 +31,8 @@ pub struct Machine<'a> {
     pub read_overhead_seconds: f64,
     /// Memory of GPUs for copies of experts, in bytes.
     pub vram_bytes: u64,
-    /// Where facts of earlier runs are kept, if anywhere.
-    pub cache_directory: Option<&'a Path>,
+    /// Where facts of earlier runs are kept.
+    pub store: &'a Store,
 }
 
 impl Machine<'_> {
@@ -63,7 +64,7 @@ pub(super) fn task_of(
     let key = machine.key(&problem);
     let learned = match gguf.model_bytes() < TOY_BYTES {
         true => Learned::default(),
-        false => Learned::recall(machine.cache_directory, gguf.fingerprint(), &key),
+        false => Learned::recall(machine.store, gguf.fingerprint(), &key),
     };
     let (layers, expert_count) = (streamed.expert_layer_numbers(), streamed.policy_shape(false).expert_count);
     Task {
@@ -124,7 +125,7 @@ pub fn foresee(
     let taking_part: Vec<usize> = plan.streamed.iter().copied().filter(|&tensor| place(tensor) == Place::Ram).collect();
     let streamed = streamed(gguf, &taking_part, config);
     let key = machine.profile.machine();
-    let speeds = Kernels::kept_in(machine.cache_directory.map(Path::to_owned), key).speeds();
+    let speeds = Kernels::kept_in(machine.store.clone(), key).speeds();
     let profile = Profile { multiply_bytes_per_second: speeds, ..machine.profile.clone() };
     let machine = Machine { profile: &profile, ..machine.clone() };
     let task = task_of(gguf, plan.mode, place, &streamed, config.prefetch != PrefetchSetting::Off, &machine);
@@ -176,8 +177,7 @@ mod tests {
         let mut profile = crate::hw::profile(&model.paths[0]);
         profile.drive_bytes_per_second = tuning.bytes_per_second;
         let read_overhead_seconds = tuning.read_overhead_seconds.unwrap_or(0.0);
-        let cache_directory = config.cache_directory.as_deref();
-        let machine = Machine { profile: &profile, read_overhead_seconds, vram_bytes: 0, cache_directory };
+        let machine = Machine { profile: &profile, read_overhead_seconds, vram_bytes: 0, store: &config.store };
         let predicted = foresee(&model.gguf, place, &config, &profile.memory, u64::MAX, &machine).unwrap();
         let session = model.session(settings).unwrap();
         let tensor = (0..model.gguf.tensors().len())
@@ -216,7 +216,7 @@ mod tests {
         let model = expert_model(TestDirectory::new(), 33, 1);
         let config = model.config(&[]).unwrap();
         let profile = crate::hw::profile(&model.paths[0]);
-        let machine = Machine { profile: &profile, read_overhead_seconds: 0.0, vram_bytes: 0, cache_directory: None };
+        let machine = Machine { profile: &profile, read_overhead_seconds: 0.0, vram_bytes: 0, store: &Store::NOWHERE };
         let least = least_bytes(&model.gguf, place, &config);
         let with = |weight_bytes: u64| {
             let memory = MemoryReport { available_bytes: weight_bytes, ..profile.memory.clone() };

@@ -119,8 +119,8 @@ async fn serve(settings: Settings) -> Result<(), String> {
         parallel: settings.parallel,
         memory_bytes: settings.ram_bytes.unwrap_or_else(|| hypura::hw::profile(&settings.path).memory.available_bytes),
     };
-    let cache = hypura::config::Config::from_environment().map_err(|error| error.to_string())?.cache_directory;
-    let sessions = Sessions::open(cache.as_deref(), settings.kept_prompt_bytes, &settings.arguments);
+    let store = hypura::config::Config::from_environment().map_err(|error| error.to_string())?.store;
+    let sessions = Sessions::open(store.directory(), settings.kept_prompt_bytes, &settings.arguments);
     let directory = sessions.as_ref().map(|sessions| sessions.directory().to_owned());
     let launch = make_launch(settings, stats.clone(), contexts.memory_bytes, directory);
     let loader = Loader::new(launch, contexts, keep_alive, sessions);

@@ -13,7 +13,6 @@ use super::search::Search;
 use crate::config::{DirectSetting, IoSetting};
 use crate::hw;
 use crate::io::EngineKind;
-use crate::persist;
 
 /// What was measured so long ago is measured again: drives wear, fill up and are replaced, and a busy moment may have misled.
 const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -37,7 +36,7 @@ impl Search<'_> {
 
     /// What an earlier run found for this file system.
     pub(super) fn remembered(&self) -> Option<Tuning> {
-        let stored = persist::read(self.config.cache_directory.as_deref()?, FILE)?;
+        let stored = self.config.store.facts(FILE);
         let entry = stored.get(&self.key()?).filter(|entry| is_fresh(entry))?;
         let engine = match entry["engine"].as_str()? {
             "uring" => EngineKind::Uring,
@@ -59,25 +58,20 @@ impl Search<'_> {
     }
 
     pub(super) fn remember(&self, tuning: &Tuning) {
-        let Some((directory, key)) = self.config.cache_directory.as_deref().zip(self.key()) else { return };
-        let mut stored = match persist::read(directory, FILE) {
-            Some(Value::Object(stored)) => stored,
-            _ => serde_json::Map::new(),
-        };
-        stored.retain(|_, entry| is_fresh(entry));
-        stored.insert(
-            key,
-            json!({
-                "engine": tuning.engine.name(),
-                "block_bytes": tuning.block_bytes,
-                "depth": tuning.depth,
-                "direct": tuning.direct,
-                "bytes_per_second": tuning.bytes_per_second,
-                "read_overhead_seconds": tuning.read_overhead_seconds,
-                "measured_at": seconds_since_epoch(),
-            }),
-        );
-        persist::write(directory, FILE, &Value::Object(stored));
+        let Some(key) = self.key() else { return };
+        let entry = json!({
+            "engine": tuning.engine.name(),
+            "block_bytes": tuning.block_bytes,
+            "depth": tuning.depth,
+            "direct": tuning.direct,
+            "bytes_per_second": tuning.bytes_per_second,
+            "read_overhead_seconds": tuning.read_overhead_seconds,
+            "measured_at": seconds_since_epoch(),
+        });
+        self.config.store.change(FILE, |stored| {
+            stored.retain(|_, entry| is_fresh(entry));
+            stored.insert(key, entry);
+        });
     }
 }
 
@@ -106,6 +100,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::gguf::test_directory::TestDirectory;
+    use crate::persist::Store;
 
     #[test]
     fn what_was_measured_is_remembered_for_a_week_and_for_the_same_settings() {
@@ -115,7 +110,7 @@ mod tests {
         let paths = [path];
         let with = |io: &str| {
             let config = Config::from_variables([("HYPURA_IO".to_owned(), io.to_owned())]).unwrap();
-            Config { cache_directory: Some(directory.path().to_owned()), ..config }
+            Config { store: Store::at(directory.path()), ..config }
         };
         let (any, threads) = (with("auto"), with("threads"));
         let search = |config| Search { config, can_be_direct: true, paths: &paths };
@@ -130,17 +125,16 @@ mod tests {
         search(&threads).remember(&found);
         assert_eq!(search(&threads).remembered(), Some(found));
         assert_eq!(search(&any).remembered(), None, "the best of what was allowed is not the best of all");
-        let Some(Value::Object(mut stored)) = persist::read(directory.path(), FILE) else {
-            panic!("nothing is stored")
-        };
-        for entry in stored.values_mut() {
-            entry["measured_at"] = json!(seconds_since_epoch() - REMEMBERED.as_secs() - 60);
-        }
-        persist::write(directory.path(), FILE, &Value::Object(stored));
+        let store = Store::at(directory.path());
+        assert_eq!(store.facts(FILE).len(), 1);
+        store.change(FILE, |stored| {
+            for entry in stored.values_mut() {
+                entry["measured_at"] = json!(seconds_since_epoch() - REMEMBERED.as_secs() - 60);
+            }
+        });
         assert_eq!(search(&threads).remembered(), None);
         search(&any).remember(&found);
         assert_eq!(search(&any).remembered(), Some(found));
-        let Some(Value::Object(stored)) = persist::read(directory.path(), FILE) else { panic!("nothing is stored") };
-        assert_eq!(stored.len(), 1, "what is too old is forgotten");
+        assert_eq!(store.facts(FILE).len(), 1, "what is too old is forgotten");
     }
 }

@@ -15,7 +15,7 @@ mod recent;
 mod store;
 
 pub use recent::Recent;
-pub use store::Store;
+pub use store::ProfileFile;
 
 use typed_index_collections::TiVec;
 

@@ -18,20 +18,20 @@ const FILES_MAX: usize = 64;
 const PREFIX: &str = "habits-";
 const SUFFIX: &str = ".bin";
 
-/// The place of one model's usage profile.
+/// The file of one model's usage profile.
 #[derive(Debug)]
-pub struct Store {
+pub struct ProfileFile {
     directory: PathBuf,
     path: PathBuf,
     /// The hash of the file as we know it.
     seen: Option<u64>,
 }
 
-impl Store {
-    /// The place in a directory, which need not exist, of a model with this fingerprint.
-    pub fn new(directory: PathBuf, fingerprint: &str) -> Self {
+impl ProfileFile {
+    /// The file in a directory, which need not exist, of a model with this fingerprint.
+    pub fn new(directory: &Path, fingerprint: &str) -> Self {
         let path = directory.join(format!("{PREFIX}{fingerprint}{SUFFIX}"));
-        Self { directory, path, seen: None }
+        Self { directory: directory.to_owned(), path, seen: None }
     }
 
     /// Adds what is stored to the usage profile.

@@ -148,10 +148,10 @@ fn without_pairs_uses_are_counted_and_the_store_is_read() {
     let directory = TestDirectory::new();
     let mut with_pairs = new();
     run(&mut with_pairs, &[[[0, 1], [2, 3], [4, 5]]; 10]);
-    Store::new(directory.path().to_owned(), "a").save(with_pairs);
+    ProfileFile::new(directory.path(), "a").save(with_pairs);
     let mut without = new();
     without.leave_pairs_out();
-    Store::new(directory.path().to_owned(), "a").load(&mut without);
+    ProfileFile::new(directory.path(), "a").load(&mut without);
     run(&mut without, &[[[0, 1], [2, 3], [4, 5]]; 10]);
     let mut predicted = Vec::new();
     without.predict_next_layer(ExpertLayer(0), &[ExpertId(0)], &mut predicted);
@@ -208,7 +208,7 @@ fn bytes_give_back_what_was_encoded_and_nothing_when_damaged() {
 
 fn stored(directory: &Path, name: &str) -> UsageProfile {
     let mut usage_profile = new();
-    Store::new(directory.to_owned(), name).load(&mut usage_profile);
+    ProfileFile::new(directory, name).load(&mut usage_profile);
     usage_profile
 }
 
@@ -216,7 +216,7 @@ fn stored(directory: &Path, name: &str) -> UsageProfile {
 fn runs_of_a_model_share_a_file_and_models_do_not() {
     let directory = TestDirectory::new();
     let place = directory.path().join("not-there-yet");
-    let (mut first, mut second) = (Store::new(place.clone(), "a"), Store::new(place.clone(), "a"));
+    let (mut first, mut second) = (ProfileFile::new(&place, "a"), ProfileFile::new(&place, "a"));
     let (mut one, mut other) = (new(), new());
     first.load(&mut one);
     second.load(&mut other);
@@ -230,7 +230,7 @@ fn runs_of_a_model_share_a_file_and_models_do_not() {
     assert!(stored(&place, "b").uses_per_token(ExpertLayer(0), ExpertId(0)).is_none());
 
     // Saved again, with nothing new from others, it stays what it is.
-    let mut third = Store::new(place.clone(), "a");
+    let mut third = ProfileFile::new(&place, "a");
     let mut usage_profile = new();
     third.load(&mut usage_profile);
     for _ in 0..3 {
@@ -244,9 +244,9 @@ fn layers_that_a_run_does_not_stream_are_kept() {
     let directory = TestDirectory::new();
     let mut all = new();
     run(&mut all, &[[[0, 1], [2, 3], [4, 5]]; 10]);
-    Store::new(directory.path().to_owned(), "a").save(all);
+    ProfileFile::new(directory.path(), "a").save(all);
     let mut part = UsageProfile::new(&LAYERS[1..], EXPERTS);
-    let mut store = Store::new(directory.path().to_owned(), "a");
+    let mut store = ProfileFile::new(directory.path(), "a");
     store.load(&mut part);
     assert_eq!(part.layers().count(), 2);
     assert_eq!(part.uses_per_token(ExpertLayer(0), ExpertId(2)), Some(1.0));
@@ -260,7 +260,7 @@ fn rubbish_is_ignored_and_replaced() {
     let path = directory.path().join("habits-a.bin");
     std::fs::write(&path, "rubbish").unwrap();
     let mut usage_profile = new();
-    let mut store = Store::new(directory.path().to_owned(), "a");
+    let mut store = ProfileFile::new(directory.path(), "a");
     store.load(&mut usage_profile);
     assert_eq!(usage_profile, new());
     run(&mut usage_profile, &[[[0, 1]; 3]; 10]);
@@ -278,7 +278,7 @@ fn the_models_used_last_are_remembered() {
         let age = std::time::Duration::from_secs(1000 - number as u64);
         file.set_modified(std::time::SystemTime::now() - age).unwrap();
     }
-    Store::new(directory.path().to_owned(), "new").save(new());
+    ProfileFile::new(directory.path(), "new").save(new());
     assert_eq!((0..100).filter(|&number| path(number).exists()).collect::<Vec<_>>(), (37..100).collect::<Vec<_>>());
     assert!(directory.path().join("habits-new.bin").exists() && directory.path().join("other.json").exists());
 }

@@ -10,7 +10,7 @@ use parking_lot::MutexGuard;
 use crate::error::{Error, ErrorCode, Result};
 use crate::index::BlockId;
 use crate::io::{DirectFile, Engine, Priority};
-use crate::predict::{Store, UsageProfile};
+use crate::predict::{ProfileFile, UsageProfile};
 
 use crate::stream::core::{Core, State};
 
@@ -30,14 +30,14 @@ pub(in crate::stream) struct ProfileKeeper {
 impl ProfileKeeper {
     /// Tells the policies what is stored, and starts the thread; it reads what was hot while there is room, if `warms` is set.
     pub(in crate::stream) fn start(
-        mut store: Store,
+        mut file: ProfileFile,
         warms: bool,
         core: &Arc<Core>,
         files: Arc<[DirectFile]>,
         engine: Arc<dyn Engine>,
     ) -> Result<Self> {
         let usage_profile = &mut *core.usage_profile.lock();
-        store.load(usage_profile);
+        file.load(usage_profile);
         let mut blocks = remember(core, usage_profile);
         if !warms {
             blocks.clear();
@@ -49,9 +49,9 @@ impl ProfileKeeper {
                 warm(&for_thread, &files, &*engine, blocks);
                 drop((files, engine));
                 while sleep_until_store_is_due(&for_thread) {
-                    store_news(&for_thread, &mut store);
+                    store_news(&for_thread, &mut file);
                 }
-                store_news(&for_thread, &mut store);
+                store_news(&for_thread, &mut file);
             })
             .map_err(|error| {
                 Error::new(ErrorCode::Resource, format!("cannot start the thread for the usage profile: {error}"))
@@ -140,7 +140,7 @@ fn sleep_until_store_is_due(core: &Core) -> bool {
 }
 
 /// Stores what was learned since the last time, if anything was.
-fn store_news(core: &Core, store: &mut Store) {
+fn store_news(core: &Core, file: &mut ProfileFile) {
     let mut usage_profile = core.usage_profile.lock();
     if !usage_profile.take_news() {
         return;
@@ -149,5 +149,5 @@ fn store_news(core: &Core, store: &mut Store) {
     drop(usage_profile);
     // Layer by layer, so that no fetch waits for long.
     let layers = layers.map(|layer| core.usage_profile.lock().layer(layer)).collect();
-    store.save(UsageProfile::of_layers(expert_count, layers));
+    file.save(UsageProfile::of_layers(expert_count, layers));
 }
