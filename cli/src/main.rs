@@ -7,6 +7,9 @@ mod curve;
 mod drive;
 mod foreground;
 mod format;
+#[cfg(test)]
+#[path = "../../tests/common/gguf_writer.rs"]
+mod gguf_writer;
 mod hub;
 mod kv_cache;
 mod llama;

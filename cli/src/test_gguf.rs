@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::gguf_writer::GgufWriter;
 use crate::model_file::ModelFile;
 use crate::scratch::Scratch;
 
@@ -84,28 +85,10 @@ impl TestModel {
 }
 
 fn gguf(pairs: &[(&str, Pair)], tensors: &[Tensor]) -> Vec<u8> {
-    const ALIGNMENT: usize = 32;
-    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-    let mut bytes = b"GGUF".to_vec();
-    bytes.extend(3_u32.to_le_bytes());
-    bytes.extend((tensors.len() as u64).to_le_bytes());
-    bytes.extend((pairs.len() as u64).to_le_bytes());
-    for (key, value) in pairs {
-        bytes.extend(text(key));
-        match value {
-            Pair::Number(number) => bytes.extend([4_u32.to_le_bytes(), number.to_le_bytes()].concat()),
-            Pair::Text(value) => bytes.extend([&8_u32.to_le_bytes()[..], &text(value)].concat()),
-        }
-    }
-    let mut offset = 0_u64;
-    for (name, shape) in tensors {
-        bytes.extend(text(name));
-        bytes.extend((shape.len() as u32).to_le_bytes());
-        shape.iter().for_each(|length| bytes.extend(length.to_le_bytes()));
-        bytes.extend(0_u32.to_le_bytes());
-        bytes.extend(offset.to_le_bytes());
-        offset += (shape.iter().product::<u64>() * 4).next_multiple_of(ALIGNMENT as u64);
-    }
-    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT) + offset as usize, 0);
-    bytes
+    const F32: u32 = 0;
+    let with_pairs = pairs.iter().fold(GgufWriter::new(), |writer, &(key, value)| match value {
+        Pair::Number(number) => writer.u32(key, number),
+        Pair::Text(text) => writer.text(key, text),
+    });
+    tensors.iter().fold(with_pairs, |writer, (name, shape)| writer.zeros(name, F32, shape)).bytes()
 }

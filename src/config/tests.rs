@@ -1,7 +1,7 @@
 //! What settings mean, and which are refused.
 
 use super::*;
-use crate::gguf::test_directory::TestDirectory;
+use crate::common::TestDirectory;
 
 fn config(pairs: &[(&str, &str)]) -> Result<Config> {
     Config::from_variables(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))

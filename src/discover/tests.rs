@@ -4,9 +4,9 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use super::*;
+use crate::common::TestDirectory;
+use crate::common::gguf_writer::GgufWriter;
 use crate::error::ErrorCode;
-use crate::gguf::test_directory::TestDirectory;
-use crate::gguf::test_writer::GgufWriter;
 
 const F32: u32 = 0;
 const WANTED: Wanted<'_> = Wanted { name: "blk.0.ffn_up.weight", ggml_type: F32, size_bytes: 64 * 64 * 4 };

@@ -114,7 +114,7 @@ fn reserve(words: usize) -> Option<Vec<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
+    use crate::common::TestDirectory;
 
     #[test]
     fn a_bandwidth_is_measured_once_and_rubbish_is_measured_again() {

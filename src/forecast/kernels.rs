@@ -90,7 +90,7 @@ fn is_sane(bytes_per_second: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
+    use crate::common::TestDirectory;
 
     #[test]
     fn every_type_is_measured_once_per_machine_and_number_of_threads() {

@@ -192,8 +192,8 @@ fn key(model: &str, machine: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::TestDirectory;
     use crate::forecast::{Machine, MissCurve};
-    use crate::gguf::test_directory::TestDirectory;
 
     /// Some experts on the drive, and a dense tensor that stays.
     fn problem() -> (Problem, [Residency; 2]) {

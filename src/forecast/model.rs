@@ -171,9 +171,9 @@ fn position(name: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::TestDirectory;
+    use crate::common::gguf_writer::GgufWriter;
     use crate::forecast::{Residency, simulate};
-    use crate::gguf::test_directory::TestDirectory;
-    use crate::gguf::test_writer::GgufWriter;
     use crate::hw::profile_under;
 
     const F32: u32 = 0;

@@ -18,10 +18,6 @@ mod types;
 mod values;
 
 #[cfg(test)]
-pub(crate) mod test_directory;
-#[cfg(test)]
-pub(crate) mod test_writer;
-#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::test_directory::TestDirectory;
-use super::test_writer::{GgufWriter, encoded_string};
 use super::*;
+use crate::common::TestDirectory;
+use crate::common::gguf_writer::{GgufWriter, encoded_string};
 
 const F32: u32 = 0;
 const Q4_K: u32 = 12;

@@ -80,8 +80,8 @@ fn text(bytes: &[u8]) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::super::test_writer::{GgufWriter, encoded_string};
     use super::*;
+    use crate::common::gguf_writer::{GgufWriter, encoded_string};
 
     fn values(writer: &GgufWriter) -> Result<Map<String, Value>> {
         read(Path::new("x.gguf"), &writer.bytes(), writer.bytes().len() as u64, 3)

@@ -62,7 +62,7 @@ fn data_limit() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
+    use crate::common::TestDirectory;
 
     #[test]
     fn what_is_promised_counts_where_promises_are_kept() {

@@ -1,7 +1,7 @@
 //! Reports from trees that look like `/proc` and `/sys` of machines and containers.
 
 use super::*;
-use crate::gguf::test_directory::TestDirectory;
+use crate::common::TestDirectory;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

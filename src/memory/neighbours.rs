@@ -146,7 +146,7 @@ fn read_record(path: &Path, limited_by: &str) -> Option<Neighbour> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
+    use crate::common::TestDirectory;
 
     fn neighbour(pool_bytes: u64) -> Neighbour {
         let claim = Claim { least: 10, most: 1000 };

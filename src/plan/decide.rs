@@ -121,8 +121,8 @@ pub fn decide(gguf: &Gguf, place: impl Fn(usize) -> Place, config: &Config, memo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
-    use crate::gguf::test_writer::GgufWriter;
+    use crate::common::TestDirectory;
+    use crate::common::gguf_writer::GgufWriter;
 
     /// One layer with every role; `f32` matrices of 4 KiB, experts of 64.
     fn model(directory: &TestDirectory) -> Gguf {

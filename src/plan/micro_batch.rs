@@ -39,8 +39,8 @@ fn bytes_per_token(gguf: &Gguf) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
-    use crate::gguf::test_writer::GgufWriter;
+    use crate::common::TestDirectory;
+    use crate::common::gguf_writer::GgufWriter;
 
     #[test]
     fn memory_decides_between_the_hosts_micro_batch_and_its_batch() {

@@ -34,8 +34,8 @@ pub fn usual_place(gguf: &Gguf) -> impl Fn(usize) -> Place + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
-    use crate::gguf::test_writer::GgufWriter;
+    use crate::common::TestDirectory;
+    use crate::common::gguf_writer::GgufWriter;
 
     fn places(layers: &[u32], drafts: u32) -> Vec<Place> {
         let directory = TestDirectory::new();

@@ -3,6 +3,7 @@
 // Each test file is a program of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub mod gguf_writer;
 pub mod host;
 
 use std::io::Write;
@@ -17,6 +18,8 @@ use hypura::gguf::{GgmlType, Gguf};
 use hypura::index::ExpertId;
 use hypura::plan::Place;
 use hypura::stream::{Block, Fetch, Session};
+
+use gguf_writer::GgufWriter;
 
 /// Numbers of ggml types.
 pub const F32: u32 = 0;
@@ -77,6 +80,14 @@ impl TestDirectory {
 
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Writes a file at a relative path, with the directories that lead to it.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, contents).unwrap();
+        path
     }
 }
 
@@ -141,37 +152,16 @@ impl ModelWriter {
 }
 
 fn file_bytes(tensors: &[Tensor], part: usize, part_count: usize, tensor_count: usize) -> Vec<u8> {
-    const ALIGNMENT: usize = 32;
-    let string = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-    let mut pairs = [string("general.architecture"), 8u32.to_le_bytes().to_vec(), string("llama")].concat();
-    let mut pair_count = 1u64;
+    let mut writer = GgufWriter::new().text("general.architecture", "llama").without_end_padding();
     if part_count > 1 {
         for (key, value) in [("split.no", part), ("split.count", part_count), ("split.tensors.count", tensor_count)] {
-            pairs.extend(string(key));
-            pairs.extend(4u32.to_le_bytes());
-            pairs.extend((value as u32).to_le_bytes());
-            pair_count += 1;
+            writer = writer.u32(key, value as u32);
         }
     }
-    let mut bytes = b"GGUF".to_vec();
-    bytes.extend(3u32.to_le_bytes());
-    bytes.extend((tensors.len() as u64).to_le_bytes());
-    bytes.extend(pair_count.to_le_bytes());
-    bytes.extend(pairs);
-    let mut data = Vec::new();
-    for tensor in tensors {
-        data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
-        bytes.extend(string(&tensor.name));
-        bytes.extend((tensor.shape.len() as u32).to_le_bytes());
-        bytes.extend(tensor.shape.iter().flat_map(|length| length.to_le_bytes()));
-        bytes.extend(tensor.type_id.to_le_bytes());
-        bytes.extend((data.len() as u64).to_le_bytes());
-        data.extend(&tensor.data);
+    for Tensor { name, type_id, shape, data } in tensors {
+        writer = writer.tensor(name, *type_id, shape, data.clone());
     }
-    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
-    // No padding at the end: the last tensor ends where the file ends, in the middle of a direct read's block.
-    bytes.extend(data);
-    bytes
+    writer.bytes()
 }
 
 /// A model on disk whose every byte is known.

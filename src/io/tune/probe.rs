@@ -302,7 +302,7 @@ fn cpu_seconds() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
+    use crate::common::TestDirectory;
     use crate::io::EngineKind;
 
     const TUNING: Tuning = Tuning {

@@ -98,8 +98,8 @@ fn seconds_since_epoch() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::TestDirectory;
     use crate::config::Config;
-    use crate::gguf::test_directory::TestDirectory;
     use crate::persist::Store;
 
     #[test]

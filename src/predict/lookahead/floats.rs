@@ -152,8 +152,8 @@ fn half_to_single(bits: u16) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::test_directory::TestDirectory;
-    use crate::gguf::test_writer::GgufWriter;
+    use crate::common::TestDirectory;
+    use crate::common::gguf_writer::GgufWriter;
 
     #[test]
     fn halves_are_exact() {

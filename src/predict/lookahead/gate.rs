@@ -86,9 +86,9 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::TestDirectory;
+    use crate::common::gguf_writer::GgufWriter;
     use crate::gguf::Gguf;
-    use crate::gguf::test_directory::TestDirectory;
-    use crate::gguf::test_writer::GgufWriter;
 
     #[test]
     fn a_selection_bias_is_found_with_and_without_its_suffix() {

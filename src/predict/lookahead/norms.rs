@@ -106,9 +106,9 @@ pub fn root_mean_square(values: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::TestDirectory;
+    use crate::common::gguf_writer::GgufWriter;
     use crate::gguf::Gguf;
-    use crate::gguf::test_directory::TestDirectory;
-    use crate::gguf::test_writer::GgufWriter;
 
     #[test]
     fn all_vectors_of_the_width_are_norms_with_their_biases() {
