@@ -63,7 +63,7 @@ index_types! {
     WaiterId;
     /// An expert, among those of its layer; 0 of what has none.
     ExpertId;
-    /// A pool of slots, or the class of the blocks that live in it.
+    /// A pool of slots; before there are pools, the class of slots that it will have.
     PoolId;
     /// A slot of a pool.
     SlotNumber;

@@ -41,15 +41,15 @@ pub struct Fetch {
     session: Arc<Session>,
     /// The tensor of the latest demand.
     tensor: StreamedId,
-    /// Demanded, no slot yet; in reverse order.
+    /// Demanded blocks without a slot, the first one last.
     missing: Vec<BlockId>,
-    /// Demanded, in a slot that is ours, not delivered.
+    /// Slots of demanded blocks that are not delivered yet; this fetch is a user of each.
     awaited: Vec<SlotId>,
-    /// Delivered by the latest `next` or `early`.
+    /// Slots of what the latest `next` or `early` delivered.
     held: Vec<SlotId>,
-    /// Delivered before, and not to be given back yet.
+    /// Slots of what was delivered before and is kept until `release`.
     kept: Vec<SlotId>,
-    /// Those of the demand.
+    /// The experts of the latest demand.
     experts: Experts,
     /// What is noted of the pass.
     pass: Pass,
@@ -392,7 +392,7 @@ impl Fetch {
         }
     }
 
-    /// Makes a slot ours. Says whether its block was in RAM through earlier use, not because it was read ahead.
+    /// Makes this fetch a user of a slot. Says whether its block was in RAM through earlier use, not because it was read ahead.
     fn join(&mut self, core: &Core, state: &mut State, id: SlotId, waiter: WaiterId) -> bool {
         let loading = state.slots.pools[id.pool].state(id.slot) == SlotState::Loading;
         let was_prefetched = state.slots.pools[id.pool].join(id.slot, waiter);

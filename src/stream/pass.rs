@@ -20,7 +20,7 @@ use super::speculation::{LOOK_AHEAD_ROWS_MAX, Seen};
 use super::tensors::StreamedTensor;
 use super::trace::Routing;
 
-/// What is to be done about a demand's notes once the lock is released.
+/// What is left to do for a demand's notes once the lock is released.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Notes {
     /// The number of slots that dense weights flow through from now on, if it has changed.
@@ -32,9 +32,9 @@ pub(super) struct Notes {
 /// The pass of a fetch.
 #[derive(Default)]
 pub(super) struct Pass {
-    /// Where we are in it.
+    /// Which use of which tensor it has come to.
     pub(super) walk: Walk,
-    /// What is certain of it.
+    /// Which experts it is certain to use in layers that it has not reached.
     pub(super) certain: Certain,
     /// The tensor of the latest demand.
     tensor: Option<StreamedId>,

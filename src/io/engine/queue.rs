@@ -1,4 +1,4 @@
-//! What is to be read, in which order, and how far every request is.
+//! Which requests wait, in which order parts are cut from them, and how many parts of each are not read yet.
 //!
 //! Invariants:
 //! 1. A request is in the queue of its priority until its last part has been handed out; parts are cut when they are
@@ -54,9 +54,10 @@ impl Waiting {
     }
 }
 
-/// How far the request with a token is. One request per token is in flight, so the entry is its alone.
+/// What is left of the request with a token. A token has one request in flight at most, so the entry belongs to that one.
 #[derive(Default)]
 struct Progress {
+    /// Parts that are not read yet, cut or not.
     remaining: AtomicU32,
     /// The generation that was promoted last. When `promote` ran before `push`, that request is not queued yet and
     /// starts as a demand. When its read is over already, the promotion does not apply to the token's next request.
@@ -103,7 +104,7 @@ impl Queue {
         let [demand, later @ ..] = &mut pending.waiting;
         for queue in later {
             if queue.iter().any(|waiting| waiting.request.token == token && waiting.request.generation != generation) {
-                return; // that one is over
+                return; // the read that was to be promoted is over, and the token has another one
             }
             let found = remove(queue, token);
             demand.extend(found.map(|waiting| match waiting.cut {
