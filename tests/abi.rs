@@ -322,7 +322,7 @@ fn the_library_tells_the_packages_version() {
 
 #[test]
 fn outputs_are_written_and_blocks_used_up_only_on_success() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 101, 1);
         let host = Host::new(&model, &["HYPURA_RAM=64M"]);
         assert_eq!(host.begin(&[4, 5, 6], 1), 0);
@@ -347,7 +347,7 @@ fn outputs_are_written_and_blocks_used_up_only_on_success() {
 
 #[test]
 fn nothing_is_early_while_delivered_blocks_are_left() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 101, 1);
         let host = Host::new(&model, &["HYPURA_RAM=64M"]);
         // In RAM, so that they are delivered together.
@@ -402,7 +402,7 @@ fn bytes_in_memory_are_those_of_the_file_or_refused() {
 
 #[test]
 fn a_failed_verification_is_not_followed_by_the_blocks() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 103, 1);
         let host = Host::new(&model, &["HYPURA_RAM=64M", "HYPURA_VERIFY=1", "HYPURA_PREFETCH=off"]);
         assert_eq!(host.begin(&[1, 2], 1), 0);
@@ -420,7 +420,7 @@ fn a_failed_verification_is_not_followed_by_the_blocks() {
 
 #[test]
 fn ids_that_do_not_divide_among_the_tokens_are_refused() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 107, 1);
         let mut host = Host::new(&model, &["HYPURA_RAM=64M"]);
         assert_eq!(host.begin(&[1, 2, 3, 4, 5], 2), HypuraStatus::InvalidArgument as i32);

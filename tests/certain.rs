@@ -67,7 +67,7 @@ fn session_and_fetch(model: &Model, settings: &[(&str, &str)]) -> (Arc<Session>,
 
 #[test]
 fn what_was_announced_is_on_its_way_when_its_layer_comes() {
-    within(60, || {
+    within(300, || {
         let (model, mut random) = (model(1), Random::new(1));
         let (session, mut fetch) = session_and_fetch(&model, &[("HYPURA_VERIFY", "1")]);
         for _ in 0..30 {
@@ -85,7 +85,7 @@ fn what_was_announced_is_on_its_way_when_its_layer_comes() {
 
 #[test]
 fn a_hash_layer_of_which_nobody_told_is_counted() {
-    within(60, || {
+    within(300, || {
         let (model, mut random) = (model(2), Random::new(2));
         let (session, mut fetch) = session_and_fetch(&model, &[]);
         (0..5).for_each(|_| pass(&model, &mut fetch, &random_routing(&mut random)));
@@ -97,7 +97,7 @@ fn a_hash_layer_of_which_nobody_told_is_counted() {
 
 #[test]
 fn what_was_announced_in_vain_is_let_go() {
-    within(60, || {
+    within(300, || {
         let (model, mut random) = (model(3), Random::new(3));
         let (session, mut fetch) = session_and_fetch(&model, &[("HYPURA_VERIFY", "1")]);
         for round in 0..40 {

@@ -87,7 +87,7 @@ fn append(path: &Path) {
 
 /// Models of both kinds, in one file and in two, read directly and through the page cache.
 fn check_all(damages: [fn(&Path); 2], expected: ErrorCode) {
-    within(120, move || {
+    within(300, move || {
         for make in MODELS {
             for part_count in [1, 2] {
                 for direct in ["auto", "cold", "off"] {
@@ -113,7 +113,7 @@ fn a_file_that_is_written_to_fails_every_demand_from_then_on() {
 
 #[test]
 fn a_damaged_file_is_noticed_with_verification_as_well() {
-    within(60, || {
+    within(300, || {
         for damage in [cut_in_half, cut_one_byte, overwrite, append] {
             damage_and_check(expert_model, 1, &[("HYPURA_VERIFY", "1")], damage);
         }
@@ -123,7 +123,7 @@ fn a_damaged_file_is_noticed_with_verification_as_well() {
 /// A writer that never pauses, so that reads and writes overlap in every way.
 #[test]
 fn no_wrong_byte_is_delivered_while_a_file_is_being_overwritten() {
-    within(120, || {
+    within(300, || {
         for round in 0..20 {
             for make in MODELS {
                 let model = make(TestDirectory::new(), 47 + round, 1);
@@ -155,7 +155,7 @@ fn touch(path: &Path) {
 /// Backups, `chmod` and copies of a file onto itself change its time and nothing else.
 #[test]
 fn a_file_that_is_only_touched_goes_on() {
-    within(120, || {
+    within(300, || {
         for make in MODELS {
             for direct in ["auto", "cold", "off"] {
                 let settings = [("HYPURA_DIRECT", direct)];
@@ -180,7 +180,7 @@ fn a_file_that_is_only_touched_goes_on() {
 /// A file that is touched between the reading of its header and the planning is the file that it was.
 #[test]
 fn a_file_that_is_touched_before_it_is_planned_is_believed() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 73, 2);
         model.paths.iter().for_each(|path| touch(path));
         model.sweep(&model.session(&[]).unwrap()).unwrap();
@@ -190,7 +190,7 @@ fn a_file_that_is_touched_before_it_is_planned_is_believed() {
 /// Whatever was done to it: when it holds again what it held, the next demand goes on.
 #[test]
 fn a_file_that_gets_its_content_back_goes_on_with_the_next_demand() {
-    within(120, || {
+    within(300, || {
         for make in MODELS {
             for damage in [cut_in_half, cut_one_byte, overwrite, append] {
                 let model = make(TestDirectory::new(), 79, 1);
@@ -215,7 +215,7 @@ fn a_file_that_gets_its_content_back_goes_on_with_the_next_demand() {
 /// A demand that was under way when the read failed ends with the error, and the same fetch goes on afterwards.
 #[test]
 fn fetches_that_failed_together_go_on_together() {
-    within(120, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 83, 1);
         let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
         let bytes = std::fs::read(&model.paths[0]).unwrap();
@@ -242,7 +242,7 @@ fn fetches_that_failed_together_go_on_together() {
 /// Renaming another file over the model's leaves the open one as it was.
 #[test]
 fn a_file_that_is_replaced_by_name_goes_on_or_fails() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 53, 1);
         let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
         model.random_demands(&session, 1, 10).unwrap();
@@ -259,7 +259,7 @@ fn a_file_that_is_replaced_by_name_goes_on_or_fails() {
 /// The table of tensors belongs to the file that it was read from.
 #[test]
 fn a_file_that_is_replaced_before_it_is_planned_is_not_believed() {
-    within(60, || {
+    within(300, || {
         let damages: [fn(&Path); 2] = [cut_in_half, overwrite];
         for damage in damages {
             let model = expert_model(TestDirectory::new(), 59, 1);
@@ -277,7 +277,7 @@ fn a_file_that_is_replaced_before_it_is_planned_is_not_believed() {
 /// The oracle of last resort: bytes that were right when they were read, and are not what the file says now.
 #[test]
 fn after_a_failed_verification_nothing_is_delivered() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 61, 1);
         let settings = [("HYPURA_VERIFY", "1"), ("HYPURA_PREFETCH", "off")];
         let session = model.session_with_ram(model.everything_bytes(), &settings).unwrap();

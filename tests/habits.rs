@@ -75,7 +75,7 @@ fn run(model: &Model, session: &Arc<Session>, tokens: &[Vec<Vec<i32>>]) {
 /// A model without a router that could be applied early: its habits alone tell what comes next.
 #[test]
 fn without_a_router_habits_are_gone_by() {
-    within(60, || {
+    within(300, || {
         let mut writer = ModelWriter::new(103);
         for layer in 0..LAYERS {
             // One matrix a layer: nothing but a guess reads ahead of need.
@@ -125,7 +125,7 @@ fn habit_files(directory: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn a_second_run_of_the_same_tokens_misses_less() {
-    within(60, || {
+    within(300, || {
         let model = expert_layers();
         let directory = TestDirectory::new();
         let tokens = routing(1, 32);
@@ -155,7 +155,7 @@ fn a_second_run_of_the_same_tokens_misses_less() {
 
 #[test]
 fn what_is_stored_is_what_was_used() {
-    within(60, || {
+    within(300, || {
         let model = expert_layers();
         let directory = TestDirectory::new();
         let tokens = routing(2, 50);
@@ -182,7 +182,7 @@ fn what_is_stored_is_what_was_used() {
 /// With the fewest slots, and many threads, and an end in the middle of it.
 #[test]
 fn warming_up_holds_nobody_up() {
-    within(120, || {
+    within(300, || {
         let model = expert_layers();
         let directory = TestDirectory::new();
         run(&model, &session(&model, directory.path(), SLOTS, &[]), &routing(3, 40));
@@ -203,7 +203,7 @@ fn warming_up_holds_nobody_up() {
 
 #[test]
 fn another_model_and_rubbish_change_nothing() {
-    within(60, || {
+    within(300, || {
         let directory = TestDirectory::new();
         let model = expert_layers();
         let other = common::expert_model(TestDirectory::new(), 101, 1);

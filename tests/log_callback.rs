@@ -28,7 +28,7 @@ unsafe extern "C" fn ask_for_statistics(_level: i32, _message: *const c_char, _u
 fn a_log_callback_may_ask_for_statistics() {
     // SAFETY: the function is static and needs no pointer.
     unsafe { hypura_log_set(Some(ask_for_statistics), null_mut()) };
-    within(20, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 109, 1);
         let host = Host::new(&model, &["HYPURA_PREFETCH=off"]);
         // The first demand starts the machinery, whose own messages are not at stake here.

@@ -74,7 +74,7 @@ fn check_any_rows(session: &Arc<Session>, model: &Model, seed: u64) {
 
 #[test]
 fn any_rows_under_any_budget_are_the_files() {
-    within(120, || {
+    within(300, || {
         let model = model(1);
         let minimum = model.minimum_bytes(&[]);
         for (budget, settings) in [
@@ -96,7 +96,7 @@ fn any_rows_under_any_budget_are_the_files() {
 
 #[test]
 fn rows_that_are_used_again_are_not_read_again() {
-    within(60, || {
+    within(300, || {
         let model = model(2);
         let session = model.session_with_ram(64 << 20, &[]).unwrap();
         let (table, mut fetch) = (Table::of(&model), session.new_fetch());
@@ -110,7 +110,7 @@ fn rows_that_are_used_again_are_not_read_again() {
 
 #[test]
 fn rows_that_were_announced_are_read_before_anybody_waits() {
-    within(60, || {
+    within(300, || {
         let model = model(5);
         // With room for all of them, for some, and for hardly any.
         for budget in [64 << 20, 4 << 20, model.minimum_bytes(&[])] {
@@ -137,7 +137,7 @@ fn rows_that_were_announced_are_read_before_anybody_waits() {
 
 #[test]
 fn what_was_announced_is_not_read_twice() {
-    within(60, || {
+    within(300, || {
         let model = model(6);
         let session = model.session_with_ram(64 << 20, &[]).unwrap();
         let (table, mut fetch) = (Table::of(&model), session.new_fetch());
@@ -154,7 +154,7 @@ fn what_was_announced_is_not_read_twice() {
 
 #[test]
 fn threads_look_up_at_the_same_time() {
-    within(60, || {
+    within(300, || {
         let model = model(3);
         let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
         std::thread::scope(|scope| {
@@ -175,7 +175,7 @@ fn threads_look_up_at_the_same_time() {
 
 #[test]
 fn what_makes_no_sense_is_refused_and_the_fetch_goes_on() {
-    within(60, || {
+    within(300, || {
         let model = model(4);
         let session = model.session_with_ram(8 << 20, &[]).unwrap();
         let (table, mut fetch) = (Table::of(&model), session.new_fetch());
@@ -204,7 +204,7 @@ fn what_makes_no_sense_is_refused_and_the_fetch_goes_on() {
 
 #[test]
 fn a_file_that_is_cut_short_fails_the_lookup_and_all_that_follows() {
-    within(60, || {
+    within(300, || {
         let model = model(5);
         let session = model.session_with_ram(8 << 20, &[]).unwrap();
         let (table, mut fetch) = (Table::of(&model), session.new_fetch());

@@ -32,7 +32,7 @@ fn read_stats_file(path: &Path) -> serde_json::Value {
 
 #[test]
 fn statistics_are_written_with_the_keys_that_tools_rely_on() {
-    within(60, || {
+    within(300, || {
         for (make, mode) in [(MODELS[0], "expert-streaming"), (MODELS[1], "dense-streaming")] {
             let model = make(TestDirectory::new(), 73, 1);
             let output = TestDirectory::new();
@@ -63,7 +63,7 @@ fn statistics_are_written_with_the_keys_that_tools_rely_on() {
 /// What is told of a plan adds up, for experts and dense weights, from the smallest budget to one for everything.
 #[test]
 fn the_plan_is_told_once_the_memory_is_divided() {
-    within(60, || {
+    within(300, || {
         for make in MODELS {
             let model = make(TestDirectory::new(), 89, 1);
             let minimum = model.session(&[("HYPURA_RAM", "64M")]).unwrap().minimum_bytes();
@@ -117,7 +117,7 @@ fn no_speed_is_asked_for_when_it_does_not_matter() {
 /// the environment names, others beside it.
 #[test]
 fn sessions_with_one_statistics_file_write_side_by_side_and_never_half_of_one() {
-    within(60, || {
+    within(300, || {
         let model = dense_model(TestDirectory::new(), 79, 1);
         let output = TestDirectory::new();
         let path = output.path().join("stats.json");

@@ -67,13 +67,13 @@ fn check_every_setting(make: ModelMaker) {
 
 #[test]
 fn any_demand_for_experts_under_any_budget_delivers_the_files_bytes() {
-    within(120, || check_every_setting(expert_model));
+    within(300, || check_every_setting(expert_model));
 }
 
 /// Layers in the file that the host never loads: their blocks get no slots, and there is nothing to demand of them.
 #[test]
 fn what_the_host_never_binds_takes_no_part() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 7, 1);
         let all_bytes = model.everything_bytes();
         let session = model.session_with_ram(all_bytes, &[]).unwrap();
@@ -101,7 +101,7 @@ fn what_the_host_never_binds_takes_no_part() {
 /// A looped model uses its layers twice for a token; the second time ends with another tensor.
 #[test]
 fn a_pass_of_a_looped_model_is_one_token_and_is_read_ahead_in_its_order() {
-    within(60, || {
+    within(300, || {
         let model = dense_model(TestDirectory::new(), 8, 1);
         let minimum = model.minimum_bytes(&[]);
         let third = (model.everything_bytes() - minimum) / 3;
@@ -130,7 +130,7 @@ fn a_pass_of_a_looped_model_is_one_token_and_is_read_ahead_in_its_order() {
 
 #[test]
 fn any_demand_for_dense_tensors_under_any_budget_delivers_the_files_bytes() {
-    within(120, || check_every_setting(dense_model));
+    within(300, || check_every_setting(dense_model));
 }
 
 /// A file system in memory has no direct I/O, although opening with the flag may succeed.
@@ -140,7 +140,7 @@ fn a_file_system_without_direct_io_serves_the_same_bytes() {
     if !memory.is_dir() {
         return skip("no /dev/shm");
     }
-    within(60, move || {
+    within(300, move || {
         for make in MODELS {
             check_every_budget(&make(TestDirectory::inside(memory), 7, 1), &[("HYPURA_VERIFY", "1")], 70);
         }
@@ -149,7 +149,7 @@ fn a_file_system_without_direct_io_serves_the_same_bytes() {
 
 #[test]
 fn a_pass_in_a_fixed_order_is_read_ahead() {
-    within(60, || {
+    within(300, || {
         let model = dense_model(TestDirectory::new(), 11, 1);
         let minimum = model.minimum_bytes(&[]);
         let ram_bytes = minimum + (model.everything_bytes() - minimum) / 4;
@@ -166,7 +166,7 @@ fn a_pass_in_a_fixed_order_is_read_ahead() {
 /// With buffered reads, which are never widened, and nobody else, every count can be foretold.
 #[test]
 fn the_counters_add_up() {
-    within(60, || {
+    within(300, || {
         let mut writer = ModelWriter::new(3);
         for layer in 0..4 {
             writer.tensor(&format!("blk.{layer}.ffn_up_exps.weight"), Q4_K, &[256, 5, 16]);
@@ -193,7 +193,7 @@ fn the_counters_add_up() {
 
 #[test]
 fn what_fits_is_read_once() {
-    within(60, || {
+    within(300, || {
         for make in MODELS {
             let model = make(TestDirectory::new(), 13, 1);
             let session = model.session_with_ram(model.everything_bytes(), &[("HYPURA_DIRECT", "off")]).unwrap();
@@ -213,7 +213,7 @@ fn what_fits_is_read_once() {
 fn threads_share_a_session_of_the_smallest_budget() {
     for make in MODELS {
         for prefetch in ["auto", "off"] {
-            within(60, move || {
+            within(300, move || {
                 let model = make(TestDirectory::new(), 17, 2);
                 let settings = [("HYPURA_PREFETCH", prefetch)];
                 let session = model.session_with_ram(model.minimum_bytes(&settings), &settings).unwrap();
@@ -233,7 +233,7 @@ fn threads_share_a_session_of_the_smallest_budget() {
 /// Threads that all want the same few experts: slots are joined while others' reads are in flight.
 #[test]
 fn threads_that_want_the_same_blocks_share_them() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 19, 1);
         let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
         std::thread::scope(|scope| {
@@ -263,7 +263,7 @@ fn abandon(model: &Model, fetch: &mut Fetch, random: &mut Random, streamed: &[us
 
 #[test]
 fn abandoned_demands_leave_nothing_stuck() {
-    within(60, || {
+    within(300, || {
         for make in MODELS {
             let model = make(TestDirectory::new(), 23, 1);
             let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
@@ -293,7 +293,7 @@ fn abandoned_demands_leave_nothing_stuck() {
 
 #[test]
 fn a_demand_that_is_refused_holds_nothing_and_the_fetch_goes_on() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 29, 1);
         let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
         let streamed = model.streamed(&session);
@@ -318,7 +318,7 @@ fn a_demand_that_is_refused_holds_nothing_and_the_fetch_goes_on() {
 
 #[test]
 fn what_is_in_ram_can_be_had_before_it_is_demanded() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 31, 1);
         let session = model.session_with_ram(1 << 40, &[]).unwrap();
         model.sweep(&session).unwrap();
@@ -347,7 +347,7 @@ fn what_is_in_ram_can_be_had_before_it_is_demanded() {
 
 #[test]
 fn sessions_and_fetches_are_dropped_while_reads_are_in_flight() {
-    within(60, || {
+    within(300, || {
         for make in MODELS {
             let model = make(TestDirectory::new(), 31, 1);
             for round in 0..60 {
@@ -375,7 +375,7 @@ fn sessions_and_fetches_are_dropped_while_reads_are_in_flight() {
 
 #[test]
 fn a_fetch_keeps_its_session_alive() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 37, 1);
         let session = model.session_with_ram(model.minimum_bytes(&[]), &[]).unwrap();
         let streamed = model.streamed(&session);
@@ -389,7 +389,7 @@ fn a_fetch_keeps_its_session_alive() {
 
 #[test]
 fn a_budget_that_is_too_small_is_refused_with_the_one_that_works() {
-    within(60, || {
+    within(300, || {
         for make in MODELS {
             for direct in ["auto", "cold", "off"] {
                 let model = make(TestDirectory::new(), 67, 1);
@@ -416,7 +416,7 @@ fn a_budget_that_is_too_small_is_refused_with_the_one_that_works() {
 
 #[test]
 fn a_tensor_smaller_than_the_alignment_works() {
-    within(60, || {
+    within(300, || {
         let mut writer = ModelWriter::new(71);
         writer.tensor("blk.0.ffn_up.weight", F32, &[1, 1]);
         writer.tensor("blk.0.ffn_down.weight", F32, &[3, 1]);
@@ -431,7 +431,7 @@ fn a_tensor_smaller_than_the_alignment_works() {
 
 #[test]
 fn split_files_are_found_and_listed_alike() {
-    within(60, || {
+    within(300, || {
         let model = expert_model(TestDirectory::new(), 89, 3);
         let listed = Gguf::open(&model.paths).unwrap();
         assert_eq!(listed.tensors(), model.gguf.tensors());

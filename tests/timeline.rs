@@ -8,7 +8,7 @@ use common::{TestDirectory, dense_model, expert_model, within};
 
 #[test]
 fn whatever_begins_ends_and_nothing_is_computed_on_before_it_is_read() {
-    within(60, || {
+    within(300, || {
         for make in [expert_model, dense_model] {
             let model = make(TestDirectory::new(), 5, 1);
             let output = TestDirectory::new();

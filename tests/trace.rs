@@ -87,19 +87,19 @@ fn check_trace(layers: u64) {
 
 #[test]
 fn a_trace_has_a_line_for_each_token_layer_and_choice() {
-    within(60, || check_trace(3));
+    within(300, || check_trace(3));
 }
 
 /// As with `--n-cpu-moe 1`: the layer after the last one is the first one, and the same.
 #[test]
 fn a_trace_of_a_single_layer_has_every_token() {
-    within(60, || check_trace(1));
+    within(300, || check_trace(1));
 }
 
 /// Everything starts with the first demand. What refused that may be gone by the next one.
 #[test]
 fn a_refused_start_is_tried_again_by_the_next_demand() {
-    within(60, || {
+    within(300, || {
         let model = MODELS[0](TestDirectory::new(), 89, 1);
         let output = TestDirectory::new();
         let folder = output.path().join("traces");
