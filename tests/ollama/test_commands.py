@@ -11,7 +11,6 @@ import subprocess
 import termios
 import time
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 
