@@ -25,6 +25,11 @@ pub fn within_promises(report: MemoryReport) -> MemoryReport {
     }
 }
 
+/// Whether what is mapped to be written to counts before it is written to.
+pub fn charges_reservations() -> bool {
+    cfg!(target_os = "linux") && !promises_under(Path::new("/"), data_limit()).is_empty()
+}
+
 fn within(mut report: MemoryReport, promises: &[Promises]) -> MemoryReport {
     for promised in promises {
         report.limit_bytes = report.limit_bytes.min(promised.limit_bytes);

@@ -19,7 +19,7 @@ mod profile_tests;
 #[cfg(test)]
 mod tests;
 
-pub use committable::within_promises;
+pub use committable::{charges_reservations, within_promises};
 pub use cores::{Cores, cores, cores_under};
 pub use drive::{Disk, Drive, DriveKind, drive, drive_under};
 pub use memory::{MemoryReport, address_space_limit, held_bytes, memory, memory_under, page_size};

@@ -166,7 +166,15 @@ fn try_admit(newcomer: Claim, may_wait: bool) -> Option<Result<Admission>> {
         models.publish();
         return Some(Err(too_little(&memory, newcomer)));
     }
-    let shares = share(total_bytes, &claims);
+    let mut shares = share(total_bytes, &claims);
+    if hw::charges_reservations() {
+        // What other models give back stays promised to them.
+        shares[0] = shares[0].min(memory.available_bytes.saturating_sub(margin));
+        if shares[0] < newcomer.least {
+            models.publish();
+            return Some(Err(too_little(&memory, newcomer)));
+        }
+    }
     for (core, &bytes) in cores.iter().zip(&shares[1..]) {
         core.resize(bytes.min(core.pool_bytes()));
     }

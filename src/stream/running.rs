@@ -79,8 +79,9 @@ impl Session {
             true => None,
             false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes, &core)?)),
         };
-        let engine: Arc<dyn Engine> =
-            make_engine(Arc::clone(&self.files), core.state.lock().slots.token_count(), core.clone())?.into();
+        // Not under the lock: an engine that starts may log.
+        let token_count = core.state.lock().slots.token_count();
+        let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), token_count, core.clone())?.into();
         let predictor = self.predictor(&core, &engine, placement.looks_ahead)?;
         let keeper = self.keeper(&core, &engine)?;
         let verifier = match self.config.verify {
@@ -190,8 +191,9 @@ fn slot_counts(
     classes: &TiSlice<PoolId, SlotClass>,
     is_flexible: bool,
 ) -> TiVec<PoolId, SlotCount> {
-    // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few.
-    let may_reserve = is_flexible && hw::address_space_limit().is_none();
+    // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few, or what is reserved
+    // counts as if it were used.
+    let may_reserve = is_flexible && hw::address_space_limit().is_none() && !hw::charges_reservations();
     let most = |now: usize, class: &SlotClass| if may_reserve { class.block_count } else { now };
     slots.iter().zip(classes).map(|(&now, class)| SlotCount { now, most: most(now, class) }).collect()
 }

@@ -8,8 +8,8 @@
 //
 //   none     nothing
 //   process  another process takes what is free, and gives it back later
-//   context  a second context of CONTEXT tokens is made
-//   thread   the same, by another thread, while tokens are computed; it asks again and again what lies where
+//   context  a second context of CONTEXT tokens is made, by another thread; meanwhile it is asked what memory the first one has
+//   thread   the same, by another thread, while tokens are computed
 //   buffers  buffers for computing are made anew, where another process has taken what is free
 //   graph    a graph wants more memory than was reserved for it, where there is none
 //   full     another process has nearly all from the beginning, and gives it back later
@@ -226,21 +226,21 @@ int main(int argc, char ** argv) {
         goes_on = beside_a_process(first);
     } else if (goes_on && hardship == "context") {
         print_free("before");
-        make_second();
+        std::atomic<bool> is_made = false;
+        std::thread other([&] {
+            make_second();
+            is_made = true;
+        });
+        while (!is_made) {
+            llama_get_memory_breakdown(first.ctx.get());
+        }
+        other.join();
         print_free("after");
         goes_on = beside_a_context(first, second.get());
     } else if (goes_on && hardship == "thread") {
-        std::atomic<bool> is_over = false;
         std::thread other([&] { make_second(); });
-        std::thread asker([&] {
-            while (!is_over) {
-                llama_get_memory_breakdown(first.ctx.get());
-            }
-        });
         goes_on = first.decode(48);
         other.join();
-        is_over = true;
-        asker.join();
         goes_on = goes_on && beside_a_context(first, second.get());
     } else if (goes_on && hardship == "buffers") {
         goes_on = with_new_buffers(first);

@@ -340,7 +340,9 @@ fn what_others_hold_in_the_page_cache_stays_when_the_rest_is_read() {
             for part in [0, 1, 3] {
                 read_without_ahead(&sample.path(), (part * PART) as u64, PART);
             }
-            let Some(before) = held() else { return skip("the page cache: this system does not tell what it holds") };
+            let Some(before) = held().filter(|held| held == &[true, true, false, true]) else {
+                return skip("the page cache: this system does not tell what it holds, or does not drop it");
+            };
             let files: Arc<[DirectFile]> = Arc::from([sample.open(direct)]);
             files[0].use_page_cache();
             let reports = Arc::new(Reports::default());
@@ -349,7 +351,6 @@ fn what_others_hold_in_the_page_cache_stays_when_the_rest_is_read() {
             engine.submit(&mut vec![wanted.request]);
             reports.take(true).remove(0).1.unwrap();
             sample.assert_right(0, wanted.bytes());
-            assert_eq!(before, [true, true, false, true], "as the test wants it");
             let after = held().unwrap();
             assert!(before.iter().zip(&after).all(|(before, after)| after >= before), "{before:?} {after:?}");
         });

@@ -3,7 +3,7 @@
 //! A file that the host's other programs have read, or another container, may be in memory already, charged to somebody else. Copying is
 //! faster than any drive. The kernel is asked for each part (`cachestat`, Linux 6.5), and what it has in full is copied on the condition
 //! that nothing has to be waited for (`RWF_NOWAIT`). That condition alone would not do: a page that is missing is then read ahead, by the
-//! way. The rest is read from the drive. Pages that were there before stay: they are not ours to drop.
+//! way. The rest is read from the drive. Pages that others put there stay: they are not ours to drop.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -16,9 +16,9 @@ const MISSES: u32 = 64;
 pub(in crate::io) enum Cached {
     /// All of it, and it was copied.
     Whole,
-    /// Some pages, which are somebody else's.
+    /// Half of it or more, which is somebody else's.
     Part,
-    /// No page, or it was not asked.
+    /// Less, or it was not asked.
     Nothing,
 }
 
@@ -63,24 +63,30 @@ impl PageCache {
         if cached == Cached::Whole && unsafe { read_at_once(&self.file, vectors, position) } < wanted as isize {
             cached = Cached::Part;
         }
-        if cached == Cached::Whole {
-            self.misses.store(0, Ordering::Relaxed);
-            self.copied_bytes.fetch_add(wanted as u64, Ordering::Relaxed);
-        } else {
-            self.misses.fetch_add(1, Ordering::Relaxed);
+        match cached {
+            Cached::Whole => {
+                self.misses.store(0, Ordering::Relaxed);
+                self.copied_bytes.fetch_add(wanted as u64, Ordering::Relaxed);
+            }
+            // A file that others hold with holes is asked on, so that what they hold stays.
+            Cached::Part => {}
+            Cached::Nothing => {
+                self.misses.fetch_add(1, Ordering::Relaxed);
+            }
         }
         cached
     }
 }
 
-/// How much of a stretch is in memory; nothing where that cannot be told.
+/// How much of a stretch is in memory; nothing where that cannot be told. Of what is read through the page cache the kernel reads on a little,
+/// so that less than half says nothing of others.
 fn held(file: &File, offset: u64, length: u64) -> Cached {
     let page_bytes = crate::hw::page_size() as u64;
     let pages = (offset + length).div_ceil(page_bytes) - offset / page_bytes;
     match pages_in_memory(file, offset, length) {
-        None | Some(0) => Cached::Nothing,
         Some(held) if held >= pages => Cached::Whole,
-        Some(_) => Cached::Part,
+        Some(held) if held >= pages.div_ceil(2) => Cached::Part,
+        _ => Cached::Nothing,
     }
 }
 
