@@ -4,6 +4,7 @@
 //! The directory is the user's alone, and so are the files. While llama-server writes or reads a file it has another name: what
 //! was cut short, or brought llama-server down, is not tried again.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub struct Sessions {
     bytes_max: u64,
     /// What else decides about a prompt's state: llama-server's own settings.
     settings: String,
+    /// Arguments and values among them, any of which may name a file.
+    words: Vec<String>,
 }
 
 /// Which state belongs to a model that is loaded.
@@ -54,7 +57,9 @@ impl Sessions {
         }
         let mut variables: Vec<_> = std::env::vars().filter(|(name, _)| name.starts_with("LLAMA_ARG_")).collect();
         variables.sort();
-        let sessions = Self { directory, bytes_max, settings: format!("{arguments:?} {variables:?}") };
+        let settings = format!("{arguments:?} {variables:?}");
+        let words = arguments.iter().cloned().chain(variables.into_iter().map(|(_, value)| value)).collect();
+        let sessions = Self { directory, bytes_max, settings, words };
         sessions.remove_abandoned();
         Some(sessions)
     }
@@ -64,11 +69,18 @@ impl Sessions {
         &self.directory
     }
 
-    /// What tells the states of this model, context and llama-server from others.
-    pub fn key(&self, model: &Model, context_tokens: u32, properties: &Value) -> Key {
+    /// Which files the settings name, and when each was last written to: an adapter decides about a state as the model does.
+    ///
+    /// To be asked before llama-server starts: what is written to a file later is not what it has loaded.
+    pub fn versions_of_files(&self) -> String {
+        versions_of_files_in(&self.words)
+    }
+
+    /// What tells the states of this model, context, llama-server and these [`Self::versions_of_files`] from others.
+    pub fn key(&self, model: &Model, context_tokens: u32, versions: &str, properties: &Value) -> Key {
         let mut hash = Sha256::new();
         let (tokens, build) = (context_tokens.to_string(), properties["build_info"].to_string());
-        for part in [&model.identity(), &tokens, &build, &self.settings, &versions_of_files_in(&self.settings)] {
+        for part in [&model.identity(), &tokens, &build, &self.settings, versions] {
             hash.update(part.len().to_le_bytes());
             hash.update(part);
         }
@@ -194,12 +206,15 @@ impl Sessions {
     }
 }
 
-/// Which files settings name, and when each was last written to: an adapter decides about a state as the model does.
-fn versions_of_files_in(settings: &str) -> String {
-    // As arguments write them: "--lora", "a.gguf:0.5,b.gguf" or "--lora=a.gguf".
-    let words = settings.split(['"', ',', ':', '=']).filter(|word| !word.trim().is_empty());
-    let files = words.filter_map(|word| Some((word, std::fs::metadata(word).ok().filter(|status| status.is_file())?)));
-    files.map(|(word, status)| format!("{word} {} {:?};", status.len(), status.modified().ok())).collect()
+fn versions_of_files_in(words: &[String]) -> String {
+    // As arguments write them: a name, which may hold any character, "a.gguf:0.5,b.gguf", or either after "--lora=".
+    let names = words.iter().flat_map(|word| {
+        let value = word.split_once('=').map(|(_, value)| value);
+        [word.as_str()].into_iter().chain(value).chain(word.split(['"', ',', ':', '=']))
+    });
+    let files = names.filter_map(|name| Some((name, std::fs::metadata(name).ok().filter(|status| status.is_file())?)));
+    let versions: BTreeMap<_, _> = files.map(|(name, status)| (name, (status.len(), status.modified().ok()))).collect();
+    format!("{versions:?}")
 }
 
 /// Gives a file that is complete its name; it counts as used now.
@@ -238,15 +253,22 @@ mod tests {
     #[test]
     fn files_that_settings_name_count() {
         let scratch = Scratch::make("sessions").unwrap();
-        let adapter = scratch.path().join("a.gguf");
-        let name = adapter.display();
-        let settings = format!("{:?}", ["--lora".to_owned(), format!("{name}:0.5,none.gguf"), format!("-x={name}")]);
-        assert_eq!(versions_of_files_in(&settings), "");
-        std::fs::write(&adapter, "one").unwrap();
-        let before = versions_of_files_in(&settings);
-        assert_eq!(before.matches("a.gguf 3 ").count(), 2, "{before}");
-        std::fs::write(&adapter, "other").unwrap();
-        assert_ne!(versions_of_files_in(&settings), before);
+        let [list, whole, value] = ["a.gguf", "of mine, v=1:2.gguf", "b,c.jinja"].map(|name| scratch.path().join(name));
+        let arguments = [
+            "--lora".to_owned(),
+            format!("{}:0.5,none.gguf", list.display()),
+            whole.display().to_string(),
+            format!("-x={}", value.display()),
+        ];
+        let sessions = Sessions::open(Some(scratch.path()), 250, &arguments).unwrap();
+        for file in [list, whole, value] {
+            let absent = sessions.versions_of_files();
+            std::fs::write(&file, "one").unwrap();
+            let first = sessions.versions_of_files();
+            std::fs::write(&file, "other").unwrap();
+            let second = sessions.versions_of_files();
+            assert!(absent != first && first != second && absent != second, "{}: {second}", file.display());
+        }
     }
 
     #[test]

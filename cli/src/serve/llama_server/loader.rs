@@ -20,7 +20,7 @@ use crate::serve::catalog::Model;
 use crate::serve::context::ContextPolicy;
 use crate::serve::errors::{ApiError, ApiResult};
 use crate::serve::keep_alive::KeepAlive;
-use crate::serve::sessions::Sessions;
+use crate::serve::sessions::{Key, Sessions};
 
 /// Makes llama-server's arguments for a model and a context.
 pub type MakeLaunch = dyn Fn(&Model, u32) -> Launch + Send + Sync;
@@ -53,6 +53,8 @@ pub struct Loaded {
     pub upstream: Upstream,
     /// What llama-server says of itself and of the model: `/props`.
     pub properties: Value,
+    /// What its prompts are kept under, if they are kept.
+    key: Option<Key>,
     child: Child,
     usage: Mutex<Usage>,
 }
@@ -214,17 +216,15 @@ impl Loader {
     async fn keep_prompts_of(&self, loaded: &Loaded) {
         // After a failure it is not known what the slots hold.
         let is_sound = !loaded.child.has_exited() && !loaded.child.has_failed() && !loaded.model.is_embedding();
-        if let Some(sessions) = self.sessions.as_ref().filter(|_| is_sound) {
-            let key = sessions.key(&loaded.model, loaded.loaded_tokens, &loaded.properties);
-            sessions.save(&key, &loaded.model, &loaded.upstream).await;
+        if let Some((sessions, key)) = self.sessions.as_ref().zip(loaded.key.as_ref()).filter(|_| is_sound) {
+            sessions.save(key, &loaded.model, &loaded.upstream).await;
         }
     }
 
     /// Gives a llama-server that has just started the prompts that were kept. Whether it is fit for use after that.
-    async fn restore_prompts(&self, child: &Child, model: &Model, loaded_tokens: u32, properties: &Value) -> bool {
-        let Some(sessions) = &self.sessions else { return true };
-        let key = sessions.key(model, loaded_tokens, properties);
-        sessions.restore(&key, &child.upstream(), properties["total_slots"].as_u64().unwrap_or(0)).await
+    async fn restore_prompts(&self, child: &Child, key: Option<&Key>, properties: &Value) -> bool {
+        let Some((sessions, key)) = self.sessions.as_ref().zip(key) else { return true };
+        sessions.restore(key, &child.upstream(), properties["total_slots"].as_u64().unwrap_or(0)).await
     }
 
     /// Stops llama-server, and lets nothing be started any more. Requests under way are not waited for.
@@ -291,15 +291,19 @@ impl Loader {
         // Another program may take the free port before llama-server does.
         const ATTEMPTS: usize = 3;
         let mut attempt = 0;
-        let (child, properties) = loop {
+        let (child, properties, key) = loop {
             attempt += 1;
+            let kept = self.sessions.as_ref().map(|sessions| (sessions, sessions.versions_of_files()));
             let child = Child::start(launch.clone()).await.map_err(ApiError::upstream)?;
             self.starts.fetch_add(1, Ordering::Relaxed);
             match child.ready().await {
-                Ok(properties) if attempt == ATTEMPTS => break (child, properties),
                 Ok(properties) => {
-                    if self.restore_prompts(&child, &model, loaded_tokens, &properties).await {
-                        break (child, properties);
+                    // What was written to while it loaded may be loaded or not.
+                    let kept = kept.filter(|(sessions, versions)| *versions == sessions.versions_of_files());
+                    let key =
+                        kept.map(|(sessions, versions)| sessions.key(&model, loaded_tokens, &versions, &properties));
+                    if attempt == ATTEMPTS || self.restore_prompts(&child, key.as_ref(), &properties).await {
+                        break (child, properties, key);
                     }
                     child.stop().await;
                 }
@@ -319,7 +323,7 @@ impl Loader {
         let told =
             properties["default_generation_settings"]["n_ctx"].as_u64().and_then(|tokens| u32::try_from(tokens).ok());
         let context_tokens = told.unwrap_or(loaded_tokens);
-        Ok(Arc::new(Loaded { model, context_tokens, loaded_tokens, upstream, properties, child, usage }))
+        Ok(Arc::new(Loaded { model, context_tokens, loaded_tokens, upstream, properties, key, child, usage }))
     }
 
     /// Starts a model again whose llama-server ended by itself, unless it did so at once: then the next request tries.
