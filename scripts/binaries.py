@@ -23,10 +23,10 @@ def soname(path: Path) -> str:
     return found[1] if found else path.name
 
 
-def glibc_version(paths: list[Path]) -> tuple[int, int]:
-    """The oldest glibc that has every symbol that these binaries want."""
+def glibc_version(paths: list[Path]) -> tuple[int, int] | None:
+    """The oldest glibc that has every symbol that these binaries want; none where they name no version."""
     told = subprocess.run(["readelf", "-V", *paths], check=True, capture_output=True, text=True).stdout
-    return max((int(major), int(minor)) for major, minor in re.findall(r"Name: GLIBC_(\d+)\.(\d+)", told))
+    return max(((int(major), int(minor)) for major, minor in re.findall(r"Name: GLIBC_(\d+)\.(\d+)", told)), default=None)
 
 
 def debian_architecture() -> str:

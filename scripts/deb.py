@@ -19,7 +19,7 @@ Version: {version}
 Architecture: {architecture}
 Maintainer: the authors of libhypura <hypura@localhost>
 Installed-Size: {kibibytes}
-Depends: libc6 (>= {glibc}), libstdc++6, libgomp1
+Depends: {libc}, libstdc++6, libgomp1
 Section: science
 Priority: optional
 Description: run language models that are larger than memory
@@ -65,12 +65,12 @@ def commands(command: Path) -> list[str]:
 
 def control(tree: Path) -> str:
     files = [path for path in tree.rglob("*") if path.is_file() and not path.is_symlink()]
-    major, minor = glibc_version([path for path in files if is_elf(path)])
+    oldest = glibc_version([path for path in files if is_elf(path)])
     return CONTROL.format(
         version=dist.version(),
         architecture=debian_architecture(),
         kibibytes=sum(path.stat().st_size for path in files) // 1024,
-        glibc=f"{major}.{minor}",
+        libc=f"libc6 (>= {oldest[0]}.{oldest[1]})" if oldest else "libc6",
     )
 
 

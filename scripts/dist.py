@@ -27,7 +27,7 @@ llama.cpp with libhypura {version}: runs models that are larger than memory. Not
     bin/llama-server -m huge-model.gguf
     bin/hypura run huge-model.gguf -p 'Why is the sky blue?'
 
-It needs glibc {glibc} or newer, libstdc++ and libgomp (on Debian and Ubuntu: apt-get install libstdc++6 libgomp1), and {cpu}.
+It needs {glibc}, libstdc++ and libgomp (on Debian and Ubuntu: apt-get install libstdc++6 libgomp1), and {cpu}.
 The folder can be moved, but programs and libraries in bin/ belong together. licenses/ has the terms.
 """
 
@@ -52,11 +52,12 @@ def strip(folder: Path, program: str = "strip") -> None:
 
 
 def readme(folder: Path, machine: str) -> str:
-    major, minor = glibc_version([path for path in folder.iterdir() if is_elf(path)])
+    oldest = glibc_version([path for path in folder.iterdir() if is_elf(path)])
+    glibc = f"glibc {oldest[0]}.{oldest[1]} or newer" if oldest else "glibc"
     # Of variants a program takes the best for its machine.
     has_variants = any(folder.glob("libggml-cpu-*"))
     cpu = f"any {machine} CPU" if has_variants or machine != "x86_64" else "a CPU with AVX2"
-    return README.format(version=version(), glibc=f"{major}.{minor}", cpu=cpu)
+    return README.format(version=version(), glibc=glibc, cpu=cpu)
 
 
 def put_together(folder: Path, built: Built | None = None) -> None:
@@ -89,10 +90,19 @@ def pack(folder: Path) -> Path:
     return archive
 
 
+def remove_earlier(dist: Path, kind: str) -> None:
+    """Of a kind of machine one version is there: what was packed before the version changed is not taken for the new one."""
+    for folder in dist.glob(f"hypura-*-{kind}"):
+        shutil.rmtree(folder)
+    for archive in dist.glob(f"hypura-*-{kind}.tar.gz"):
+        archive.unlink()
+
+
 def main() -> None:
     built = Built(*sys.argv[1:])
-    folder = DIST / f"hypura-{version()}-{platform.system().lower()}-{built.machine}"
-    shutil.rmtree(folder, ignore_errors=True)
+    kind = f"{platform.system().lower()}-{built.machine}"
+    remove_earlier(DIST, kind)
+    folder = DIST / f"hypura-{version()}-{kind}"
     put_together(folder, built)
     archive = pack(folder)
     print(f"{archive.relative_to(ROOT)}: {archive.stat().st_size / 1e6:.0f} MB")
