@@ -129,11 +129,12 @@ pub fn run(arguments: Serve) -> Result<ExitCode, String> {
     serve::run(settings).map(|()| ExitCode::SUCCESS)
 }
 
-/// Reads an origin as browsers write it: a scheme, a host and perhaps a port, and nothing after that.
+/// Reads an origin as browsers write it: a scheme, a host and perhaps a port, and nothing after that; `null` is that of sandboxed pages.
 fn origin(text: &str) -> Result<String, String> {
     let origin = text.strip_suffix('/').unwrap_or(text);
     let host = origin.split_once("://").filter(|(scheme, _)| !scheme.is_empty()).map(|(_, host)| host);
-    match host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' '])) || text == "*" {
+    let is_named = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' ']));
+    match is_named || ["*", "null"].contains(&text) {
         true => Ok(origin.to_owned()),
         false => {
             Err(format!("{text} is no origin; write one such as https://example.org, without a path, or * for all"))
@@ -178,9 +179,12 @@ mod tests {
 
     #[test]
     fn origins_are_what_browsers_send() {
-        for (text, expected) in
-            [("https://example.org/", "https://example.org"), ("http://a:3000", "http://a:3000"), ("*", "*")]
-        {
+        for (text, expected) in [
+            ("https://example.org/", "https://example.org"),
+            ("http://a:3000", "http://a:3000"),
+            ("*", "*"),
+            ("null", "null"),
+        ] {
             assert_eq!(origin(text).as_deref(), Ok(expected));
         }
         for text in ["example.org", "https://", "https://a/page", "://a", "https:/a", ""] {
