@@ -4,7 +4,7 @@
 //! written is lost.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 /// The one place where everything is kept between runs, as `HYPURA_CACHE` says, or none. The settings have it
 /// ([`crate::config::Config::store`]) and give it to all that keep something: what a drive can do (`io/tune/store.rs`), what memory and
 /// kernels can (`forecast/bandwidth.rs`, `kernels.rs`), what a run taught (`forecast/learned.rs`), and which experts a model uses
-/// (`predict/usage_profile/store.rs`).
+/// (`predict/usage_profile/profile_file.rs`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Store {
     directory: Option<PathBuf>,
@@ -43,20 +43,17 @@ impl Store {
     /// The facts in a file, by their keys; none while there is no file, or no good one.
     pub fn facts(&self, name: &str) -> Map<String, Value> {
         let Some(directory) = &self.directory else { return Map::new() };
-        let path = directory.join(name);
-        let is_there = path.exists();
-        match read_bytes(&path).and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-            Some(Value::Object(facts)) => return facts,
-            _ if is_there => tracing::info!("{} is not what was written there and is ignored", path.display()),
-            _ => {}
-        }
-        Map::new()
+        read_facts(&directory.join(name)).unwrap_or_else(|problem| {
+            tracing::info!("{problem}");
+            Map::new()
+        })
     }
 
     /// Changes the facts in a file. Readers see the old or the new ones, never a mixture.
     pub fn change(&self, name: &str, change: impl FnOnce(&mut Map<String, Value>)) {
         let Some(directory) = &self.directory else { return };
-        let mut facts = self.facts(name);
+        // Whoever changes facts has asked for them before and was told of a file that is no good.
+        let mut facts = read_facts(&directory.join(name)).unwrap_or_default();
         change(&mut facts);
         let text = Value::Object(facts).to_string();
         if let Err(error) = create_directory(directory).and_then(|()| replace(&directory.join(name), text)) {
@@ -78,13 +75,32 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// The bytes of a file that may be anybody's: a regular one of a size that we could have written, or `None`.
 pub fn read_bytes(path: &Path) -> Option<Vec<u8>> {
+    read(path).ok()
+}
+
+/// The same, with the reason why not: [`ErrorKind::InvalidData`] when it is not a file of ours.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     // Not blocking: opening a named pipe would wait for a writer.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
-    let is_ours = |status: &std::fs::Metadata| status.is_file() && status.len() <= FILE_BYTES_MAX;
-    file.metadata().ok().filter(is_ours)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let status = file.metadata()?;
+    if !status.is_file() || status.len() > FILE_BYTES_MAX {
+        return Err(ErrorKind::InvalidData.into());
+    }
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The facts in a file, none where there is no file; or a sentence why they are not known.
+fn read_facts(path: &Path) -> Result<Map<String, Value>, String> {
+    match read(path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)) {
+        Ok(Value::Object(facts)) => Ok(facts),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Map::new()),
+        Err(error) if !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            Err(format!("{} cannot be read and is ignored: {error}", path.display()))
+        }
+        _ => Err(format!("{} is not what was written there and is ignored", path.display())),
+    }
 }
 
 /// Makes a directory, and those above it, for this user alone, unless it is there.
@@ -230,7 +246,15 @@ mod tests {
         for rubbish in ["{", "[1]"] {
             std::fs::write(directory.join("facts.json"), rubbish).unwrap();
             assert_eq!(facts(), json!({}), "{rubbish}");
+            let problem = read_facts(&directory.join("facts.json")).unwrap_err();
+            assert!(problem.contains("is not what was written there"), "{problem}");
         }
+        // Permissions do not keep root out; a link to itself does.
+        let link = directory.join("link.json");
+        std::os::unix::fs::symlink(&link, &link).unwrap();
+        let problem = read_facts(&link).unwrap_err();
+        assert!(problem.contains("link.json cannot be read and is ignored: "), "{problem}");
+        std::fs::remove_file(link).unwrap();
         set("speed", 4);
         assert_eq!(facts(), json!({"speed": 4}));
         Store::NOWHERE.change("facts.json", |_| panic!("nothing is kept"));

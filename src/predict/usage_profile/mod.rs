@@ -11,11 +11,11 @@
 //! but for the rare halving. Of a batch at most [`ROWS_MAX`] tokens are counted.
 
 mod encoding;
+mod profile_file;
 mod recent;
-mod store;
 
+pub use profile_file::ProfileFile;
 pub use recent::Recent;
-pub use store::ProfileFile;
 
 use typed_index_collections::TiVec;
 
