@@ -4,35 +4,45 @@ import pytest
 
 from logits import LogitsProgram, difference
 from models import SMOLLM2_MOE, Model, tiny
-from page_cache import bring_in, cached_share
+from page_cache import bring_in, cached_share, locked
 
 POSITIONS = 16
+MODES = pytest.mark.parametrize(("io", "direct"), [("auto", "auto"), ("threads", "off")])
 
 
-def cases():
-    """Model, share of its files. What of a tiny file or a small tensor is not there the kernel reads ahead while others are loaded."""
-    for model in (tiny("mixtral"), tiny("dense-mixed"), tiny("split3"), SMOLLM2_MOE):
-        for share in (0.5, 1.0) if model is SMOLLM2_MOE else (1.0,):
-            yield pytest.param(model, share, id=f"{model.name}-{share:.0%}")
-
-
-@pytest.mark.parametrize(("io", "direct"), [("auto", "auto"), ("threads", "off")])
-@pytest.mark.parametrize(("model", "share"), cases())
-def test_what_is_in_the_page_cache_is_copied_and_stays(logits: LogitsProgram, model: Model, share: float, io: str, direct: str) -> None:
+def streamed(logits: LogitsProgram, model: Model, io: str, direct: str) -> dict:
+    """The statistics of a run whose logits are those of the resident model."""
     resident = logits.resident(model, "single", POSITIONS)
     budget_bytes = max(model.streamable_bytes // 4, logits.smallest_budget(model))
-    for file in model.files:
-        bring_in(file, share)
     # Comparing with the file would bring it in.
     settings = {"HYPURA_DIRECT": direct, "HYPURA_IO": io, "HYPURA_VERIFY": "0"}
-    streamed, stats = logits.streamed(model, "single", POSITIONS, budget_bytes, **settings)
-    assert difference(resident, streamed, POSITIONS) is None
+    found, stats = logits.streamed(model, "single", POSITIONS, budget_bytes, **settings)
+    assert difference(resident, found, POSITIONS) is None
+    return stats
+
+
+@MODES
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_what_is_in_the_page_cache_is_copied(logits: LogitsProgram, share: float, io: str, direct: str) -> None:
+    logits.smallest_budget(SMOLLM2_MOE)  # reads the file, too
+    with locked(SMOLLM2_MOE.path, share):
+        stats = streamed(logits, SMOLLM2_MOE, io, direct)
     if share == 1.0:
-        # The system may take back some meanwhile.
-        assert stats["page_cache_bytes"] >= 0.95 * stats["read_bytes"] > 0
-        assert all(cached_share(file) > 0.99 for file in model.files), "pages of others are not ours to drop"
+        assert stats["page_cache_bytes"] >= stats["read_bytes"] > 0
     else:
         assert 0 < stats["page_cache_bytes"] < stats["read_bytes"]
+
+
+@MODES
+@pytest.mark.parametrize("model", [tiny("mixtral"), tiny("dense-mixed"), tiny("split3")], ids=lambda model: model.name)
+def test_what_is_in_the_page_cache_stays(logits: LogitsProgram, model: Model, io: str, direct: str) -> None:
+    """Pages of others are not ours to drop. Reading drops nearly all; what the system itself takes back of an idle file is less than half."""
+    logits.smallest_budget(model)
+    for file in model.files:
+        bring_in(file)
+    stats = streamed(logits, model, io, direct)
+    assert stats["page_cache_bytes"] > stats["read_bytes"] / 2 > 0
+    assert all(cached_share(file) > 0.5 for file in model.files)
 
 
 def test_the_drive_is_read_all_the_same_where_that_is_asked_for(logits: LogitsProgram) -> None:
