@@ -47,7 +47,7 @@ pub(super) struct Part {
     pauses: usize,
     segments: [Segment; MERGED_REQUESTS],
     segment_count: usize,
-    /// Whether the page cache held some of it, or all, before it was read.
+    /// Whether others held half of it or more in the page cache before it was read. That stays.
     was_cached: bool,
     /// Whether it was taken as a speculative prefetch.
     pub(super) is_speculative: bool,

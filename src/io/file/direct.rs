@@ -89,7 +89,7 @@ impl DirectFile {
         self.page_cache.get().map_or(Cached::Nothing, |cache| unsafe { cache.copy(vectors, position, wanted) })
     }
 
-    /// As [`Self::after_read`], where the page cache held some of it before: that stays there.
+    /// As [`Self::after_read`], of what others held in the page cache before, at least half of it: that stays there.
     ///
     /// # Errors
     /// As [`Self::after_read`].

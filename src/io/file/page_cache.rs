@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-/// So many misses in a row say that a file is not in memory; then it is asked one time in so many whether it is by now.
+/// So many stretches in a row of which less than half is there say that a file is not in memory; then it is asked one time in so many whether it is by now.
 const MISSES: u32 = 64;
 
 /// How much of a stretch the page cache held when it was asked.
@@ -27,7 +27,7 @@ pub(in crate::io) enum Cached {
 pub(super) struct PageCache {
     /// Opened without `O_DIRECT`.
     file: File,
-    /// Misses since the last hit.
+    /// Stretches of which less than half was there, since the last that was there in full.
     misses: AtomicU32,
     copied_bytes: AtomicU64,
     /// Whether it is the file that is read.
