@@ -27,10 +27,10 @@ def test_what_is_in_the_page_cache_is_copied(logits: LogitsProgram, share: float
     logits.smallest_budget(SMOLLM2_MOE)  # reads the file, too
     with locked(SMOLLM2_MOE.path, share):
         stats = streamed(logits, SMOLLM2_MOE, io, direct)
+    assert min(stats["page_cache_bytes"], stats["read_bytes"]) > 0
+    # Of what is not locked any share may be there: llama.cpp's loader reads what stays resident, and the kernel reads on, by megabytes.
     if share == 1.0:
-        assert stats["page_cache_bytes"] >= stats["read_bytes"] > 0
-    else:
-        assert 0 < stats["page_cache_bytes"] < stats["read_bytes"]
+        assert stats["page_cache_bytes"] >= stats["read_bytes"]
 
 
 @MODES
