@@ -272,6 +272,9 @@ bench-dense: llama models ## a dense model of 42 GB under half of that: mmap, ou
 bench-moe: llama models ## experts of 8 and 28 GB under 25%, 40% and 60%: mmap, ours and the physical limit
 	$(USE_TOOLS) python3 scripts/bench/moe.py $(BENCH_ARGS)
 
+bench-peers: llama models ## the trained mixture of experts by other programs as well, which PEERS=FILE names: see scripts/bench/peers.toml
+	$(USE_TOOLS) python3 scripts/bench/peers.py $(BENCH_ARGS) $(PEERS)
+
 bench-rows: llama ## a table of 8 GB in 1 GB: lazy mapping, ours, all in memory, on the machine's drive and on a fast one
 	$(USE_TOOLS) python3 scripts/bench/rows.py $(BENCH_ARGS)
 

@@ -44,6 +44,7 @@ class Run:
     drafted: int = 0
     accepted: int = 0
     texts: list[list[int]] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
     decode_stats: dict[str, float] = field(default_factory=dict)
     stats: dict = field(default_factory=dict)
     drives: list[DriveSpeed] = field(default_factory=list)
@@ -131,6 +132,7 @@ def answer_prompt(server: Serving, kind: Kind, prompt: str, run: Run, left: floa
     written = server.complete(prompt, kind.tokens, left)
     after = server.stats()
     run.texts.append(written.tokens)
+    run.written.append(written.text)
     if len(written.tokens) > 1:
         run.decode_tokens += len(written.tokens) - 1
         run.decode_seconds += written.last_seconds - written.first_seconds

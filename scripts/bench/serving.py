@@ -35,6 +35,7 @@ class Answer:
 
     prompt_tokens: int
     tokens: list[int] = field(default_factory=list)
+    text: str = ""
     first_seconds: float | None = None
     last_seconds: float | None = None
     drafted: int = 0
@@ -137,6 +138,7 @@ class Serving:
             raise ServerDied(f"the server answered {event['error']}\n{self.log_tail()}")
         if event.get("tokens") and not event.get("stop"):
             answer.tokens += event["tokens"]
+            answer.text += event["content"]
             answer.first_seconds = now if answer.first_seconds is None else answer.first_seconds
             answer.last_seconds = now
         timings = event.get("timings", {})
