@@ -5,7 +5,7 @@
 .DELETE_ON_ERROR:
 .PHONY: FORCE help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
 	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-variants test-ollama test-hosts test-python test-llama versions stress-ollama \
-	bench bench-dense bench-moe bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
+	bench bench-dense bench-moe bench-peers bench-prompts bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -274,6 +274,9 @@ bench-moe: llama models ## experts of 8 and 28 GB under 25%, 40% and 60%: mmap, 
 
 bench-peers: llama models ## the trained mixture of experts by other programs as well, which PEERS=FILE names: see scripts/bench/peers.toml
 	$(USE_TOOLS) python3 scripts/bench/peers.py $(BENCH_ARGS) $(PEERS)
+
+bench-prompts: llama ## seconds to the first token of prompts of 6 to 2048 tokens, beside their limit
+	$(USE_TOOLS) python3 scripts/bench/prompt_speed.py $(BENCH_ARGS)
 
 bench-rows: llama ## a table of 8 GB in 1 GB: lazy mapping, ours, all in memory, on the machine's drive and on a fast one
 	$(USE_TOOLS) python3 scripts/bench/rows.py $(BENCH_ARGS)
