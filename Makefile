@@ -167,6 +167,9 @@ build/models/archs/.stamp: $(MODEL_SCRIPTS) $(ARCH_SCRIPTS) patches/UPSTREAM | l
 demo: llama models ## two real models, resident and streamed through 40% of their memory
 	$(USE_TOOLS) python3 scripts/demo.py
 
+# What the time of a phase goes to.
+SLOWEST := --durations=15 --durations-min=5
+
 # In an order that fails early; one at a time also under make -j. A test that fails keeps no other from running; a build that fails does.
 PHASES := setup test-rust test-scripts test-cli test-patch llama llama-off llama-stock backend models arch-models demo \
 	test-e2e cli llama-dist test-install test-ollama test-hosts
@@ -200,7 +203,7 @@ test-patch: pristine ## the patch series goes in and comes out cleanly
 	$(USE_TOOLS) sh tests/patch/test_patch.sh build/llama-pristine
 
 test-e2e: llama llama-off llama-stock backend models arch-models ## whole programs on real models
-	$(USE_TOOLS) python3 -m pytest -ra tests/e2e
+	$(USE_TOOLS) python3 -m pytest -ra $(SLOWEST) tests/e2e
 
 # The whole table, which takes some minutes; test-e2e has the most unlike of it.
 test-archs: llama arch-models ## a tiny model of every mixture architecture: streaming changes no bit
@@ -227,7 +230,7 @@ test-miri: $(TOOLS) ## the queue of reads and the slots under miri, which finds 
 
 test-install: CPU_VARIANTS = none
 test-install: llama-dist llama-stock backend cli models ## what is installed and packed, hosts in C and C++, the reference
-	$(USE_TOOLS) python3 -m pytest -ra tests/install
+	$(USE_TOOLS) python3 -m pytest -ra $(SLOWEST) tests/install
 
 # Not among the other tests: hardly an object is shared with other builds.
 test-variants: models ## a tarball with code for two kinds of CPU: about 10 minutes
@@ -245,7 +248,7 @@ build/clients/.stamp: tests/ollama/clients/requirements.txt | $(TOOLS)
 	@touch $@
 
 test-ollama: llama cli models build/node/.stamp build/clients/.stamp ## the hypura command, and its server driven by the official clients
-	$(USE_TOOLS) python3 -m pytest -ra tests/ollama
+	$(USE_TOOLS) python3 -m pytest -ra $(SLOWEST) tests/ollama
 
 build/node-host/.stamp: tests/node/package.json tests/node/package-lock.json
 	@mkdir -p $(@D) && cp tests/node/package*.json $(@D)
