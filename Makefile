@@ -199,8 +199,9 @@ test-cli: $(TOOLS) ## format, lints and unit tests of the hypura command
 	$(USE_TOOLS) cargo fmt --check --package hypura-cli && \
 		cargo clippy --locked --package hypura-cli --all-targets -- -D warnings && cargo test --locked --package hypura-cli
 
-test-patch: pristine ## the patch series goes in and comes out cleanly
-	$(USE_TOOLS) sh tests/patch/test_patch.sh build/llama-pristine
+test-patch: pristine ## the patch series goes in and comes out cleanly, of the pinned llama.cpp and of the newest listed
+	$(USE_TOOLS) python3 scripts/versions.py --fetch build/llama-newest
+	$(USE_TOOLS) sh tests/patch/test_patch.sh build/llama-pristine build/llama-newest
 
 test-e2e: llama llama-off llama-stock backend models arch-models ## whole programs on real models
 	$(USE_TOOLS) python3 -m pytest -ra $(SLOWEST) tests/e2e

@@ -4,6 +4,8 @@
 
 #include "ggml-hypura.h"
 
+#include "llama-hypura-cache.h"
+
 #include "llama-moe-cache.h"
 
 #include <algorithm>
@@ -26,8 +28,7 @@ static void copy(ggml_backend_hypura_copy & what) {
     }
 }
 
-// how many tokens a graph multiplies with a weight, or with a view of it
-static size_t count_tokens(const ggml_tensor * weight, ggml_cgraph * graph) {
+size_t llama_hypura_count_tokens(const ggml_tensor * weight, ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
         if (node->src[0] && (node->src[0] == weight || node->src[0]->view_src == weight)) {
@@ -47,7 +48,7 @@ bool llama_hypura_copy(const backend_list & backends, ggml_backend_t backend, co
         return false;
     }
     if (src->ne[2] == 1) {
-        what.n_tokens = count_tokens(dst, graph);
+        what.n_tokens = llama_hypura_count_tokens(dst, graph);
         copy(what);
         return true;
     }
@@ -66,7 +67,7 @@ bool llama_hypura_copy(const backend_list & backends, ggml_backend_t backend, co
 }
 
 // A prompt leaves the experts that it uses most in the cache, as far as that has room: what follows is likely to use them, too.
-static void admit(llama_moe_cache & cache, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, const std::vector<int32_t> & routing) {
+static void admit(llama_hypura_cache & cache, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, const std::vector<int32_t> & routing) {
     std::vector<int32_t> n_rows(src->ne[2], 0);
     for (int32_t expert : routing) {
         n_rows[expert]++;
@@ -78,11 +79,7 @@ static void admit(llama_moe_cache & cache, ggml_backend_t backend, const ggml_te
         }
     }
     std::stable_sort(experts.begin(), experts.end(), [&](int32_t a, int32_t b) { return n_rows[a] > n_rows[b]; });
-    for (int32_t expert : cache.admit(backend, src, dst, experts)) {
-        for (const ggml_tensor * weight : *cache.layer_experts(src)) {
-            llama_hypura_get_loader()->add_copy(weight, expert);
-        }
-    }
+    cache.admit(backend, src, dst, experts);
 }
 
 bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * cache, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst,
@@ -123,96 +120,25 @@ bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * 
     what.is_used  = is_used.data();
     copy(what);
     if (cache && !copy_failed) {
-        admit(*cache, backend, src, dst, routing);
+        admit(cache->hypura(), backend, src, dst, routing);
     }
     return true;
 }
 
-llama_hypura_filled llama_hypura_fill_cache(const backend_list & backends, ggml_backend_t backend, const std::vector<ggml_tensor *> & experts,
-        const std::vector<ggml_tensor *> & banks, const std::vector<int32_t> & ids, ggml_cgraph * graph,
-        const std::vector<llama_hypura_fill> & fills, size_t & bytes) {
-    const ggml_backend_t ours = find_backend(backends, experts[0]);
-    if (!ours) {
-        return LLAMA_HYPURA_NOT_STREAMED;
-    }
-    const auto * loader = llama_hypura_get_loader();
-    loader->finish_copies(ours); // of another layer: the scheduler has waited for them
-    for (size_t i = 0; i < banks.size(); ++i) {
-        for (const auto & fill : fills) {
-            // a layer that is not streamed may share the cache
-            if (fill.evicted && loader->is_streamed((*fill.evicted)[i])) {
-                loader->drop_copy(ours, backend, (*fill.evicted)[i], fill.evicted_expert, banks[i], fill.slot);
-            }
-        }
-    }
-    std::vector<int32_t> slots(experts[0]->ne[2], -1);
-    for (const auto & fill : fills) {
-        slots[fill.expert] = fill.slot;
-    }
-    for (size_t i = 0; i < banks.size(); ++i) {
-        ggml_backend_hypura_copy what = {};
-        what.ours     = ours;
-        what.to       = backend;
-        what.weight   = experts[i];
-        what.copy     = banks[i];
-        what.ids      = ids.data();
-        what.n_ids    = ids.size();
-        what.n_tokens = count_tokens(banks[0], graph);
-        what.slots    = slots.data();
-        what.is_cache = true;
-        copy(what);
-        bytes += fills.size()*experts[i]->nb[2];
-    }
-    if (!copy_failed) {
-        return LLAMA_HYPURA_FILLED;
-    }
-    for (const auto & fill : fills) {
-        llama_hypura_forget(experts, fill.expert);
-    }
-    return LLAMA_HYPURA_FAILED;
-}
-
-void llama_hypura_rescue(const backend_list & backends, ggml_backend_t backend, const std::vector<ggml_tensor *> & banks, const std::vector<llama_hypura_fill> & leaving) {
-    const auto * loader = llama_hypura_get_loader();
-    const ggml_backend_t ours = llama_hypura_find_backend(backends);
-    for (const auto & slot : leaving) {
-        for (size_t i = 0; ours && i < banks.size(); ++i) {
-            const ggml_tensor * weight = (*slot.evicted)[i];
-            if (loader->is_streamed(weight)) {
-                loader->drop_copy(ours, backend, weight, slot.evicted_expert, banks[i], slot.slot);
-            }
-        }
-    }
-    if (ours) {
-        ggml_backend_synchronize(backend);
-        loader->finish_copies(ours);
-    }
-}
-
-void llama_hypura_forget(const std::vector<ggml_tensor *> & experts, int32_t expert) {
-    const auto * loader = llama_hypura_get_loader();
-    for (const ggml_tensor * weight : experts) {
-        if (loader && loader->is_streamed(weight)) {
-            loader->drop_copy(nullptr, nullptr, weight, expert, nullptr, 0);
-        }
-    }
-}
-
-bool llama_hypura_is_streamed(const ggml_tensor * weight) {
-    const auto * loader = llama_hypura_get_loader();
-    return loader && loader->is_streamed(weight);
-}
-
-double llama_hypura_worth(const ggml_tensor * weight, int32_t expert) {
-    const auto * loader = llama_hypura_get_loader();
-    return loader ? loader->worth(weight, expert) : 0;
-}
-
-void llama_hypura_note_cache(const ggml_tensor * weight, int64_t bytes) {
-    const auto * loader = llama_hypura_get_loader();
-    if (loader && loader->is_streamed(weight)) {
-        loader->note_vram(weight, bytes);
-    }
+bool llama_hypura_fill_bank(ggml_backend_t ours, ggml_backend_t backend, const ggml_tensor * weight, ggml_tensor * bank,
+        const std::vector<int32_t> & ids, size_t n_tokens, const std::vector<int32_t> & slots) {
+    ggml_backend_hypura_copy what = {};
+    what.ours     = ours;
+    what.to       = backend;
+    what.weight   = weight;
+    what.copy     = bank;
+    what.ids      = ids.data();
+    what.n_ids    = ids.size();
+    what.n_tokens = n_tokens;
+    what.slots    = slots.data();
+    what.is_cache = true;
+    copy(what);
+    return !copy_failed;
 }
 
 bool llama_hypura_copy_failed(const backend_list & backends) {

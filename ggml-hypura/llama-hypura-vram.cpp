@@ -9,6 +9,7 @@
 #include "llama-hypura.h"
 
 #include "ggml-hypura.h"
+#include "llama-hypura-cache.h"
 
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -19,6 +20,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 
 using backend_list = std::vector<ggml_backend_t>;
@@ -199,6 +201,26 @@ size_t llama_hypura_vram::size_of_new(std::vector<double> & shares) const {
     return (size_t) size;
 }
 
+// As llama.cpp with ggml 0.28 has it, and as 0.26 has: whether no memory is taken is told to the cache, or found out by it.
+template <typename Cache>
+static std::unique_ptr<Cache> new_cache(const llama_model & model, const backend_list & backends, const std::vector<ggml_backend_buffer_type_t> & bufts, size_t size) {
+    if constexpr (std::is_constructible_v<Cache, const llama_model &, bool, const backend_list &, const std::vector<ggml_backend_buffer_type_t> &, size_t>) {
+        return std::make_unique<Cache>(model, false, backends, bufts, size);
+    } else {
+        return std::make_unique<Cache>(model, backends, bufts, size);
+    }
+}
+
+// Whether a model only serves to measure what it would take.
+template <typename Model>
+static auto is_measured(const Model & model, int) -> decltype(model.no_alloc()) {
+    return model.no_alloc();
+}
+template <typename Model>
+static auto is_measured(const Model & model, long) -> decltype(model.hparams.no_alloc) {
+    return model.hparams.no_alloc;
+}
+
 void llama_hypura_vram::make() {
     // kernels of some GPUs give other bits for more tokens, depending on where an expert lies
     constexpr int64_t MAX_BATCH = 8;
@@ -210,8 +232,8 @@ void llama_hypura_vram::make() {
     is_making_cache = true;
     for (int i = 0; i < MAX_TRIES && size > 0 && !cache; ++i, size /= 2) {
         try {
-            auto made = std::make_unique<llama_moe_cache>(model, backends, bufts, size);
-            made->set_max_batch(MAX_BATCH);
+            auto made = new_cache<llama_moe_cache>(model, backends, bufts, size);
+            made->hypura().max_batch = MAX_BATCH;
             auto memory = made->memory_breakdown();
             std::lock_guard<std::mutex> lock(mutex);
             for (size_t id = 0; id < devices.size(); ++id) {
@@ -261,7 +283,7 @@ void llama_hypura_vram::drop() {
 void llama_hypura_vram::replace(const char * why) {
     const size_t before = held();
     if (cache) {
-        cache->rescue();
+        cache->hypura().rescue();
     }
     {
         std::lock_guard<std::mutex> lock(mutex);
@@ -331,7 +353,7 @@ bool llama_hypura_vram::begin_turn() {
     const bool must_drop = is_asked && cache;
     lock.unlock();
     if (must_drop) {
-        cache->rescue();
+        cache->hypura().rescue();
         lock.lock();
         drop();
         lock.unlock();
@@ -361,7 +383,7 @@ bool llama_hypura_vram::give_way() {
     if (!cache) {
         return false;
     }
-    cache->rescue();
+    cache->hypura().rescue();
     synchronize();
     LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM no longer hold experts: the context itself wants memory\n", mebibytes(held()));
     std::lock_guard<std::mutex> lock(mutex);
@@ -397,7 +419,7 @@ bool llama_hypura_vram::give_way_to(ggml_backend_dev_t dev, size_t size, bool ma
 std::shared_ptr<llama_hypura_vram> llama_hypura_new_vram(const llama_model & model, const backend_list & backends,
         const std::vector<ggml_backend_buffer_type_t> & bufts, std::unique_ptr<llama_moe_cache> & cache) {
     const ggml_tensor * streamed = llama_hypura_find_streamed(model);
-    if (!streamed || model.hparams.no_alloc || model.hparams.n_expert == 0 || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+    if (!streamed || is_measured(model, 0) || model.hparams.n_expert == 0 || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
         return nullptr;
     }
     if (llama_hypura_get_loader()->vram_budget(streamed, SIZE_MAX, 0) == 0) {

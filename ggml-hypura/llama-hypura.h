@@ -64,34 +64,6 @@ bool llama_hypura_copy(const std::vector<ggml_backend *> & backends, ggml_backen
 bool llama_hypura_copy_experts(const std::vector<ggml_backend *> & backends, llama_moe_cache * cache, ggml_backend * backend, const ggml_tensor * src, ggml_tensor * dst,
     const ggml_tensor * ids, const std::vector<int32_t> & ids_data, const std::vector<bool> & used);
 
-// An expert (-1: none) that gets a slot of the cache of experts, and what was in the slot before, if anything.
-struct llama_hypura_fill {
-    int32_t expert;
-    int32_t slot;
-    const std::vector<ggml_tensor *> * evicted; // the tensors of its layer
-    int32_t evicted_expert;
-};
-
-// Fills slots of the cache with a layer's experts. With a read that fails, what is in them must not be used again.
-enum llama_hypura_filled { LLAMA_HYPURA_NOT_STREAMED, LLAMA_HYPURA_FILLED, LLAMA_HYPURA_FAILED };
-llama_hypura_filled llama_hypura_fill_cache(const std::vector<ggml_backend *> & backends, ggml_backend * backend, const std::vector<ggml_tensor *> & experts,
-    const std::vector<ggml_tensor *> & banks, const std::vector<int32_t> & ids, ggml_cgraph * graph, const std::vector<llama_hypura_fill> & fills, size_t & bytes);
-
-// A cache is about to go: what it has in these slots of its banks may be kept in RAM, the first rather than the last.
-void llama_hypura_rescue(const std::vector<ggml_backend *> & backends, ggml_backend * backend, const std::vector<ggml_tensor *> & banks,
-    const std::vector<llama_hypura_fill> & leaving);
-
-bool llama_hypura_is_streamed(const ggml_tensor * weight);
-
-// How much an expert deserves to be in the cache, compared with others; 0 for one that is not streamed.
-double llama_hypura_worth(const ggml_tensor * weight, int32_t expert);
-
-// The cache holds so many bytes for experts of this weight's model, or, if negative, no longer.
-void llama_hypura_note_cache(const ggml_tensor * weight, int64_t bytes);
-
-// An expert is no longer in the cache, which is gone.
-void llama_hypura_forget(const std::vector<ggml_tensor *> & experts, int32_t expert);
-
 // A graph has been computed. Whether copying a weight has failed since the last call by this thread: then its result is worth nothing.
 bool llama_hypura_copy_failed(const std::vector<ggml_backend *> & backends);
 
@@ -126,6 +98,14 @@ std::unique_lock<std::mutex> llama_hypura_lock_cache(llama_hypura_vram * vram);
 const ggml_backend_hypura_loader * llama_hypura_get_loader();
 ggml_backend * llama_hypura_find_backend(const std::vector<ggml_backend *> & backends);
 const ggml_tensor * llama_hypura_find_streamed(const llama_model & model);
+
+// How many tokens a graph multiplies with a weight, or with a view of it.
+size_t llama_hypura_count_tokens(const ggml_tensor * weight, ggml_cgraph * graph);
+
+// Copies experts of a streamed weight to their slots (-1: not wanted) of a cache. False when a read has failed, of this or of a copy
+// before it for the same graph: then what is in them must not be used again.
+bool llama_hypura_fill_bank(ggml_backend * ours, ggml_backend * backend, const ggml_tensor * weight, ggml_tensor * bank,
+    const std::vector<int32_t> & ids, size_t n_tokens, const std::vector<int32_t> & slots);
 
 // Whether a device is another machine's, reached by llama.cpp's RPC backend.
 bool llama_hypura_is_remote(ggml_backend_device * dev);

@@ -2,10 +2,12 @@
 """Tries the adapter and the patches on several versions of llama.cpp, and prints a table.
 
     versions.py [--only TEXT] [--newest]
+    versions.py --fetch FOLDER           the last version of patches/VERSIONS, as it is
 
 For each version of patches/UPSTREAM and patches/VERSIONS (those whose name contains TEXT): builds libllama as it is and the backend
 beside it, then applies the patches and builds it again. Both ways, the logits of a dense model and of a mixture of experts, streamed
-through a third of their memory, are compared bit for bit with those of resident runs. --newest adds the newest version of each of
+through a third of their memory, are compared bit for bit with those of resident runs; and, where the patch for GPUs fits, those of the
+mixture with its experts streamed, computed with and cached by the device of tests/e2e/gpu_device.cpp. --newest adds the newest version of each of
 these packages that its registry has. A step that fails fills its cells with what it was; its output is in build/versions/NAME.log.
 """
 
@@ -25,8 +27,15 @@ from fetch_llama import BUILD, REPO
 WORK = BUILD / "versions"
 MODELS = {"dense": BUILD / "models" / "smollm2.gguf", "mixture": BUILD / "models" / "smollm2-moe.gguf"}
 EQUAL = "streams, equal"
+# What `make versions` says of an optional patch, and is no failure: apply_patches.sh tells why.
+LEFT_OUT = "left out"
 SHARE = 0.3
 POSITIONS = 64
+# With a GPU: of two prompts of 512 and 64 tokens, and one at a time; how much of the experts it may hold.
+GPU_RUNS = {"ubatch": 576, "single": POSITIONS}
+GPU_PLACE = ["99", "ffn_.*_exps"]
+GPU_SHARE = 0.4
+GPU_CELL = "patched, GPU"
 CRATE_TREE = "llama.cpp"
 # Loaded at run time, backends work patched and unpatched alike. Of the rest of llama.cpp nothing is needed. Little is optimised, and
 # nothing of libllama, since compiling is what takes long. Built in the same folder, objects that the patches do not touch come from
@@ -100,6 +109,10 @@ def crate_version(kind_name: str, requirement: str) -> Version:
     return Version(folder.name.replace(f"{kind_name}-", f"{kind_name} "), lambda tree: fetch_llama.copy_tree(folder / CRATE_TREE, tree))
 
 
+def listed_lines() -> list[list[str]]:
+    return listed((REPO / "patches" / "VERSIONS").read_text())
+
+
 def listed(text: str) -> list[list[str]]:
     """The lines of patches/VERSIONS, in words."""
     lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
@@ -107,6 +120,10 @@ def listed(text: str) -> list[list[str]]:
         if (line[0], len(line)) not in (("pypi", 5), ("crate", 3)):
             sys.exit(f"versions.py: patches/VERSIONS: '{' '.join(line)}' is not understood")
     return lines
+
+
+def listed_version(line: list[str]) -> Version:
+    return package_version(*line[1:]) if line[0] == "pypi" else crate_version(line[1], f"={line[2]}")
 
 
 def newest(lines: list[list[str]], pinned: dict[str, str]) -> list[Version]:
@@ -120,8 +137,8 @@ def newest(lines: list[list[str]], pinned: dict[str, str]) -> list[Version]:
 def all_versions(with_newest: bool) -> list[Version]:
     pinned = fetch_llama.read_upstream()
     pinned_name = f"{pinned['pypi_package']} {pinned['pypi_version']}"
-    lines = listed((REPO / "patches" / "VERSIONS").read_text())
-    versions = [package_version(*line[1:]) if line[0] == "pypi" else crate_version(line[1], f"={line[2]}") for line in lines]
+    lines = listed_lines()
+    versions = [listed_version(line) for line in lines]
     versions.append(Version(pinned_name, lambda tree: fetch_llama.copy_tree(fetch_llama.PRISTINE, tree)))
     known = {version.name: version for version in versions}
     for version in newest(lines, pinned) if with_newest else []:
@@ -159,18 +176,54 @@ def streamable_bytes(model: Path) -> int:
     return sum(int(tensor.n_bytes) for tensor in GGUFReader(model).tensors if pattern.fullmatch(tensor.name))
 
 
-def check_identity(version: Version, program: Path, model: Path, resident: dict[str, str], loaded: dict[str, str]) -> None:
+@dataclass
+class Run:
+    """How positions are grouped into batches, how many there are, and where layers are."""
+
+    mode: str = "single"
+    positions: int = POSITIONS
+    place: list[str] = field(default_factory=list)
+
+
+def check_identity(version: Version, program: Path, model: Path, resident: dict, loaded: dict, how: Run) -> dict:
+    """The statistics of the streamed run, whose logits are those of the resident one."""
     outputs = [WORK / "resident.logits", WORK / "streamed.logits"]
     stats = WORK / "stats.json"
     stats.unlink(missing_ok=True)
     streamed = {"HYPURA": "stream", "HYPURA_RAM": str(int(SHARE * streamable_bytes(model))), "HYPURA_STATS": str(stats)}
     for settings, output in zip((resident, loaded | streamed), outputs):
-        arguments = [model, "single", str(POSITIONS), WORK / "text.txt", output]
+        arguments = [model, how.mode, str(how.positions), WORK / "text.txt", output, *how.place]
         version.call("running", program, *arguments, settings=settings)
     if not stats.exists() or json.loads(stats.read_text())["read_bytes"] == 0:
         raise Failed("no: it is not streamed")
     if outputs[0].read_bytes() != outputs[1].read_bytes():
         raise Failed("no: the logits differ")
+    return json.loads(stats.read_text())
+
+
+def build_device(version: Version, tree: Path, libraries: Path) -> Path:
+    """The device that stands in for a GPU, to be preloaded."""
+    path = libraries / "libtestgpu.so"
+    source = REPO / "tests" / "e2e" / "gpu_device.cpp"
+    command = ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", source, "-o", path, "-Wl,-rpath,$ORIGIN", "-L", libraries]
+    command += ["-I", tree / "ggml" / "include", "-I", tree / "ggml" / "src", "-lggml", "-lggml-base"]
+    version.call("building a device", *command)
+    return path
+
+
+def check_gpu(version: Version, tree: Path, program: Path, resident: dict) -> str:
+    """A GPU computes prompts with streamed experts, and holds some of them."""
+    if "llama_hypura_vram" not in (tree / "src" / "llama-context.h").read_text():
+        return LEFT_OUT
+    device = {"LD_PRELOAD": str(build_device(version, tree, program.parent))}
+    model = MODELS["mixture"]
+    tier = {"HYPURA_VRAM": str(int(GPU_SHARE * streamable_bytes(model))), "HYPURA_VERIFY": "1"}
+    for mode, positions in GPU_RUNS.items():
+        how = Run(mode, positions, GPU_PLACE)
+        stats = check_identity(version, program, model, resident | device, device | tier, how)
+        if stats["vram_hits"] == 0 or stats["vram_bytes_max"] > int(tier["HYPURA_VRAM"]):
+            raise Failed("no: the device holds no experts, or too many")
+    return EQUAL
 
 
 def build_stock(version: Version, tree: Path) -> tuple[Path, dict, dict]:
@@ -196,19 +249,28 @@ def cell(way: str, kind: str) -> str:
     return f"{way}, {kind}"
 
 
+def cells(way: str) -> list[str]:
+    return [cell(way, kind) for kind in MODELS] + [GPU_CELL] * (way == "patched")
+
+
 def attempt_way(version: Version, tree: Path, way: str) -> None:
     """Fill a way's cells."""
     try:
         program, resident, loaded = WAYS[way](version, tree)
     except Failed as reason:
-        version.answers |= {cell(way, kind): str(reason) for kind in MODELS}
+        version.answers |= {name: str(reason) for name in cells(way)}
         return
     for kind, model in MODELS.items():
         try:
-            check_identity(version, program, model, resident, loaded)
+            check_identity(version, program, model, resident, loaded, Run())
             version.answers[cell(way, kind)] = EQUAL
         except Failed as reason:
             version.answers[cell(way, kind)] = str(reason)
+    if GPU_CELL in cells(way):
+        try:
+            version.answers[GPU_CELL] = check_gpu(version, tree, program, resident)
+        except Failed as reason:
+            version.answers[GPU_CELL] = str(reason)
 
 
 def attempt(version: Version) -> None:
@@ -220,14 +282,14 @@ def attempt(version: Version) -> None:
     version.ggml = ggml_version(tree)
     for way in WAYS:
         attempt_way(version, tree, way)
-        for kind in MODELS:
-            print(f"{version.name} (ggml {version.ggml}), {cell(way, kind)}: {version.answers[cell(way, kind)]}", flush=True)
+        for name in cells(way):
+            print(f"{version.name} (ggml {version.ggml}), {name}: {version.answers[name]}", flush=True)
 
 
 def table(versions: list[Version]) -> str:
-    cells = [cell(way, kind) for way in WAYS for kind in MODELS]
-    lines = ["| llama.cpp as in | ggml | " + " | ".join(cells) + " |", "|---|---|" + "---|" * len(cells)]
-    lines += [f"| {v.name} | {v.ggml} | " + " | ".join(v.answers[name] for name in cells) + " |" for v in versions]
+    names = [name for way in WAYS for name in cells(way)]
+    lines = ["| llama.cpp as in | ggml | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    lines += [f"| {v.name} | {v.ggml} | " + " | ".join(v.answers[name] for name in names) + " |" for v in versions]
     return "\n".join(lines)
 
 
@@ -235,8 +297,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", metavar="TEXT")
     parser.add_argument("--newest", action="store_true")
+    parser.add_argument("--fetch", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
+    if arguments.fetch:
+        shutil.rmtree(arguments.fetch, ignore_errors=True)
+        listed_version(listed_lines()[-1]).fetch(arguments.fetch)
+        return
     sys.path.insert(0, str(REPO / "scripts" / "models"))
     from sample_text import CHECKING_TEXT
 
@@ -246,7 +313,7 @@ def main() -> None:
         attempt(version)
     print()
     print(table(versions))
-    if any(answer != EQUAL for version in versions for answer in version.answers.values()):
+    if any(answer not in (EQUAL, LEFT_OUT) for version in versions for answer in version.answers.values()):
         sys.exit(1)
 
 

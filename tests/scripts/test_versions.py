@@ -1,11 +1,12 @@
 """scripts/versions.py: what counts as working, and how the rest is reported."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import versions
-from versions import Failed, Version
+from versions import GPU_CELL, LEFT_OUT, Failed, Run, Version
 
 # Stands for the program that writes logits: $5 is the output, and HYPURA tells a streamed run.
 PROGRAM = """#!/bin/sh
@@ -26,7 +27,7 @@ def check(folder: Path, streamed: str) -> None:
     program = folder / "program"
     program.write_text(PROGRAM.replace("{streamed}", streamed))
     program.chmod(0o755)
-    versions.check_identity(Version("llama 1", None), program, folder / "model.gguf", {}, {})
+    versions.check_identity(Version("llama 1", None), program, folder / "model.gguf", {}, {}, Run())
 
 
 def test_equal_logits_of_a_streamed_run_are_what_works(folder: Path) -> None:
@@ -56,15 +57,15 @@ def test_what_a_failing_step_says_is_kept(folder: Path) -> None:
 
 def test_the_table_has_a_row_for_each_version_and_a_cell_for_each_way_and_kind() -> None:
     cells = ["unpatched, dense", "unpatched, mixture", "patched, dense", "patched, mixture"]
-    worked = dict.fromkeys(cells, "streams, equal")
+    worked = dict.fromkeys(cells, "streams, equal") | {GPU_CELL: LEFT_OUT}
     failed = worked | {"patched, mixture": "no: the logits differ"}
     text = versions.table([Version("llama 1", None, "0.1.0", worked), Version("llama 2", None, "0.2.0", failed)])
     equal = " | ".join(["streams, equal"] * 3)
     assert text.splitlines() == [
-        "| llama.cpp as in | ggml | unpatched, dense | unpatched, mixture | patched, dense | patched, mixture |",
-        "|---|---|---|---|---|---|",
-        f"| llama 1 | 0.1.0 | {equal} | streams, equal |",
-        f"| llama 2 | 0.2.0 | {equal} | no: the logits differ |",
+        "| llama.cpp as in | ggml | unpatched, dense | unpatched, mixture | patched, dense | patched, mixture | patched, GPU |",
+        "|---|---|---|---|---|---|---|",
+        f"| llama 1 | 0.1.0 | {equal} | streams, equal | left out |",
+        f"| llama 2 | 0.2.0 | {equal} | no: the logits differ | left out |",
     ]
 
 
@@ -75,7 +76,7 @@ def test_what_fails_before_a_model_is_run_fills_a_ways_cells(folder: Path, monke
     monkeypatch.setattr(versions, "WAYS", {"patched": fails})
     version = Version("llama 1", None)
     versions.attempt_way(version, folder, "patched")
-    assert version.answers == {"patched, dense": "no: building fails", "patched, mixture": "no: building fails"}
+    assert version.answers == dict.fromkeys(["patched, dense", "patched, mixture", "patched, GPU"], "no: building fails")
 
 
 def test_a_model_that_fails_leaves_the_other_its_cell(folder: Path, monkeypatch) -> None:
@@ -84,8 +85,33 @@ def test_a_model_that_fails_leaves_the_other_its_cell(folder: Path, monkeypatch)
     program.chmod(0o755)
     monkeypatch.setattr(versions, "WAYS", {"patched": lambda version, tree: (program, {}, {})})
     version = Version("llama 1", None)
-    versions.attempt_way(version, folder, "patched")
-    assert version.answers == {"patched, dense": "streams, equal", "patched, mixture": "no: the logits differ"}
+    versions.attempt_way(version, tree_of(folder, "class llama_context;"), "patched")
+    assert version.answers == {"patched, dense": "streams, equal", "patched, mixture": "no: the logits differ", "patched, GPU": "left out"}
+
+
+def tree_of(folder: Path, context_header: str) -> Path:
+    (folder / "src").mkdir()
+    (folder / "src" / "llama-context.h").write_text(context_header)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("statistics", "answer"),
+    [
+        ({"read_bytes": 5, "vram_hits": 1, "vram_bytes_max": 400}, "streams, equal"),
+        ({"read_bytes": 5, "vram_hits": 0, "vram_bytes_max": 400}, "no: the device holds no experts, or too many"),
+        ({"read_bytes": 5, "vram_hits": 1, "vram_bytes_max": 401}, "no: the device holds no experts, or too many"),
+    ],
+)
+def test_with_the_patch_for_gpus_a_device_must_hold_experts(folder: Path, monkeypatch, statistics: dict, answer: str) -> None:
+    program = folder / "program"
+    program.write_text(PROGRAM.replace("{streamed}", f"echo '{json.dumps(statistics)}' >\"$HYPURA_STATS\""))
+    program.chmod(0o755)
+    monkeypatch.setattr(versions, "WAYS", {"patched": lambda version, tree: (program, {}, {})})
+    monkeypatch.setattr(versions, "build_device", lambda version, tree, libraries: libraries / "device.so")
+    version = Version("llama 1", None)
+    versions.attempt_way(version, tree_of(folder, "std::shared_ptr<struct llama_hypura_vram> vram;"), "patched")
+    assert version.answers == {"patched, dense": "streams, equal", "patched, mixture": "streams, equal", "patched, GPU": answer}
 
 
 def test_each_listed_package_is_asked_for_its_newest_version(monkeypatch) -> None:
