@@ -9,7 +9,7 @@ import pytest
 
 from logits import LogitsProgram
 from models import DIRECTORY, SMOLLM2, SMOLLM2_MOE, TINY, TRAINED_MOE, Model
-from programs import BACKEND, BIN, OFF_BIN, REPOSITORY, STOCK_BIN
+from programs import BACKEND, BIN, OFF_BIN, REPOSITORY, SOURCE, STOCK_BIN
 
 sys.path.insert(0, str(REPOSITORY / "scripts" / "models"))
 from sample_text import CHECKING_TEXT, FITTING_TEXT  # noqa: E402
@@ -24,7 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
         *((STOCK_BIN / program, "llama-stock") for program in programs),
         (BACKEND, "backend"),
     ]:
-        if not path.exists():
+        # of another version the libraries may be all there is
+        if not path.exists() and "HYPURA_TEST_BUILD" not in os.environ:
             raise pytest.UsageError(f"{path} is not built; run make {target}")
     missing = [model.name for model in [SMOLLM2_MOE, *TINY] if not model.path.exists()]
     if missing:
@@ -68,7 +69,7 @@ def logits(tmp_path_factory: pytest.TempPathFactory, text_file: Path):
 def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """gpu_device.cpp, as a library to be preloaded: a device that computes with the CPU's kernels in memory that is not the host's."""
     path = tmp_path_factory.mktemp("device") / "libtestgpu.so"
-    ggml = REPOSITORY / "build" / "llama-src" / "ggml"
+    ggml = SOURCE / "ggml"
     command = ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", path, Path(__file__).with_name("gpu_device.cpp")]
     command += ["-I", ggml / "include", "-I", ggml / "src", "-L", BIN, "-lggml", "-lggml-base", f"-Wl,-rpath,{BIN}"]
     subprocess.run(list(map(str, command)), check=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from models import TINY, Model
-from programs import OFF, REPOSITORY, Finished, run
+from programs import OFF, SOURCE, Finished, run
 
 # How positions are grouped into batches; logits.cpp explains them.
 MODES = ("single", "ubatch", "parallel")
@@ -32,10 +32,9 @@ def position_count(model: Model, mode: str) -> int:
 
 def build_host(name: str, libraries: Path, scratch: Path) -> Path:
     """Compile NAME.cpp of this folder against the headers of the patched sources and the libraries in a folder."""
-    source = REPOSITORY / "build" / "llama-src"
     path = scratch / name
     command = ["c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o", path, Path(__file__).with_name(f"{name}.cpp")]
-    command += ["-I", source / "include", "-I", source / "ggml" / "include"]
+    command += ["-I", SOURCE / "include", "-I", SOURCE / "ggml" / "include"]
     command += ["-L", libraries, "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{libraries}"]
     subprocess.run(list(map(str, command)), check=True)
     return path

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BIN = REPOSITORY / "build" / "llama" / "bin"
+# Another folder with llama-src and llama/bin in it: tests that take what is there try another version of llama.cpp.
+BUILD = Path(os.environ.get("HYPURA_TEST_BUILD") or REPOSITORY / "build")
+SOURCE = BUILD / "llama-src"
+BIN = BUILD / "llama" / "bin"
 OFF_BIN = REPOSITORY / "build" / "llama-off" / "bin"
 STOCK_BIN = REPOSITORY / "build" / "llama-stock" / "bin"
 BACKEND = REPOSITORY / "build" / "backend" / "libggml-hypura.so"
