@@ -31,7 +31,9 @@ static void copy(ggml_backend_hypura_copy & what) {
 size_t llama_hypura_count_tokens(const ggml_tensor * weight, ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
-        if (node->src[0] && (node->src[0] == weight || node->src[0]->view_src == weight)) {
+        // that a view is taken of it is a node, too
+        const bool multiplies = node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID;
+        if (multiplies && (node->src[0] == weight || node->src[0]->view_src == weight)) {
             return node->op == GGML_OP_MUL_MAT_ID ? node->src[2]->ne[1] : node->ne[1];
         }
     }
