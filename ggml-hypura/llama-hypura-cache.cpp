@@ -52,8 +52,8 @@ struct llama_hypura_cache::group {
     std::unordered_map<int32_t, admission> admissions; // by key
     ggml_context_ptr views;
 
-    group(const std::vector<ggml_backend_t> & backends, ggml_backend_t backend, const std::vector<ggml_tensor *> & banks, int32_t n_slots,
-        const std::vector<layer> & layers);
+    group(const std::vector<ggml_backend_t> & backends, ggml_backend_t backend,
+        const std::vector<ggml_tensor *> & banks, int32_t n_slots, const std::vector<layer> & layers);
     ~group();
 
     int32_t * slots_of(size_t layer) const { return (int32_t *) layers[layer].slot_map->data; }
@@ -67,8 +67,10 @@ struct llama_hypura_cache::group {
     std::vector<filling> plan(size_t layer, std::vector<int32_t> chosen, size_t & n_hits);
     int32_t least_worth(size_t n_used) const;
     void drop(ggml_backend_t ours, int32_t key, int32_t slot);
-    bool upload(const layer & layer, const std::vector<filling> & fills, const std::vector<int32_t> & ids, ggml_cgraph * graph, size_t & bytes);
-    void fill(size_t layer, ggml_tensor * copy, const std::vector<int32_t> & ids, ggml_cgraph * graph, size_t & n_hits, size_t & n_misses, size_t & bytes);
+    bool upload(const layer & layer, const std::vector<filling> & fills, const std::vector<int32_t> & ids, ggml_cgraph * graph,
+        size_t & bytes);
+    void fill(size_t layer, ggml_tensor * copy, const std::vector<int32_t> & ids, ggml_cgraph * graph,
+        size_t & n_hits, size_t & n_misses, size_t & bytes);
 
     void forget_admissions();
     void copy_within(const ggml_tensor * src, int32_t expert, ggml_tensor * bank, int32_t slot);
@@ -76,9 +78,10 @@ struct llama_hypura_cache::group {
     void rescue();
 };
 
-llama_hypura_cache::group::group(const std::vector<ggml_backend_t> & backends, ggml_backend_t backend, const std::vector<ggml_tensor *> & banks,
-        int32_t n_slots, const std::vector<layer> & layers) :
-        backends(backends), backend(backend), banks(banks), layers(layers), n_expert((int32_t) layers[0].experts[0]->ne[2]), key_of(n_slots, EMPTY) {
+llama_hypura_cache::group::group(const std::vector<ggml_backend_t> & backends, ggml_backend_t backend,
+        const std::vector<ggml_tensor *> & banks, int32_t n_slots, const std::vector<layer> & layers) :
+        backends(backends), backend(backend), banks(banks), layers(layers),
+        n_expert((int32_t) layers[0].experts[0]->ne[2]), key_of(n_slots, EMPTY) {
     for (int32_t slot = 0; slot < n_slots; ++slot) {
         uses.push_back(by_use.insert(by_use.end(), slot));
     }
@@ -171,13 +174,16 @@ void llama_hypura_cache::group::drop(ggml_backend_t ours, int32_t key, int32_t s
     for (size_t ib = 0; ib < banks.size(); ++ib) {
         const ggml_tensor * weight = experts_of(key)[ib];
         if (is_streamed(weight)) {
-            llama_hypura_get_loader()->drop_copy(ours, ours ? backend : nullptr, weight, key % n_expert, ours ? banks[ib] : nullptr, slot);
+            llama_hypura_get_loader()->drop_copy(ours, ours ? backend : nullptr, weight, key % n_expert,
+                ours ? banks[ib] : nullptr, slot);
         }
     }
 }
 
 // False when a read has failed: then what is in the slots must not be used again.
-bool llama_hypura_cache::group::upload(const layer & layer, const std::vector<filling> & fills, const std::vector<int32_t> & ids, ggml_cgraph * graph, size_t & bytes) {
+bool llama_hypura_cache::group::upload(const layer & layer, const std::vector<filling> & fills, const std::vector<int32_t> & ids,
+        ggml_cgraph * graph, size_t & bytes) {
+    const size_t n_tokens = llama_hypura_count_tokens(banks[0], graph);
     const ggml_backend_t ours = llama_hypura_find_backend(backends);
     GGML_ASSERT(ours);
     llama_hypura_get_loader()->finish_copies(ours); // of another layer: the scheduler has waited for them
@@ -194,14 +200,15 @@ bool llama_hypura_cache::group::upload(const layer & layer, const std::vector<fi
         const size_t expert_bytes  = weight->nb[2];
         bytes += fills.size()*expert_bytes;
         if (is_streamed(weight)) {
-            succeeded = llama_hypura_fill_bank(ours, backend, weight, banks[ib], ids, llama_hypura_count_tokens(banks[0], graph), slots);
+            succeeded = llama_hypura_fill_bank(ours, backend, weight, banks[ib], ids, n_tokens, slots);
             continue;
         }
         // of the same group, and in memory: what was there before must have left the bank
         ggml_backend_synchronize(backend);
         llama_hypura_get_loader()->finish_copies(ours);
         for (const filling & f : fills) {
-            ggml_backend_tensor_set_async(backend, banks[ib], (const char *) weight->data + f.expert*expert_bytes, f.slot*expert_bytes, expert_bytes);
+            const char * expert = (const char *) weight->data + f.expert*expert_bytes;
+            ggml_backend_tensor_set_async(backend, banks[ib], expert, f.slot*expert_bytes, expert_bytes);
         }
     }
     return succeeded;
