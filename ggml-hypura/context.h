@@ -189,10 +189,10 @@ struct backend_context {
     char error[1024];
 
     ~backend_context() {
-        ggml_backend_free(cpu);
         if (threadpool) {
-            proc<decltype(ggml_threadpool_free)>("ggml_threadpool_free")(threadpool);
+            proc<decltype(ggml_threadpool_free)>("ggml_threadpool_free")(threadpool); // asks the CPU backend
         }
+        ggml_backend_free(cpu);
     }
 
     template <typename F> F * proc(const char * name) const {

@@ -97,10 +97,8 @@ ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char * params) 
 }
 
 ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t dev) {
-    ggml_backend_buffer_type_t buft = ggml_hypura_buffer_type();
-    buft->device = dev;
-    ggml_hypura_protected_type()->device = dev;
-    return buft;
+    GGML_UNUSED(dev);
+    return ggml_hypura_buffer_type();
 }
 
 // No other backend can have a weight whose memory is no host's, so the scheduler asks us for the weight itself and for views of it.
@@ -166,6 +164,13 @@ ggml_backend_dev_t reg_get_device(ggml_backend_reg_t reg, size_t index) {
         /* .reg     = */ reg,
         /* .context = */ nullptr,
     };
+    // once: models may be loaded from several threads
+    static const bool has_types = [] {
+        ggml_hypura_buffer_type()->device    = &device;
+        ggml_hypura_protected_type()->device = &device;
+        return true;
+    }();
+    GGML_UNUSED(has_types);
     return &device;
 }
 
