@@ -11,18 +11,18 @@ V1_ROOT = Path("/sys/fs/cgroup/memory")
 V2_ROOT = Path("/sys/fs/cgroup")
 
 
-def _make(limit_bytes: int) -> Path:
+def _make(limit_bytes: int, may_swap: bool) -> Path:
     name = f"hypura-test-{os.getpid()}"
     if (V1_ROOT / "memory.limit_in_bytes").exists():
         directory = V1_ROOT / name
-        limits = [("memory.limit_in_bytes", limit_bytes), ("memory.swappiness", 0)]
+        limits = [("memory.limit_in_bytes", limit_bytes), ("memory.swappiness", 100 if may_swap else 0)]
     else:
         # The own cgroup cannot have children with controllers as long as processes are in it, so it is the root's.
         directory = V2_ROOT / name
         control = V2_ROOT / "cgroup.subtree_control"
         if "memory" not in control.read_text().split():
             control.write_text("+memory")
-        limits = [("memory.max", limit_bytes), ("memory.swap.max", 0)]
+        limits = [("memory.max", limit_bytes), ("memory.swap.max", "max" if may_swap else 0)]
     directory.mkdir()
     for file, value in limits:
         if (directory / file).exists():
@@ -33,8 +33,8 @@ def _make(limit_bytes: int) -> Path:
 class MemoryLimit:
     """A cgroup with a limit that can be changed."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.directory = _make(limit_bytes)
+    def __init__(self, limit_bytes: int, may_swap: bool = False) -> None:
+        self.directory = _make(limit_bytes, may_swap)
         self.through = ("sh", "-c", f'echo $$ > {self.directory}/cgroup.procs && exec "$@"', "sh")
 
     def change(self, limit_bytes: int) -> None:
@@ -44,10 +44,10 @@ class MemoryLimit:
 
 
 @contextmanager
-def changing_memory_limit(limit_bytes: int) -> Iterator[MemoryLimit]:
+def changing_memory_limit(limit_bytes: int, may_swap: bool = False) -> Iterator[MemoryLimit]:
     """A limit for the commands that its words are put before, and for their children. Skips where that is not allowed."""
     try:
-        limit = MemoryLimit(limit_bytes)
+        limit = MemoryLimit(limit_bytes, may_swap)
     except OSError as error:
         pytest.skip(f"no memory cgroup can be made here: {error}")
     try:
