@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: FORCE help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
-	test soak fuzz test-schedules test-miri test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-variants test-ollama test-hosts test-python test-llama versions stress-ollama \
+	test soak fuzz test-schedules test-miri test-tsan test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-variants test-ollama test-hosts test-python test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-peers bench-prompts bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -82,9 +82,9 @@ install: cli ## library, header, hypura.pc, CMake package and the hypura command
 llama-dist: source $(DIST)/build.ninja
 	$(USE_TOOLS) cmake --build $(DIST) -j $(JOBS) --target $(PROGRAMS)
 
-$(patsubst %,build/%/build.ninja,llama llama-off llama-tests) $(DIST)/build.ninja: | source
+$(patsubst %,build/%/build.ninja,llama llama-off llama-tests tsan) $(DIST)/build.ninja: | source
 build/llama-stock/build.ninja: | pristine
-$(patsubst %,build/%/build.ninja,llama llama-off llama-stock llama-tests) $(DIST)/build.ninja: Makefile patches/UPSTREAM $(TOOLS)
+$(patsubst %,build/%/build.ninja,llama llama-off llama-stock llama-tests tsan) $(DIST)/build.ninja: Makefile patches/UPSTREAM $(TOOLS)
 build/llama/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_RPC=ON
 	@touch $@
@@ -105,6 +105,15 @@ $(DIST)/variants: FORCE
 FORCE:
 build/llama-tests/build.ninja:
 	$(CONFIGURE) -DLLAMA_HYPURA=ON -DLLAMA_BUILD_TESTS=ON
+	@touch $@
+# Whatever shares memory is instrumented, C++ by clang, the library and Rust's own by nightly; their one runtime is linked into the host.
+# Barriers of OpenMP are not understood.
+TSAN_FLAGS := -fsanitize=thread -O1 -gline-tables-only -DNDEBUG
+build/tsan/build.ninja:
+	@command -v clang++ >/dev/null || { echo "clang++ is missing; on Debian: apt install clang" >&2; exit 1; }
+	$(CONFIGURE) -DLLAMA_HYPURA=ON -DGGML_OPENMP=OFF -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+		'-DCMAKE_C_FLAGS_RELEASE=$(TSAN_FLAGS)' '-DCMAKE_CXX_FLAGS_RELEASE=$(TSAN_FLAGS)' \
+		-DHYPURA_CARGO_TARGET_DIR=$(CURDIR)/build/tsan/cargo -DHYPURA_CARGO_TARGET=$(shell uname -m)-unknown-linux-gnu
 	@touch $@
 build/llama-stock/build.ninja: SOURCE = build/llama-pristine
 build/llama-stock/build.ninja:
@@ -228,6 +237,12 @@ test-schedules: $(TOOLS) ## slots and the queue of reads under thousands of orde
 test-miri: $(TOOLS) ## the queue of reads and the slots under miri, which finds undefined behaviour: a minute, after one of building; needs nightly
 	$(USE_TOOLS) MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=build/miri \
 		cargo +nightly miri test --locked --lib -- io::engine::queue cache::pool
+
+# rustup toolchain install nightly --component rust-src; clang.
+test-tsan: source build/tsan/build.ninja models ## ThreadSanitizer on the adapter, ggml and the library, in a host of many threads: minutes, after a quarter of an hour of building; needs nightly and clang
+	$(USE_TOOLS) RUSTUP_TOOLCHAIN=nightly CARGO_UNSTABLE_BUILD_STD=std RUSTFLAGS="-Zsanitizer=thread $$RUSTFLAGS" \
+		cmake --build build/tsan -j $(JOBS) --target llama
+	$(USE_TOOLS) python3 -m pytest -ra tests/tsan
 
 test-install: CPU_VARIANTS = none
 test-install: llama-dist llama-stock backend cli models ## what is installed and packed, hosts in C and C++, the reference
