@@ -40,14 +40,10 @@ touched() {
 }
 touched "$@" >"$scratch/files"
 
-if command -v git >/dev/null 2>&1; then
-    # Inside a repository git apply would silently skip files: keep it from finding one.
-    patch_one() { (cd "$work" && GIT_CEILING_DIRECTORIES=$scratch git apply --whitespace=nowarn ${2:+-R} "$1"); }
-elif command -v patch >/dev/null 2>&1; then
-    patch_one() { (cd "$work" && patch -p1 -F0 -s -f ${2:+-R} -i "$1"); }
-else
-    die 'neither git nor patch is installed'
-fi
+# Not patch: it takes fewer lines of context before a change than after it for the beginning of a file.
+command -v git >/dev/null 2>&1 || die 'git is missing: install it'
+# Inside a repository git apply would silently skip files: keep it from finding one.
+patch_one() { (cd "$work" && GIT_CEILING_DIRECTORIES=$scratch git apply --whitespace=nowarn ${2:+-R} "$1"); }
 
 stage() {
     rm -rf "$work"
