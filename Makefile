@@ -5,7 +5,7 @@
 .DELETE_ON_ERROR:
 .PHONY: FORCE help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
 	test soak fuzz test-schedules test-miri test-tsan test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-variants test-ollama test-hosts test-python test-llama versions stress-ollama \
-	bench bench-dense bench-moe bench-peers bench-prompts bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-io replay check-solver header clean
+	bench bench-dense bench-moe bench-peers bench-prompts bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-neighbour bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 TOOLS := build/venv/.stamp
@@ -315,6 +315,9 @@ bench-resident: llama llama-off models ## what libhypura costs a model that fits
 
 bench-sharing: llama models ## how soon processes in one memory limit have their fair parts
 	$(USE_TOOLS) python3 scripts/bench/sharing.py $(BENCH_ARGS)
+
+bench-neighbour: llama models ## how long a small process is held up at worst in one memory limit with a model: beside ours, and beside mmap
+	$(USE_TOOLS) python3 scripts/bench/neighbour.py $(BENCH_ARGS)
 
 bench-io: $(TOOLS) ## our I/O engines beside fio, on HYPURA_TEST_FILE or a file of 4 GB in build/
 	@command -v fio >/dev/null || { echo "fio is missing; on Debian: apt install fio" >&2; exit 1; }
