@@ -239,7 +239,7 @@ test-miri: $(TOOLS) ## the queue of reads and the slots under miri, which finds 
 		cargo +nightly miri test --locked --lib -- io::engine::queue cache::pool
 
 # rustup toolchain install nightly --component rust-src; clang.
-test-tsan: source build/tsan/build.ninja models ## ThreadSanitizer on the adapter, ggml and the library, in a host of many threads: minutes, after a quarter of an hour of building; needs nightly and clang
+test-tsan: source build/tsan/build.ninja models ## ThreadSanitizer on the adapter, ggml and the library, in a host of many threads: a minute, after a quarter of an hour of building; needs nightly and clang
 	$(USE_TOOLS) RUSTUP_TOOLCHAIN=nightly CARGO_UNSTABLE_BUILD_STD=std RUSTFLAGS="-Zsanitizer=thread $$RUSTFLAGS" \
 		cmake --build build/tsan -j $(JOBS) --target llama
 	$(USE_TOOLS) python3 -m pytest -ra tests/tsan
