@@ -1,10 +1,11 @@
-// Computes one layer of experts on a few made-up inputs: the weights are streamed, the arithmetic is this program's own.
+// Computes one layer of experts on a few made-up inputs: the weights are streamed, the arithmetic is this program's
+// own.
 //
 //     expert_layer MODEL LAYER EXPERTS_USED [RAM]        RAM: memory for streamed weights, such as 64M; without it 256M
 //
-// Prints the outputs, one line for each input. Component i of input t is sin((t + 1) (i + 1)). The layer is that of Mixtral and
-// its kin: a softmax over the router's logits, of which the largest EXPERTS_USED are scaled to a sum of 1, weighs experts that
-// compute down(silu(gate(x)) * up(x)).
+// Prints the outputs, one line for each input. Component i of input t is sin((t + 1) (i + 1)). The layer is that of
+// Mixtral and its kin: a softmax over the router's logits, of which the largest EXPERTS_USED are scaled to a sum of 1,
+// weighs experts that compute down(silu(gate(x)) * up(x)).
 
 #include <hypura.h>
 
@@ -41,7 +42,7 @@ public:
     }
 
 private:
-    std::array<char, 512> text{};
+    std::array<char, 512> text {};
 };
 
 struct Free {
@@ -74,7 +75,8 @@ float from_half(const uint8_t * bytes) {
     const int bits = bytes[0] | bytes[1] << 8;
     const int exponent = bits >> 10 & 31;
     const int fraction = bits & 1023;
-    const float magnitude = exponent == 0 ? std::ldexp(float(fraction), -24) : std::ldexp(float(1024 + fraction), exponent - 25);
+    const float magnitude =
+            exponent == 0 ? std::ldexp(float(fraction), -24) : std::ldexp(float(1024 + fraction), exponent - 25);
     return bits >> 15 != 0 ? -magnitude : magnitude;
 }
 
@@ -90,28 +92,28 @@ constexpr Format formats[] = {
     { 0, 1, 4, [](const uint8_t * bytes, float * values) { std::memcpy(values, bytes, 4); } },
     // Q4_1: scale, minimum, then 4 bits a value; a byte has value i and value i + 16.
     { 3, 32, 20,
-      [](const uint8_t * bytes, float * values) {
-          const float scale = from_half(bytes);
-          const float minimum = from_half(bytes + 2);
-          for (int i = 0; i < 16; i++) {
-              values[i] = float(bytes[4 + i] & 15) * scale + minimum;
-              values[i + 16] = float(bytes[4 + i] >> 4) * scale + minimum;
-          }
-      } },
+            [](const uint8_t * bytes, float * values) {
+                const float scale = from_half(bytes);
+                const float minimum = from_half(bytes + 2);
+                for (int i = 0; i < 16; i++) {
+                    values[i] = float(bytes[4 + i] & 15) * scale + minimum;
+                    values[i + 16] = float(bytes[4 + i] >> 4) * scale + minimum;
+                }
+            } },
     // Q8_0: scale, then 8 bits a value.
     { 8, 32, 34,
-      [](const uint8_t * bytes, float * values) {
-          const float scale = from_half(bytes);
-          for (int i = 0; i < 32; i++) {
-              values[i] = float(int8_t(bytes[2 + i])) * scale;
-          }
-      } },
+            [](const uint8_t * bytes, float * values) {
+                const float scale = from_half(bytes);
+                for (int i = 0; i < 32; i++) {
+                    values[i] = float(int8_t(bytes[2 + i])) * scale;
+                }
+            } },
 };
 
 // Matrices of one layer: a tensor of the model, with one matrix for each expert or just one.
 struct Matrices {
     size_t tensor;
-    hypura_tensor_info info{};
+    hypura_tensor_info info {};
     const Format * format;
 
     Matrices(const Model & model, const std::string & name) {
@@ -119,10 +121,11 @@ struct Matrices {
         info.size = sizeof info;
         error.check(hypura_model_find_tensor(model.get(), name.c_str(), &tensor, error, error.size()));
         error.check(hypura_model_tensor_info(model.get(), tensor, &info, error, error.size()));
-        format = std::find_if(std::begin(formats), std::end(formats), [&](auto & f) { return f.ggml_type == info.ggml_type; });
+        format = std::find_if(
+                std::begin(formats), std::end(formats), [&](auto & f) { return f.ggml_type == info.ggml_type; });
         if (format == std::end(formats)) {
-            throw std::runtime_error(name + " is of ggml type " + std::to_string(info.ggml_type) +
-                                     ", which this program cannot multiply with");
+            throw std::runtime_error(name + " is of ggml type " + std::to_string(info.ggml_type)
+                    + ", which this program cannot multiply with");
         }
     }
 
@@ -154,7 +157,8 @@ Route choose(Vector & logits, size_t used) {
     Route route;
     std::vector<int32_t> order(logits.size());
     std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + used, order.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+    std::partial_sort(order.begin(), order.begin() + used, order.end(),
+            [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
     route.experts.assign(order.begin(), order.begin() + used);
     float sum = 0;
     for (int32_t expert : route.experts) {
@@ -168,7 +172,8 @@ Route choose(Vector & logits, size_t used) {
 }
 
 // What a router or a norm needs stays in memory in a host that computes more than one layer.
-std::vector<Route> route_inputs(const Model & model, const Matrices & router, const std::vector<Vector> & inputs, size_t used) {
+std::vector<Route> route_inputs(
+        const Model & model, const Matrices & router, const std::vector<Vector> & inputs, size_t used) {
     std::vector<uint8_t> bytes(router.info.size_bytes);
     std::vector<Route> routes;
     Error error;
@@ -180,17 +185,17 @@ std::vector<Route> route_inputs(const Model & model, const Matrices & router, co
     return routes;
 }
 
-// Demands the matrices of all chosen experts, and calls `use` for each input and choice of an expert that has arrived. Each
-// matrix is read once, however many inputs are sent to it.
+// Demands the matrices of all chosen experts, and calls `use` for each input and choice of an expert that has arrived.
+// Each matrix is read once, however many inputs are sent to it.
 void for_each_choice(const Fetch & fetch, const Matrices & matrices, const std::vector<Route> & routes,
-                     const std::function<void(size_t input, size_t choice, const void * matrix)> & use) {
+        const std::function<void(size_t input, size_t choice, const void * matrix)> & use) {
     std::vector<int32_t> ids;
     for (const Route & route : routes) {
         ids.insert(ids.end(), route.experts.begin(), route.experts.end());
     }
     Error error;
-    error.check(
-        hypura_fetch_begin(fetch.get(), matrices.tensor, ids.data(), ids.size(), routes.size(), error, error.size()));
+    error.check(hypura_fetch_begin(
+            fetch.get(), matrices.tensor, ids.data(), ids.size(), routes.size(), error, error.size()));
     for (;;) {
         std::array<hypura_block, 8> blocks;
         size_t count = 0;
@@ -218,8 +223,8 @@ std::vector<Vector> compute_layer(const Model & model, const std::string & layer
     const auto shaped = [&](const Matrices & matrices, size_t columns, size_t rows) {
         return matrices.columns() == columns && matrices.rows() == rows && matrices.info.expert_count == router.rows();
     };
-    if (!shaped(gate, router.columns(), down.columns()) || !shaped(up, router.columns(), down.columns()) ||
-        !shaped(down, gate.rows(), router.columns())) {
+    if (!shaped(gate, router.columns(), down.columns()) || !shaped(up, router.columns(), down.columns())
+            || !shaped(down, gate.rows(), router.columns())) {
         throw std::runtime_error(layer + ": the shapes of router, gate, up and down do not match");
     }
     if (used == 0 || used > router.rows()) {
@@ -244,19 +249,19 @@ std::vector<Vector> compute_layer(const Model & model, const std::string & layer
         const Vector product = up.multiply(matrix, inputs[input]);
         Vector & values = hidden[input][choice];
         std::transform(values.begin(), values.end(), product.begin(), values.begin(),
-                       [](float gated, float upped) { return gated / (1 + std::exp(-gated)) * upped; });
+                [](float gated, float upped) { return gated / (1 + std::exp(-gated)) * upped; });
     });
     std::vector<Vector> outputs(input_count, Vector(down.rows()));
     for_each_choice(fetch, down, routes, [&](size_t input, size_t choice, const void * matrix) {
         const Vector product = down.multiply(matrix, hidden[input][choice]);
         const float weight = routes[input].weights[choice];
         std::transform(outputs[input].begin(), outputs[input].end(), product.begin(), outputs[input].begin(),
-                       [&](float sum, float value) { return sum + weight * value; });
+                [&](float sum, float value) { return sum + weight * value; });
     });
     return outputs;
 }
 
-}  // namespace
+} // namespace
 
 int main(int argc, char ** argv) {
     char * end = nullptr;

@@ -19,7 +19,11 @@ printf '[package]\nname = "fetch"\nversion = "0.0.0"\n[lib]\npath = "lib.rs"\n[d
 manifest=$(cargo metadata --quiet --format-version 1 | grep -o '"manifest_path":"[^"]*/llama-cpp-sys-4-0.11.0/Cargo.toml"' | sed 's/.*:"//; s/"$//')
 cp -r "$(dirname "$manifest")/llama.cpp/ggml" ggml
 : >ggml/ggml.pc.in # the crate has it not, and nothing is installed here
-cmake -S ggml -B build -DGGML_CPU=OFF -DGGML_CCACHE=OFF -DGGML_BUILD_TESTS=OFF -DGGML_BUILD_EXAMPLES=OFF >log 2>&1 && cmake --build build --target ggml-base >>log 2>&1 || { cat log; exit 1; }
+if ! { cmake -S ggml -B build -DGGML_CPU=OFF -DGGML_CCACHE=OFF -DGGML_BUILD_TESTS=OFF -DGGML_BUILD_EXAMPLES=OFF &&
+    cmake --build build --target ggml-base; } >log 2>&1; then
+    cat log
+    exit 1
+fi
 
 # Two tensors: 64 values each, one of F32, one of Q2_0 (a block of 64: a scale and 16 bytes).
 cat >write.py <<'END'

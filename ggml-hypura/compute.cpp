@@ -1,8 +1,9 @@
 // The backend: computes sub-graphs on weights that arrive while it computes.
 //
-// The maths is the CPU backend's own: every node is copied with its weight pointing at where libhypura put it, and given
-// to an inner CPU backend, so results are the same bit for bit. A MUL_MAT_ID is computed in as many pieces as its experts arrive
-// in: the kernels choose by the number of rows of an expert, so rows of one expert are never split, and it stays a MUL_MAT_ID.
+// The maths is the CPU backend's own: every node is copied with its weight pointing at where libhypura put it, and
+// given to an inner CPU backend, so results are the same bit for bit. A MUL_MAT_ID is computed in as many pieces as its
+// experts arrive in: the kernels choose by the number of rows of an expert, so rows of one expert are never split, and
+// it stays a MUL_MAT_ID.
 
 #include "context.h"
 
@@ -12,13 +13,13 @@ using namespace hypura;
 
 namespace {
 
-backend_context * context(ggml_backend_t backend) {
-    return (backend_context *) backend->context;
-}
+backend_context * context(ggml_backend_t backend) { return (backend_context *) backend->context; }
 
 ggml_status compute_mul_mat(backend_context & ctx, const ggml_tensor * node, const ggml_hypura_tensor * weight) {
     hypura_fetch_t * fetch = ctx.fetch_for(weight->model);
-    if (!fetch || hypura_fetch_begin(fetch, weight->index, nullptr, 0, node->src[1]->ne[1], ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
+    if (!fetch
+            || hypura_fetch_begin(fetch, weight->index, nullptr, 0, node->src[1]->ne[1], ctx.error, sizeof(ctx.error))
+                    != HYPURA_STATUS_OK) {
         return ctx.failed(node);
     }
     hypura_block block;
@@ -34,14 +35,18 @@ ggml_status compute_mul_mat(backend_context & ctx, const ggml_tensor * node, con
     return status;
 }
 
-ggml_status compute_mul_mat_id(backend_context & ctx, ggml_cgraph * graph, int index, const ggml_hypura_tensor * weight) {
+ggml_status compute_mul_mat_id(
+        backend_context & ctx, ggml_cgraph * graph, int index, const ggml_hypura_tensor * weight) {
     const ggml_tensor * node = graph->nodes[index];
     const ggml_tensor * ids = node->src[2];
     const int64_t n_experts = node->src[0]->ne[2];
     sort_rows(ctx, ids, n_experts);
 
     hypura_fetch_t * fetch = ctx.fetch_for(weight->model);
-    if (!fetch || hypura_fetch_begin(fetch, weight->index, ctx.ids.data(), ctx.ids.size(), ids->ne[1], ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
+    if (!fetch
+            || hypura_fetch_begin(
+                       fetch, weight->index, ctx.ids.data(), ctx.ids.size(), ids->ne[1], ctx.error, sizeof(ctx.error))
+                    != HYPURA_STATUS_OK) {
         return ctx.failed(node);
     }
     look_ahead(fetch, node);
@@ -74,10 +79,8 @@ bool is_nothing(const ggml_tensor * node) {
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
         case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return true;
-        default:
-            return false;
+        case GGML_OP_TRANSPOSE: return true;
+        default: return false;
     }
 }
 
@@ -96,19 +99,13 @@ ggml_status compute_node(backend_context & ctx, ggml_cgraph * graph, int index) 
         return ctx.failed(node);
     }
     switch (weight ? node->op : GGML_OP_NONE) {
-        case GGML_OP_MUL_MAT:
-            return compute_mul_mat(ctx, node, weight);
-        case GGML_OP_MUL_MAT_ID:
-            return compute_mul_mat_id(ctx, graph, index, weight);
-        case GGML_OP_GET_ROWS:
-            return compute_get_rows(ctx, node, weight);
+        case GGML_OP_MUL_MAT: return compute_mul_mat(ctx, node, weight);
+        case GGML_OP_MUL_MAT_ID: return compute_mul_mat_id(ctx, graph, index, weight);
+        case GGML_OP_GET_ROWS: return compute_get_rows(ctx, node, weight);
         case GGML_OP_CPY:
         case GGML_OP_CONT:
-        case GGML_OP_DUP:
-            return compute_copy_of_table(ctx, node, weight);
-        default:
-            ctx.graph.add(node);
-            return ctx.graph.compute(ctx.cpu);
+        case GGML_OP_DUP: return compute_copy_of_table(ctx, node, weight);
+        default: ctx.graph.add(node); return ctx.graph.compute(ctx.cpu);
     }
 }
 
@@ -144,14 +141,15 @@ ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph * cgraph) 
 
 ggml_backend_i make_interface() {
     ggml_backend_i iface = {};
-    iface.get_name      = backend_get_name;
-    iface.free          = backend_free;
+    iface.get_name = backend_get_name;
+    iface.free = backend_free;
     iface.graph_compute = backend_graph_compute;
     return iface;
 }
 
 ggml_guid_t backend_guid() {
-    static ggml_guid guid = { 0x68, 0x79, 0x70, 0x75, 0x72, 0x61, 0x4e, 0x1c, 0x9a, 0x57, 0x3b, 0xd2, 0x84, 0x0f, 0x6e, 0xc1 };
+    static ggml_guid guid = { 0x68, 0x79, 0x70, 0x75, 0x72, 0x61, 0x4e, 0x1c, 0x9a, 0x57, 0x3b, 0xd2, 0x84, 0x0f, 0x6e,
+        0xc1 };
     return &guid;
 }
 
@@ -189,7 +187,7 @@ void ggml_hypura_backend_set_n_threads(ggml_backend_t backend, int n_threads) {
         return;
     }
     ctx.n_threads = n_threads;
-    ctx.proc<void (ggml_backend_t, int)>("ggml_backend_set_n_threads")(ctx.cpu, n_threads);
+    ctx.proc<void(ggml_backend_t, int)>("ggml_backend_set_n_threads")(ctx.cpu, n_threads);
 
     if (needs_threadpool(ctx)) {
         ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
@@ -204,5 +202,6 @@ void ggml_hypura_backend_set_n_threads(ggml_backend_t backend, int n_threads) {
 
 void ggml_hypura_backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data) {
     backend_context & ctx = *context(backend);
-    ctx.proc<void (ggml_backend_t, ggml_abort_callback, void *)>("ggml_backend_set_abort_callback")(ctx.cpu, callback, data);
+    ctx.proc<void(ggml_backend_t, ggml_abort_callback, void *)>("ggml_backend_set_abort_callback")(
+            ctx.cpu, callback, data);
 }

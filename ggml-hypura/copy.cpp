@@ -1,7 +1,8 @@
-// Weights for other backends: a GPU computes a prompt's multiplications with streamed weights, and keeps experts in a cache of its own.
+// Weights for other backends: a GPU computes a prompt's multiplications with streamed weights, and keeps experts in a
+// cache of its own.
 //
-// libhypura delivers into RAM; from there it is copied to where the other backend wants it. What such a cache replaces is moved into RAM,
-// if libhypura thinks that worth it.
+// libhypura delivers into RAM; from there it is copied to where the other backend wants it. What such a cache replaces
+// is moved into RAM, if libhypura thinks that worth it.
 
 #include "context.h"
 
@@ -18,9 +19,7 @@ namespace {
 // the kernels of some GPUs read a bit past an expert: what is there must be numbers
 constexpr size_t PADDING_BYTES = 512;
 
-backend_context & context(ggml_backend_t backend) {
-    return *(backend_context *) backend->context;
-}
+backend_context & context(ggml_backend_t backend) { return *(backend_context *) backend->context; }
 
 // not by ggml_backend_tensor_memset(), which some backends lack
 void set_zeros(ggml_tensor * tensor, size_t offset, size_t size) {
@@ -30,8 +29,8 @@ void set_zeros(ggml_tensor * tensor, size_t offset, size_t size) {
     }
 }
 
-// The other backend goes on until the end of its graph, which then fails as a whole. Until then it must compute with numbers, and find
-// experts that exist.
+// The other backend goes on until the end of its graph, which then fails as a whole. Until then it must compute with
+// numbers, and find experts that exist.
 void clear(const ggml_backend_hypura_copy & copy) {
     ggml_backend_synchronize(copy.to);
     if (!copy.is_cache) {
@@ -41,7 +40,7 @@ void clear(const ggml_backend_hypura_copy & copy) {
     const size_t bytes = copy.weight->nb[2];
     for (int64_t e = 0; e < copy.weight->ne[2]; ++e) {
         if (copy.slots[e] >= 0) {
-            set_zeros(copy.copy, copy.slots[e]*bytes, bytes);
+            set_zeros(copy.copy, copy.slots[e] * bytes, bytes);
         }
     }
 }
@@ -74,14 +73,16 @@ void pad(const ggml_backend_hypura_copy & copy) {
     const int64_t n_experts = copy.weight->ne[2];
     for (int64_t e = 0; e + 1 < n_experts; ++e) {
         if (copy.slots[e] == e && copy.is_used[e] && !copy.is_used[e + 1]) {
-            ggml_backend_tensor_set_async(copy.to, copy.copy, zeros, (e + 1)*bytes, std::min(bytes, PADDING_BYTES));
+            ggml_backend_tensor_set_async(copy.to, copy.copy, zeros, (e + 1) * bytes, std::min(bytes, PADDING_BYTES));
         }
     }
 }
 
-bool demand(backend_context & ctx, hypura_fetch_t * fetch, const ggml_hypura_tensor * weight, const ggml_backend_hypura_copy & copy) {
+bool demand(backend_context & ctx, hypura_fetch_t * fetch, const ggml_hypura_tensor * weight,
+        const ggml_backend_hypura_copy & copy) {
     if (!copy.slots) {
-        return hypura_fetch_begin(fetch, weight->index, nullptr, 0, copy.n_tokens, ctx.error, sizeof(ctx.error)) == HYPURA_STATUS_OK;
+        return hypura_fetch_begin(fetch, weight->index, nullptr, 0, copy.n_tokens, ctx.error, sizeof(ctx.error))
+                == HYPURA_STATUS_OK;
     }
     ctx.wanted.clear();
     for (int32_t e = 0; e < copy.weight->ne[2]; ++e) {
@@ -89,8 +90,9 @@ bool demand(backend_context & ctx, hypura_fetch_t * fetch, const ggml_hypura_ten
             ctx.wanted.push_back(e);
         }
     }
-    return hypura_fetch_begin_some(fetch, weight->index, copy.ids, copy.n_ids, copy.n_tokens, ctx.wanted.data(), ctx.wanted.size(),
-        ctx.error, sizeof(ctx.error)) == HYPURA_STATUS_OK;
+    return hypura_fetch_begin_some(fetch, weight->index, copy.ids, copy.n_ids, copy.n_tokens, ctx.wanted.data(),
+                   ctx.wanted.size(), ctx.error, sizeof(ctx.error))
+            == HYPURA_STATUS_OK;
 }
 
 } // namespace
@@ -133,7 +135,7 @@ bool copy_weight(const ggml_backend_hypura_copy & copy) {
         }
         for (size_t i = 0; i < count; ++i) {
             const size_t slot = copy.slots ? copy.slots[blocks[i].expert] : 0;
-            ggml_backend_tensor_set_async(copy.to, copy.copy, blocks[i].data, slot*bytes, bytes);
+            ggml_backend_tensor_set_async(copy.to, copy.copy, blocks[i].data, slot * bytes, bytes);
             if (copy.is_cache) {
                 add_copy(copy.weight, blocks[i].expert);
             }
@@ -141,7 +143,7 @@ bool copy_weight(const ggml_backend_hypura_copy & copy) {
         if (count > 0) {
             hypura_fetch_keep(fetch);
             ctx.copies_from = fetch;
-            ctx.copies_to   = copy.to;
+            ctx.copies_to = copy.to;
         }
     }
     hypura_fetch_end(fetch);
@@ -164,14 +166,17 @@ void add_copy(const ggml_tensor * weight, int32_t expert) {
     }
 }
 
-void drop_copy(ggml_backend_t ours, ggml_backend_t from, const ggml_tensor * weight, int32_t expert, const ggml_tensor * cache, int32_t slot) {
+void drop_copy(ggml_backend_t ours, ggml_backend_t from, const ggml_tensor * weight, int32_t expert,
+        const ggml_tensor * cache, int32_t slot) {
     const ggml_hypura_tensor * t = ggml_hypura_find_tensor(weight);
     char error[256];
     void * rescue = nullptr;
-    if (hypura_copy_remove(t->model->handle, t->index, expert, ours ? &rescue : nullptr, error, sizeof(error)) != HYPURA_STATUS_OK || !rescue) {
+    if (hypura_copy_remove(t->model->handle, t->index, expert, ours ? &rescue : nullptr, error, sizeof(error))
+                    != HYPURA_STATUS_OK
+            || !rescue) {
         return;
     }
-    ggml_backend_tensor_get_async(from, cache, rescue, slot*weight->nb[2], weight->nb[2]);
+    ggml_backend_tensor_get_async(from, cache, rescue, slot * weight->nb[2], weight->nb[2]);
     context(ours).rescued.push_back({ t, expert });
 }
 
@@ -217,7 +222,8 @@ void use_device(const ggml_tensor * weight, ggml_backend_dev_t dev) {
         return;
     }
     if (!buft) {
-        GGML_LOG_INFO("hypura: %s has no host memory of its own; what is copied to it takes the slower way\n", ggml_backend_dev_name(dev));
+        GGML_LOG_INFO("hypura: %s has no host memory of its own; what is copied to it takes the slower way\n",
+                ggml_backend_dev_name(dev));
         return;
     }
     ggml_hypura_measure_gpu(dev, buft, weight, *t->model);
@@ -228,7 +234,8 @@ void use_device(const ggml_tensor * weight, ggml_backend_dev_t dev) {
     pinned_memory & pinned = owners[buft];
     pinned.buft = buft;
     char error[512];
-    if (hypura_model_use_memory(t->model->handle, allocate_pinned, release_pinned, &pinned, error, sizeof(error)) != HYPURA_STATUS_OK) {
+    if (hypura_model_use_memory(t->model->handle, allocate_pinned, release_pinned, &pinned, error, sizeof(error))
+            != HYPURA_STATUS_OK) {
         GGML_LOG_WARN("hypura: %s; what is copied to %s takes the slower way\n", error, ggml_backend_dev_name(dev));
     }
 }

@@ -1,13 +1,11 @@
-// For a llama.cpp without our patches: libhypura finds out which model is being loaded, when its first weight is offered, and
-// makes sure of each streamed tensor when the loader hands over its bytes.
+// For a llama.cpp without our patches: libhypura finds out which model is being loaded, when its first weight is
+// offered, and makes sure of each streamed tensor when the loader hands over its bytes.
 
 #include "model.h"
 
 #include "ggml-impl.h"
 
-static void forget() {
-    ggml_hypura_current_loading() = {};
-}
+static void forget() { ggml_hypura_current_loading() = {}; }
 
 void ggml_hypura_forget_if_loaded() {
     const auto & found = ggml_hypura_current_loading().found;
@@ -44,7 +42,9 @@ void ggml_hypura_discover(const ggml_tensor * weight) {
     }
 
     auto model = std::make_shared<ggml_hypura_model>();
-    if (hypura_model_discover(weight->name, weight->type, ggml_nbytes(weight), nullptr, &model->handle, error, sizeof(error)) != HYPURA_STATUS_OK) {
+    if (hypura_model_discover(
+                weight->name, weight->type, ggml_nbytes(weight), nullptr, &model->handle, error, sizeof(error))
+            != HYPURA_STATUS_OK) {
         say_why_not(error);
         return;
     }
@@ -67,7 +67,9 @@ void ggml_hypura_discover(const ggml_tensor * weight) {
 
 bool ggml_hypura_receive(ggml_hypura_tensor & awaited, const ggml_tensor * tensor, const void * data, size_t size) {
     char error[1024];
-    const bool is_bound = hypura_model_bind_memory(awaited.model->handle, awaited.index, (const uint8_t *) data, size, error, sizeof(error)) == HYPURA_STATUS_OK;
+    const bool is_bound = hypura_model_bind_memory(awaited.model->handle, awaited.index, (const uint8_t *) data, size,
+                                  error, sizeof(error))
+            == HYPURA_STATUS_OK;
     if (!is_bound) {
         GGML_LOG_WARN("hypura: %s is kept in memory: %s\n", tensor->name, error);
     }

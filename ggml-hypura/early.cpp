@@ -1,4 +1,5 @@
-// Computing nodes of a layer before their turn, while an earlier one waits for the drive. Their results lie in memory of their own until then.
+// Computing nodes of a layer before their turn, while an earlier one waits for the drive. Their results lie in memory
+// of their own until then.
 
 #include "context.h"
 
@@ -9,14 +10,14 @@ namespace {
 // What of a layer's tensors there is while one of its nodes waits for the drive.
 struct waiting_layer {
     backend_context & ctx;
-    ggml_cgraph *     graph;
-    int               current;
+    ggml_cgraph * graph;
+    int current;
 
     const ggml_tensor * now() const { return graph->nodes[current]; }
 
     // by expert: whether a tensor has its rows; none: it has those of all
     struct rows {
-        bool                      is_known;
+        bool is_known;
         const std::vector<bool> * by_expert;
         bool has(size_t expert) const { return !by_expert || (*by_expert)[expert]; }
     };
@@ -38,7 +39,8 @@ struct waiting_layer {
         return result ? &result->copy : t;
     }
 
-    // a place for the result of a node whose inputs are there as far as they can be; none if they are not, or if it is no such node
+    // a place for the result of a node whose inputs are there as far as they can be; none if they are not, or if it is
+    // no such node
     early_result * begin(const ggml_tensor * node) const {
         const bool is_glu = node->op == GGML_OP_GLU && node->src[1] && rows_of(node->src[0]).is_known;
         const bool is_mul = node->op == GGML_OP_MUL_MAT_ID && node->src[2] == now()->src[2];
@@ -56,7 +58,7 @@ struct waiting_layer {
 // all rows, of which those of experts that are missing make no sense yet
 ggml_status compute_glu_early(const waiting_layer & layer, early_result & result) {
     const ggml_tensor * node = result.node;
-    const waiting_layer::rows first  = layer.rows_of(node->src[0]);
+    const waiting_layer::rows first = layer.rows_of(node->src[0]);
     const waiting_layer::rows second = layer.rows_of(node->src[1]);
     for (size_t expert = 0; expert < result.is_done.size(); ++expert) {
         result.is_done[expert] = first.has(expert) && second.has(expert);
@@ -77,7 +79,8 @@ ggml_status compute_experts_early(const waiting_layer & layer, early_result & re
     }
     hypura_block blocks[MAX_EARLY_ROWS];
     size_t n_blocks = 0;
-    if (hypura_fetch_early(fetch, weight->index, blocks, MAX_EARLY_ROWS, &n_blocks, ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
+    if (hypura_fetch_early(fetch, weight->index, blocks, MAX_EARLY_ROWS, &n_blocks, ctx.error, sizeof(ctx.error))
+            != HYPURA_STATUS_OK) {
         return ctx.failed(node);
     }
     const waiting_layer::rows input = layer.rows_of(node->src[1]);
@@ -101,8 +104,8 @@ ggml_status compute_early(backend_context & ctx, ggml_cgraph * graph, int curren
         if (!result) {
             break;
         }
-        const ggml_status status =
-            node->op == GGML_OP_GLU ? compute_glu_early(layer, *result) : compute_experts_early(layer, *result, fetch);
+        const ggml_status status = node->op == GGML_OP_GLU ? compute_glu_early(layer, *result)
+                                                           : compute_experts_early(layer, *result, fetch);
         if (status != GGML_STATUS_SUCCESS) {
             return status;
         }
@@ -119,8 +122,8 @@ size_t take_early(backend_context & ctx, const ggml_tensor * node, hypura_block 
     const size_t n_left = std::stable_partition(blocks, blocks + n_blocks, is_left) - blocks;
     for (size_t b = n_left; b < n_blocks; ++b) {
         for (size_t row = ctx.row_starts[blocks[b].expert]; row < ctx.row_starts[blocks[b].expert + 1]; ++row) {
-            const size_t offset = ctx.rows[row].choice*node->nb[1] + ctx.rows[row].token*node->nb[2];
-            memcpy((char *) node->data + offset, result->memory.data() + offset, node->ne[0]*sizeof(float));
+            const size_t offset = ctx.rows[row].choice * node->nb[1] + ctx.rows[row].token * node->nb[2];
+            memcpy((char *) node->data + offset, result->memory.data() + offset, node->ne[0] * sizeof(float));
         }
     }
     return n_left;

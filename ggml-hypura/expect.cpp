@@ -1,6 +1,6 @@
-// What a graph is certain to want is known before it is computed where it follows from the graph's inputs: a router that looks experts up
-// by the token (deepseek4's first layers), a table of which rows are looked up. The whole graph is looked through once, when its inputs have been
-// set.
+// What a graph is certain to want is known before it is computed where it follows from the graph's inputs: a router
+// that looks experts up by the token (deepseek4's first layers), a table of which rows are looked up. The whole graph
+// is looked through once, when its inputs have been set.
 
 #include "context.h"
 
@@ -15,26 +15,28 @@ bool is_readable(const ggml_tensor * t) {
 
 // an input that is a list of numbers, which are there
 bool is_known_list(const ggml_tensor * t) {
-    return t->op == GGML_OP_NONE && t->type == GGML_TYPE_I32 && t->ne[1]*t->ne[2]*t->ne[3] == 1 && is_readable(t);
+    return t->op == GGML_OP_NONE && t->type == GGML_TYPE_I32 && t->ne[1] * t->ne[2] * t->ne[3] == 1 && is_readable(t);
 }
 
-// numbers that a table of numbers in memory gives for each of a known list, as ggml computes them; false where it is not that
+// numbers that a table of numbers in memory gives for each of a known list, as ggml computes them; false where it is
+// not that
 bool look_up(const ggml_tensor * ids, std::vector<int32_t> & found) {
     if (ids->op != GGML_OP_GET_ROWS || ids->type != GGML_TYPE_I32) {
         return false;
     }
     const ggml_tensor * table = ids->src[0];
-    const ggml_tensor * rows  = ids->src[1];
-    if (table->op != GGML_OP_NONE || table->type != GGML_TYPE_I32 || table->nb[0] != sizeof(int32_t) || !is_readable(table) || !is_known_list(rows)) {
+    const ggml_tensor * rows = ids->src[1];
+    if (table->op != GGML_OP_NONE || table->type != GGML_TYPE_I32 || table->nb[0] != sizeof(int32_t)
+            || !is_readable(table) || !is_known_list(rows)) {
         return false;
     }
     found.clear();
     for (int64_t i = 0; i < rows->ne[0]; ++i) {
-        const int32_t row = *(const int32_t *) ((const char *) rows->data + i*rows->nb[0]);
+        const int32_t row = *(const int32_t *) ((const char *) rows->data + i * rows->nb[0]);
         if (row < 0 || row >= table->ne[1]) {
             return false;
         }
-        const auto * first = (const int32_t *) ((const char *) table->data + row*table->nb[1]);
+        const auto * first = (const int32_t *) ((const char *) table->data + row * table->nb[1]);
         found.insert(found.end(), first, first + table->ne[0]);
     }
     return true;
@@ -44,15 +46,15 @@ bool look_up(const ggml_tensor * ids, std::vector<int32_t> & found) {
 
 bool find_row_ids(const ggml_tensor * node, std::vector<int32_t> & found) {
     const ggml_tensor * table = node->src[0];
-    const ggml_tensor * ids   = node->src[1];
+    const ggml_tensor * ids = node->src[1];
     const size_t row_bytes = ggml_row_size(table->type, table->ne[0]);
     if (table->nb[1] != row_bytes || table->ne[2] != 1 || ids->ne[1] != 1 || table->view_offs % row_bytes != 0) {
         return false;
     }
-    const int32_t first_row = table->view_offs/row_bytes;
+    const int32_t first_row = table->view_offs / row_bytes;
     found.resize(ids->ne[0]);
     for (int64_t i = 0; i < ids->ne[0]; ++i) {
-        found[i] = first_row + *(const int32_t *) ((const char *) ids->data + i*ids->nb[0]);
+        found[i] = first_row + *(const int32_t *) ((const char *) ids->data + i * ids->nb[0]);
     }
     return true;
 }

@@ -44,14 +44,15 @@ struct ggml_backend_hypura_copy {
     bool is_lost;
 };
 
-// The name by which it gives out a void (*)(void) to call when the user has chosen the size of micro-batches: it stays as it is then.
+// The name by which it gives out a void (*)(void) to call when the user has chosen the size of micro-batches: it stays
+// as it is then.
 #define GGML_BACKEND_HYPURA_KEEP_MICRO_BATCH "ggml_backend_hypura_keep_micro_batch"
 
 // Where a model's tensor would be kept that is not streamed; the numbers are those of hypura_place.
 enum ggml_backend_hypura_place {
     GGML_BACKEND_HYPURA_PLACE_DEVICE = 0,
-    GGML_BACKEND_HYPURA_PLACE_RAM    = 1,
-    GGML_BACKEND_HYPURA_PLACE_SPARE  = 2, // probably nowhere: it is in the file and not loaded
+    GGML_BACKEND_HYPURA_PLACE_RAM = 1,
+    GGML_BACKEND_HYPURA_PLACE_SPARE = 2, // probably nowhere: it is in the file and not loaded
     GGML_BACKEND_HYPURA_PLACE_REMOTE = 3, // on a device of another machine
 };
 
@@ -66,7 +67,8 @@ struct ggml_backend_hypura_loader {
     void (*override_key)(const char * key, uint64_t value);
 
     // decides what is streamed: place tells where each tensor would be kept, *streamed whether any of them is taken
-    bool (*plan)(enum ggml_backend_hypura_place (*place)(const char * name, void * user_data), void * user_data, bool * streamed, char * error, size_t error_size);
+    bool (*plan)(enum ggml_backend_hypura_place (*place)(const char * name, void * user_data), void * user_data,
+            bool * streamed, char * error, size_t error_size);
 
     // instead of reading a tensor that is_streamed: checks that both sides mean the same bytes
     bool (*bind)(const struct ggml_tensor * tensor, size_t file, size_t offset, char * error, size_t error_size);
@@ -83,7 +85,8 @@ struct ggml_backend_hypura_loader {
     // so much memory is about to be taken: models that are streamed give up what is needed for it
     void (*make_room)(size_t size);
 
-    // a graph is about to be computed, and its inputs are there: what is certain to be wanted of streamed weights is read at once
+    // a graph is about to be computed, and its inputs are there: what is certain to be wanted of streamed weights is
+    // read at once
     void (*expect)(ggml_backend_t ours, struct ggml_cgraph * graph);
 
     // the same of a table that graphs to come look up, where it is known by other means
@@ -98,8 +101,9 @@ struct ggml_backend_hypura_loader {
     // copies; false when a weight cannot be read: then the copy is zeros and the reason is logged
     bool (*copy)(const struct ggml_backend_hypura_copy * copy);
 
-    // waits for what is being copied, and lets go of where it came from; to be called when a graph has been computed, and before the
-    // copies of one layer into a cache. Also completes what drop_copy() has begun, once the device has been waited for
+    // waits for what is being copied, and lets go of where it came from; to be called when a graph has been computed,
+    // and before the copies of one layer into a cache. Also completes what drop_copy() has begun, once the device has
+    // been waited for
     void (*finish_copies)(ggml_backend_t ours);
 
     // a cache has an expert now that it did not get by copy()
@@ -108,9 +112,10 @@ struct ggml_backend_hypura_loader {
     // how much an expert deserves to be in a cache, compared with others
     double (*worth)(const struct ggml_tensor * weight, int32_t expert);
 
-    // an expert's slot of a cache is about to be used for another. With `ours` its bytes may be copied into RAM first, which the next
-    // copy() to that backend or finish_copies() completes
-    void (*drop_copy)(ggml_backend_t ours, ggml_backend_t from, const struct ggml_tensor * weight, int32_t expert, const struct ggml_tensor * cache, int32_t slot);
+    // an expert's slot of a cache is about to be used for another. With `ours` its bytes may be copied into RAM first,
+    // which the next copy() to that backend or finish_copies() completes
+    void (*drop_copy)(ggml_backend_t ours, ggml_backend_t from, const struct ggml_tensor * weight, int32_t expert,
+            const struct ggml_tensor * cache, int32_t slot);
 
     // how much of a device's memory a cache of the experts of this tensor's model may take
     size_t (*vram_budget)(const struct ggml_tensor * tensor, size_t free, size_t total);

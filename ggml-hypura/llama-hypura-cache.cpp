@@ -1,7 +1,7 @@
 // The slots of llama.cpp's cache of experts, for groups of layers of which some are streamed.
 //
-// An expert is named by its key: its layer's place in the group, times the experts of a layer, plus its number. Slots are kept in the
-// order of their use; of those that were used least recently the one goes whose expert is worth least.
+// An expert is named by its key: its layer's place in the group, times the experts of a layer, plus its number. Slots
+// are kept in the order of their use; of those that were used least recently the one goes whose expert is worth least.
 
 #include "llama-hypura-cache.h"
 
@@ -15,7 +15,7 @@
 #include <list>
 #include <utility>
 
-constexpr int32_t EMPTY    = -1;
+constexpr int32_t EMPTY = -1;
 constexpr int32_t RESERVED = -2; // for an expert that is being admitted
 // how many slots are asked for what theirs is worth
 constexpr size_t N_CANDIDATES = 32;
@@ -53,7 +53,7 @@ struct llama_hypura_cache::group {
     ggml_context_ptr views;
 
     group(const std::vector<ggml_backend_t> & backends, ggml_backend_t backend,
-        const std::vector<ggml_tensor *> & banks, int32_t n_slots, const std::vector<layer> & layers);
+            const std::vector<ggml_tensor *> & banks, int32_t n_slots, const std::vector<layer> & layers);
     ~group();
 
     int32_t * slots_of(size_t layer) const { return (int32_t *) layers[layer].slot_map->data; }
@@ -67,10 +67,10 @@ struct llama_hypura_cache::group {
     std::vector<filling> plan(size_t layer, std::vector<int32_t> chosen, size_t & n_hits);
     int32_t least_worth(size_t n_used) const;
     void drop(ggml_backend_t ours, int32_t key, int32_t slot);
-    bool upload(const layer & layer, const std::vector<filling> & fills, const std::vector<int32_t> & ids, ggml_cgraph * graph,
-        size_t & bytes);
-    void fill(size_t layer, ggml_tensor * copy, const std::vector<int32_t> & ids, ggml_cgraph * graph,
-        size_t & n_hits, size_t & n_misses, size_t & bytes);
+    bool upload(const layer & layer, const std::vector<filling> & fills, const std::vector<int32_t> & ids,
+            ggml_cgraph * graph, size_t & bytes);
+    void fill(size_t layer, ggml_tensor * copy, const std::vector<int32_t> & ids, ggml_cgraph * graph, size_t & n_hits,
+            size_t & n_misses, size_t & bytes);
 
     void forget_admissions();
     void copy_within(const ggml_tensor * src, int32_t expert, ggml_tensor * bank, int32_t slot);
@@ -79,16 +79,17 @@ struct llama_hypura_cache::group {
 };
 
 llama_hypura_cache::group::group(const std::vector<ggml_backend_t> & backends, ggml_backend_t backend,
-        const std::vector<ggml_tensor *> & banks, int32_t n_slots, const std::vector<layer> & layers) :
-        backends(backends), backend(backend), banks(banks), layers(layers),
-        n_expert((int32_t) layers[0].experts[0]->ne[2]), key_of(n_slots, EMPTY) {
+        const std::vector<ggml_tensor *> & banks, int32_t n_slots, const std::vector<layer> & layers)
+    : backends(backends), backend(backend), banks(banks), layers(layers),
+      n_expert((int32_t) layers[0].experts[0]->ne[2]), key_of(n_slots, EMPTY) {
     for (int32_t slot = 0; slot < n_slots; ++slot) {
         uses.push_back(by_use.insert(by_use.end(), slot));
     }
     for (const ggml_tensor * bank : banks) {
         noted_bytes += ggml_nbytes(bank);
     }
-    views.reset(ggml_init({ /*.mem_size =*/ 2*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true }));
+    views.reset(
+            ggml_init({ /*.mem_size =*/2 * ggml_tensor_overhead(), /*.mem_buffer =*/nullptr, /*.no_alloc =*/true }));
     GGML_ASSERT(views);
     llama_hypura_get_loader()->note_vram(streamed(), noted_bytes);
 }
@@ -132,7 +133,7 @@ int32_t llama_hypura_cache::group::least_worth(size_t n_used) const {
         }
         const double w = worth(key_of[*slot]);
         if (slot == by_use.begin() || w < least) {
-            res   = *slot;
+            res = *slot;
             least = w;
         }
     }
@@ -140,7 +141,8 @@ int32_t llama_hypura_cache::group::least_worth(size_t n_used) const {
 }
 
 // Gives a slot to each of the experts that are chosen.
-std::vector<llama_hypura_cache::group::filling> llama_hypura_cache::group::plan(size_t layer, std::vector<int32_t> chosen, size_t & n_hits) {
+std::vector<llama_hypura_cache::group::filling> llama_hypura_cache::group::plan(
+        size_t layer, std::vector<int32_t> chosen, size_t & n_hits) {
     std::sort(chosen.begin(), chosen.end());
     chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());
     GGML_ASSERT(chosen.size() <= key_of.size() && "the MoE cache is too small for the experts selected in a layer");
@@ -162,7 +164,7 @@ std::vector<llama_hypura_cache::group::filling> llama_hypura_cache::group::plan(
         const int32_t slot = least_worth(n_hits + res.size());
         res.push_back({ expert, slot, key_of[slot] });
         clear(slot);
-        key_of[slot]  = (int32_t) layer*n_expert + expert;
+        key_of[slot] = (int32_t) layer * n_expert + expert;
         slots[expert] = slot;
         touch(slot);
     }
@@ -174,15 +176,15 @@ void llama_hypura_cache::group::drop(ggml_backend_t ours, int32_t key, int32_t s
     for (size_t ib = 0; ib < banks.size(); ++ib) {
         const ggml_tensor * weight = experts_of(key)[ib];
         if (is_streamed(weight)) {
-            llama_hypura_get_loader()->drop_copy(ours, ours ? backend : nullptr, weight, key % n_expert,
-                ours ? banks[ib] : nullptr, slot);
+            llama_hypura_get_loader()->drop_copy(
+                    ours, ours ? backend : nullptr, weight, key % n_expert, ours ? banks[ib] : nullptr, slot);
         }
     }
 }
 
 // False when a read has failed: then what is in the slots must not be used again.
-bool llama_hypura_cache::group::upload(const layer & layer, const std::vector<filling> & fills, const std::vector<int32_t> & ids,
-        ggml_cgraph * graph, size_t & bytes) {
+bool llama_hypura_cache::group::upload(const layer & layer, const std::vector<filling> & fills,
+        const std::vector<int32_t> & ids, ggml_cgraph * graph, size_t & bytes) {
     const size_t n_tokens = llama_hypura_count_tokens(banks[0], graph);
     const ggml_backend_t ours = llama_hypura_find_backend(backends);
     GGML_ASSERT(ours);
@@ -197,8 +199,8 @@ bool llama_hypura_cache::group::upload(const layer & layer, const std::vector<fi
     bool succeeded = true;
     for (size_t ib = 0; ib < banks.size(); ++ib) {
         const ggml_tensor * weight = layer.experts[ib];
-        const size_t expert_bytes  = weight->nb[2];
-        bytes += fills.size()*expert_bytes;
+        const size_t expert_bytes = weight->nb[2];
+        bytes += fills.size() * expert_bytes;
         if (is_streamed(weight)) {
             succeeded = llama_hypura_fill_bank(ours, backend, weight, banks[ib], ids, n_tokens, slots);
             continue;
@@ -207,15 +209,15 @@ bool llama_hypura_cache::group::upload(const layer & layer, const std::vector<fi
         ggml_backend_synchronize(backend);
         llama_hypura_get_loader()->finish_copies(ours);
         for (const filling & f : fills) {
-            const char * expert = (const char *) weight->data + f.expert*expert_bytes;
-            ggml_backend_tensor_set_async(backend, banks[ib], expert, f.slot*expert_bytes, expert_bytes);
+            const char * expert = (const char *) weight->data + f.expert * expert_bytes;
+            ggml_backend_tensor_set_async(backend, banks[ib], expert, f.slot * expert_bytes, expert_bytes);
         }
     }
     return succeeded;
 }
 
-void llama_hypura_cache::group::fill(size_t layer, ggml_tensor * copy, const std::vector<int32_t> & ids, ggml_cgraph * graph,
-        size_t & n_hits, size_t & n_misses, size_t & bytes) {
+void llama_hypura_cache::group::fill(size_t layer, ggml_tensor * copy, const std::vector<int32_t> & ids,
+        ggml_cgraph * graph, size_t & n_hits, size_t & n_misses, size_t & bytes) {
     forget_admissions();
     const auto fills = plan(layer, ids, n_hits);
     n_misses = fills.size();
@@ -241,17 +243,19 @@ void llama_hypura_cache::group::forget_admissions() {
 
 void llama_hypura_cache::group::copy_within(const ggml_tensor * src, int32_t expert, ggml_tensor * bank, int32_t slot) {
     ggml_reset(views.get());
-    ggml_tensor * src_view = ggml_view_2d(views.get(), (ggml_tensor *) src, src->ne[0], src->ne[1], src->nb[1], expert*src->nb[2]);
-    ggml_tensor * dst_view = ggml_view_2d(views.get(), bank, bank->ne[0], bank->ne[1], bank->nb[1], slot*bank->nb[2]);
+    ggml_tensor * src_view =
+            ggml_view_2d(views.get(), (ggml_tensor *) src, src->ne[0], src->ne[1], src->nb[1], expert * src->nb[2]);
+    ggml_tensor * dst_view = ggml_view_2d(views.get(), bank, bank->ne[0], bank->ne[1], bank->nb[1], slot * bank->nb[2]);
     ggml_backend_view_init(src_view);
     ggml_backend_view_init(dst_view);
     ggml_backend_tensor_copy_async(backend, backend, src_view, dst_view);
 }
 
-void llama_hypura_cache::group::admit(size_t layer, size_t bank, ggml_tensor * copy, const std::vector<int32_t> & experts) {
-    const int32_t first = (int32_t) layer*n_expert;
+void llama_hypura_cache::group::admit(
+        size_t layer, size_t bank, ggml_tensor * copy, const std::vector<int32_t> & experts) {
+    const int32_t first = (int32_t) layer * n_expert;
     int32_t * slots = slots_of(layer);
-    size_t n_left = key_of.size()/layers.size();
+    size_t n_left = key_of.size() / layers.size();
     for (int32_t e = 0; e < n_expert && n_left > 0; ++e) {
         n_left -= slots[e] >= 0 || admissions.count(first + e) > 0;
     }
@@ -271,7 +275,7 @@ void llama_hypura_cache::group::admit(size_t layer, size_t bank, ggml_tensor * c
         at->second.copied |= 1u << bank;
         if (at->second.copied == (1u << banks.size()) - 1) {
             key_of[at->second.slot] = first + e;
-            slots[e]                = at->second.slot;
+            slots[e] = at->second.slot;
             admissions.erase(at);
             for (const ggml_tensor * weight : layers[layer].experts) {
                 if (is_streamed(weight)) {
@@ -300,9 +304,11 @@ void llama_hypura_cache::group::rescue() {
 llama_hypura_cache::llama_hypura_cache() = default;
 llama_hypura_cache::~llama_hypura_cache() = default;
 
-void llama_hypura_cache::add(const std::vector<ggml_backend_t> & backends, ggml_backend_t backend, const std::vector<ggml_tensor *> & banks,
-        int32_t n_slots, const std::vector<layer> & layers) {
-    const auto is_of_streamed = [](const layer & l) { return std::any_of(l.experts.begin(), l.experts.end(), is_streamed); };
+void llama_hypura_cache::add(const std::vector<ggml_backend_t> & backends, ggml_backend_t backend,
+        const std::vector<ggml_tensor *> & banks, int32_t n_slots, const std::vector<layer> & layers) {
+    const auto is_of_streamed = [](const layer & l) {
+        return std::any_of(l.experts.begin(), l.experts.end(), is_streamed);
+    };
     if (n_slots == 0 || !layers[0].slot_map->data || std::none_of(layers.begin(), layers.end(), is_of_streamed)) {
         return;
     }
@@ -315,8 +321,8 @@ void llama_hypura_cache::add(const std::vector<ggml_backend_t> & backends, ggml_
     }
 }
 
-bool llama_hypura_cache::fill(const ggml_tensor * slot_map, ggml_tensor * copy, const std::vector<int32_t> & ids, ggml_cgraph * graph,
-        size_t & n_hits, size_t & n_misses, size_t & bytes) {
+bool llama_hypura_cache::fill(const ggml_tensor * slot_map, ggml_tensor * copy, const std::vector<int32_t> & ids,
+        ggml_cgraph * graph, size_t & n_hits, size_t & n_misses, size_t & bytes) {
     const auto at = places.find(slot_map);
     if (at == places.end()) {
         return false;
@@ -325,7 +331,8 @@ bool llama_hypura_cache::fill(const ggml_tensor * slot_map, ggml_tensor * copy, 
     return true;
 }
 
-void llama_hypura_cache::admit(ggml_backend_t backend, const ggml_tensor * weight, ggml_tensor * copy, const std::vector<int32_t> & experts) {
+void llama_hypura_cache::admit(
+        ggml_backend_t backend, const ggml_tensor * weight, ggml_tensor * copy, const std::vector<int32_t> & experts) {
     const auto at = places.find(weight);
     if (at != places.end() && at->second.of->backend == backend) {
         at->second.of->admit(at->second.layer, at->second.bank, copy, experts);

@@ -40,12 +40,13 @@ size_t llama_hypura_count_tokens(const ggml_tensor * weight, ggml_cgraph * graph
     return 1;
 }
 
-bool llama_hypura_copy(const backend_list & backends, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, ggml_cgraph * graph) {
+bool llama_hypura_copy(const backend_list & backends, ggml_backend_t backend, const ggml_tensor * src,
+        ggml_tensor * dst, ggml_cgraph * graph) {
     ggml_backend_hypura_copy what = {};
-    what.ours   = find_backend(backends, src);
-    what.to     = backend;
+    what.ours = find_backend(backends, src);
+    what.to = backend;
     what.weight = src;
-    what.copy   = dst;
+    what.copy = dst;
     if (!what.ours) {
         return false;
     }
@@ -60,16 +61,18 @@ bool llama_hypura_copy(const backend_list & backends, ggml_backend_t backend, co
         all[e] = (int32_t) e;
     }
     const std::vector<char> used(all.size(), true);
-    what.ids     = what.slots = all.data();
-    what.n_ids   = all.size();
+    what.ids = what.slots = all.data();
+    what.n_ids = all.size();
     what.n_tokens = 1;
     what.is_used = used.data();
     copy(what);
     return true;
 }
 
-// A prompt leaves the experts that it uses most in the cache, as far as that has room: what follows is likely to use them, too.
-static void admit(llama_hypura_cache & cache, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst, const std::vector<int32_t> & routing) {
+// A prompt leaves the experts that it uses most in the cache, as far as that has room: what follows is likely to use
+// them, too.
+static void admit(llama_hypura_cache & cache, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst,
+        const std::vector<int32_t> & routing) {
     std::vector<int32_t> n_rows(src->ne[2], 0);
     for (int32_t expert : routing) {
         n_rows[expert]++;
@@ -84,8 +87,9 @@ static void admit(llama_hypura_cache & cache, ggml_backend_t backend, const ggml
     cache.admit(backend, src, dst, experts);
 }
 
-bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * cache, ggml_backend_t backend, const ggml_tensor * src, ggml_tensor * dst,
-        const ggml_tensor * ids, const std::vector<int32_t> & ids_data, const std::vector<bool> & used) {
+bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * cache, ggml_backend_t backend,
+        const ggml_tensor * src, ggml_tensor * dst, const ggml_tensor * ids, const std::vector<int32_t> & ids_data,
+        const std::vector<bool> & used) {
     const ggml_backend_t ours = find_backend(backends, src);
     if (!ours) {
         return false;
@@ -93,7 +97,7 @@ bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * 
     std::vector<int32_t> routing;
     for (int64_t token = 0; token < ids->ne[1]; ++token) {
         for (int64_t choice = 0; choice < ids->ne[0]; ++choice) {
-            routing.push_back(ids_data[(token*ids->nb[1] + choice*ids->nb[0])/sizeof(int32_t)]);
+            routing.push_back(ids_data[(token * ids->nb[1] + choice * ids->nb[0]) / sizeof(int32_t)]);
         }
     }
     const std::vector<char> is_used(used.begin(), used.end());
@@ -111,15 +115,15 @@ bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * 
         e += std::max<int64_t>(n_cached, 1);
     }
     ggml_backend_hypura_copy what = {};
-    what.ours     = ours;
-    what.to       = backend;
-    what.weight   = src;
-    what.copy     = dst;
-    what.ids      = routing.data();
-    what.n_ids    = routing.size();
+    what.ours = ours;
+    what.to = backend;
+    what.weight = src;
+    what.copy = dst;
+    what.ids = routing.data();
+    what.n_ids = routing.size();
     what.n_tokens = ids->ne[1];
-    what.slots    = slots.data();
-    what.is_used  = is_used.data();
+    what.slots = slots.data();
+    what.is_used = is_used.data();
     copy(what);
     if (cache && !copy_failed) {
         admit(cache->hypura(), backend, src, dst, routing);
@@ -130,14 +134,14 @@ bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * 
 bool llama_hypura_fill_bank(ggml_backend_t ours, ggml_backend_t backend, const ggml_tensor * weight, ggml_tensor * bank,
         const std::vector<int32_t> & ids, size_t n_tokens, const std::vector<int32_t> & slots) {
     ggml_backend_hypura_copy what = {};
-    what.ours     = ours;
-    what.to       = backend;
-    what.weight   = weight;
-    what.copy     = bank;
-    what.ids      = ids.data();
-    what.n_ids    = ids.size();
+    what.ours = ours;
+    what.to = backend;
+    what.weight = weight;
+    what.copy = bank;
+    what.ids = ids.data();
+    what.n_ids = ids.size();
     what.n_tokens = n_tokens;
-    what.slots    = slots.data();
+    what.slots = slots.data();
     what.is_cache = true;
     copy(what);
     return !copy_failed;

@@ -1,9 +1,11 @@
 // The cache of experts that a context has in device memory.
 //
-// It takes what is left, and gives way to whatever else wants it: within the process, when an allocation has failed; to other
-// processes, by looking at what is free before something is computed. A cache cannot be resized, so another one is made.
+// It takes what is left, and gives way to whatever else wants it: within the process, when an allocation has failed; to
+// other processes, by looking at what is free before something is computed. A cache cannot be resized, so another one
+// is made.
 //
-// Only the thread that computes with a context makes and replaces its cache. Another thread may take it away while nothing is computed
+// Only the thread that computes with a context makes and replaces its cache. Another thread may take it away while
+// nothing is computed
 // (`is_busy`), or asks for that and waits.
 
 #include "llama-hypura.h"
@@ -28,7 +30,7 @@ using steady_clock = std::chrono::steady_clock;
 
 // of ggml-backend.cpp, as it is patched
 extern "C" {
-    GGML_API void ggml_backend_set_make_room(bool (*make_room)(ggml_backend_buffer_type_t buft, size_t size));
+GGML_API void ggml_backend_set_make_room(bool (*make_room)(ggml_backend_buffer_type_t buft, size_t size));
 }
 
 // how often drivers are asked what is free
@@ -43,24 +45,25 @@ constexpr std::chrono::seconds LONGEST_WAIT(30);
 static thread_local int n_turns = 0;
 static thread_local bool is_making_cache = false;
 
-static double mebibytes(size_t bytes) { return bytes/1024.0/1024.0; }
+static double mebibytes(size_t bytes) { return bytes / 1024.0 / 1024.0; }
 
 // a device with layers, whose experts it may hold
 struct vram_device {
     ggml_backend_t backend;
     ggml_backend_dev_t dev;
     ggml_backend_buffer_type_t buft;
-    float split;          // of the model's layers, if that was given
-    size_t all;           // bytes of its layers' experts that are in host memory
-    size_t held  = 0;
-    size_t asked = 0;     // what it might have held
+    float split; // of the model's layers, if that was given
+    size_t all; // bytes of its layers' experts that are in host memory
+    size_t held = 0;
+    size_t asked = 0; // what it might have held
 
     bool is_full() const { return held >= all; }
 };
 
 struct llama_hypura_vram {
     const llama_model & model;
-    backend_list backends; // of this machine: what a cache on another one holds would cross the network, and again when that changes
+    backend_list backends; // of this machine: what a cache on another one holds would cross the network, and again when
+                           // that changes
     std::vector<ggml_backend_buffer_type_t> bufts;
     std::unique_ptr<llama_moe_cache> & cache;
     const ggml_tensor * streamed;
@@ -76,11 +79,12 @@ struct llama_hypura_vram {
     std::mutex mutex;
     std::condition_variable changed;
     bool is_busy = false;
-    bool is_asked = false;    // another thread wants the memory
+    bool is_asked = false; // another thread wants the memory
     bool is_replaced = false; // since the context has reserved
 
-    llama_hypura_vram(const llama_model & model, const backend_list & backends, const std::vector<ggml_backend_buffer_type_t> & bufts,
-            std::unique_ptr<llama_moe_cache> & cache, const ggml_tensor * streamed);
+    llama_hypura_vram(const llama_model & model, const backend_list & backends,
+            const std::vector<ggml_backend_buffer_type_t> & bufts, std::unique_ptr<llama_moe_cache> & cache,
+            const ggml_tensor * streamed);
     ~llama_hypura_vram();
 
     bool begin_turn();
@@ -123,7 +127,7 @@ static bool make_room(ggml_backend_buffer_type_t buft, size_t size) {
     // one that computes nothing gives way at once
     const auto ask = [&](bool may_wait) {
         return std::any_of(registry.all.begin(), registry.all.end(),
-            [&](llama_hypura_vram * vram) { return vram->give_way_to(dev, size, may_wait); });
+                [&](llama_hypura_vram * vram) { return vram->give_way_to(dev, size, may_wait); });
     };
     return ask(false) || (n_turns == 0 && ask(true));
 }
@@ -132,7 +136,8 @@ static size_t expert_bytes(const llama_model & model, ggml_backend_dev_t dev) {
     size_t res = 0;
     for (size_t il = 0; il < model.layers.size(); ++il) {
         const llama_layer & layer = model.layers[il];
-        for (const ggml_tensor * t : { layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_gate_up_exps, layer.ffn_down_exps }) {
+        for (const ggml_tensor * t :
+                { layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_gate_up_exps, layer.ffn_down_exps }) {
             const bool is_here = t && t->buffer && ggml_backend_buffer_is_host(t->buffer);
             res += is_here && model.dev_layer(il) == dev ? ggml_nbytes(t) : 0;
         }
@@ -140,9 +145,10 @@ static size_t expert_bytes(const llama_model & model, ggml_backend_dev_t dev) {
     return res;
 }
 
-llama_hypura_vram::llama_hypura_vram(const llama_model & model, const backend_list & backends, const std::vector<ggml_backend_buffer_type_t> & bufts,
-        std::unique_ptr<llama_moe_cache> & cache, const ggml_tensor * streamed) :
-        model(model), cache(cache), streamed(streamed) {
+llama_hypura_vram::llama_hypura_vram(const llama_model & model, const backend_list & backends,
+        const std::vector<ggml_backend_buffer_type_t> & bufts, std::unique_ptr<llama_moe_cache> & cache,
+        const ggml_tensor * streamed)
+    : model(model), cache(cache), streamed(streamed) {
     for (size_t i = 0; i < backends.size(); ++i) {
         ggml_backend_dev_t dev = ggml_backend_get_device(backends[i]);
         if (llama_hypura_is_remote(dev)) {
@@ -158,7 +164,8 @@ llama_hypura_vram::llama_hypura_vram(const llama_model & model, const backend_li
         }
         if (found != model.devices.end() && has_layers) {
             const float * split = model.tensor_split();
-            devices.push_back({ backends[i], dev, bufts[i], split ? split[found - model.devices.begin()] : 0.0f, expert_bytes(model, dev) });
+            devices.push_back({ backends[i], dev, bufts[i], split ? split[found - model.devices.begin()] : 0.0f,
+                    expert_bytes(model, dev) });
         }
     }
     std::lock_guard<std::mutex> lock(registry.mutex);
@@ -174,16 +181,17 @@ llama_hypura_vram::~llama_hypura_vram() {
     }
 }
 
-// What the caches of all devices may take together, and the share of each. The cache divides it as llama.cpp divides layers, so the
-// device with the least room for its part decides.
+// What the caches of all devices may take together, and the share of each. The cache divides it as llama.cpp divides
+// layers, so the device with the least room for its part decides.
 size_t llama_hypura_vram::size_of_new(std::vector<double> & shares) const {
     const float * split = model.tensor_split();
-    const bool by_free = !split || std::all_of(split, split + model.n_devices(), [](float part) { return part == 0.0f; });
+    const bool by_free =
+            !split || std::all_of(split, split + model.n_devices(), [](float part) { return part == 0.0f; });
     shares.clear();
     std::vector<double> rooms;
     double sum = 0;
     for (const vram_device & d : devices) {
-        size_t free  = 0;
+        size_t free = 0;
         size_t total = 0;
         ggml_backend_dev_memory(d.dev, &free, &total);
         rooms.push_back((double) llama_hypura_get_loader()->vram_budget(streamed, free, total));
@@ -192,19 +200,22 @@ size_t llama_hypura_vram::size_of_new(std::vector<double> & shares) const {
     }
     double size = 0;
     for (size_t i = 0; i < devices.size(); ++i) {
-        const double fits = shares[i] > 0 ? rooms[i]*sum/shares[i] : 0;
+        const double fits = shares[i] > 0 ? rooms[i] * sum / shares[i] : 0;
         size = i == 0 ? fits : std::min(size, fits);
     }
     for (double & share : shares) {
-        share = sum > 0 ? share/sum : 0;
+        share = sum > 0 ? share / sum : 0;
     }
     return (size_t) size;
 }
 
-// As llama.cpp with ggml 0.28 has it, and as 0.26 has: whether no memory is taken is told to the cache, or found out by it.
+// As llama.cpp with ggml 0.28 has it, and as 0.26 has: whether no memory is taken is told to the cache, or found out by
+// it.
 template <typename Cache>
-static std::unique_ptr<Cache> new_cache(const llama_model & model, const backend_list & backends, const std::vector<ggml_backend_buffer_type_t> & bufts, size_t size) {
-    if constexpr (std::is_constructible_v<Cache, const llama_model &, bool, const backend_list &, const std::vector<ggml_backend_buffer_type_t> &, size_t>) {
+static std::unique_ptr<Cache> new_cache(const llama_model & model, const backend_list & backends,
+        const std::vector<ggml_backend_buffer_type_t> & bufts, size_t size) {
+    if constexpr (std::is_constructible_v<Cache, const llama_model &, bool, const backend_list &,
+                          const std::vector<ggml_backend_buffer_type_t> &, size_t>) {
         return std::make_unique<Cache>(model, false, backends, bufts, size);
     } else {
         return std::make_unique<Cache>(model, backends, bufts, size);
@@ -212,12 +223,10 @@ static std::unique_ptr<Cache> new_cache(const llama_model & model, const backend
 }
 
 // Whether a model only serves to measure what it would take.
-template <typename Model>
-static auto is_measured(const Model & model, int) -> decltype(model.no_alloc()) {
+template <typename Model> static auto is_measured(const Model & model, int) -> decltype(model.no_alloc()) {
     return model.no_alloc();
 }
-template <typename Model>
-static auto is_measured(const Model & model, long) -> decltype(model.hparams.no_alloc) {
+template <typename Model> static auto is_measured(const Model & model, long) -> decltype(model.hparams.no_alloc) {
     return model.hparams.no_alloc;
 }
 
@@ -237,13 +246,13 @@ void llama_hypura_vram::make() {
             auto memory = made->memory_breakdown();
             std::lock_guard<std::mutex> lock(mutex);
             for (size_t id = 0; id < devices.size(); ++id) {
-                devices[id].held  = memory[devices[id].buft];
-                devices[id].asked = shares[id]*size;
+                devices[id].held = memory[devices[id].buft];
+                devices[id].asked = shares[id] * size;
             }
             if (held() == 0) {
                 break; // no layer's experts are in host memory
             }
-            cache       = std::move(made);
+            cache = std::move(made);
             is_replaced = true;
         } catch (const std::exception & error) {
             // others may have taken the memory in the meantime
@@ -254,8 +263,8 @@ void llama_hypura_vram::make() {
     // where nothing fits, as much is not tried again
     std::lock_guard<std::mutex> lock(mutex);
     for (size_t id = 0; id < devices.size() && !cache; ++id) {
-        devices[id].held  = 0;
-        devices[id].asked = shares[id]*first_size;
+        devices[id].held = 0;
+        devices[id].asked = shares[id] * first_size;
     }
 }
 
@@ -272,10 +281,10 @@ void llama_hypura_vram::drop() {
     is_replaced = is_replaced || cache;
     cache.reset();
     for (vram_device & d : devices) {
-        d.held  = 0;
+        d.held = 0;
         d.asked = 0;
     }
-    n_roomy  = 0;
+    n_roomy = 0;
     is_asked = false;
     changed.notify_all();
 }
@@ -291,7 +300,8 @@ void llama_hypura_vram::replace(const char * why) {
     }
     make();
     if (before > 0 || cache) {
-        LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM hold experts now, %.1f MiB before: %s\n", mebibytes(held()), mebibytes(before), why);
+        LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM hold experts now, %.1f MiB before: %s\n", mebibytes(held()),
+                mebibytes(before), why);
     }
 }
 
@@ -299,7 +309,7 @@ llama_hypura_vram::room llama_hypura_vram::look() const {
     bool has_more = false;
     bool is_limited = false;
     for (const vram_device & d : devices) {
-        size_t free  = 0;
+        size_t free = 0;
         size_t total = 0;
         ggml_backend_dev_memory(d.dev, &free, &total);
         if (d.held + free > total) {
@@ -309,8 +319,8 @@ llama_hypura_vram::room llama_hypura_vram::look() const {
         if (budget < d.held) {
             return room::SHORT;
         }
-        const bool wants = !d.is_full() && budget > d.held && budget/9*8 > d.asked;
-        has_more   = has_more   || wants;
+        const bool wants = !d.is_full() && budget > d.held && budget / 9 * 8 > d.asked;
+        has_more = has_more || wants;
         is_limited = is_limited || (!wants && !d.is_full());
     }
     return has_more && !is_limited ? room::MUCH : room::ENOUGH;
@@ -319,9 +329,10 @@ llama_hypura_vram::room llama_hypura_vram::look() const {
 void llama_hypura_vram::fit() {
     const auto now = steady_clock::now();
     if (is_new) {
-        is_new    = false;
+        is_new = false;
         looked_at = now;
-        // Others may have given memory up for this very context. It gets more as they do: in its turn, while it computes.
+        // Others may have given memory up for this very context. It gets more as they do: in its turn, while it
+        // computes.
         std::unique_lock<std::mutex> lock(registry.mutex, std::try_to_lock);
         const bool is_alone = lock && registry.all.size() == 1;
         if (lock) {
@@ -341,7 +352,7 @@ void llama_hypura_vram::fit() {
     if (room == room::SHORT) {
         replace("others have taken memory of the device");
     } else if (n_roomy >= patience) {
-        patience = std::min(2*patience, MOST_PATIENCE);
+        patience = std::min(2 * patience, MOST_PATIENCE);
         replace("more of the device's memory is free");
     }
 }
@@ -385,7 +396,8 @@ bool llama_hypura_vram::give_way() {
     }
     cache->hypura().rescue();
     synchronize();
-    LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM no longer hold experts: the context itself wants memory\n", mebibytes(held()));
+    LLAMA_LOG_WARN(
+            "hypura: %.1f MiB of VRAM no longer hold experts: the context itself wants memory\n", mebibytes(held()));
     std::lock_guard<std::mutex> lock(mutex);
     drop();
     return true;
@@ -393,7 +405,8 @@ bool llama_hypura_vram::give_way() {
 
 bool llama_hypura_vram::give_way_to(ggml_backend_dev_t dev, size_t size, bool may_wait) {
     std::unique_lock<std::mutex> lock(mutex);
-    if (std::none_of(devices.begin(), devices.end(), [&](const vram_device & d) { return d.dev == dev && d.held > 0; })) {
+    if (std::none_of(
+                devices.begin(), devices.end(), [&](const vram_device & d) { return d.dev == dev && d.held > 0; })) {
         return false;
     }
     const size_t before = held();
@@ -411,15 +424,16 @@ bool llama_hypura_vram::give_way_to(ggml_backend_dev_t dev, size_t size, bool ma
     if (held() > 0) {
         return false;
     }
-    LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM no longer hold experts: %.1f MiB of %s are wanted\n",
-        mebibytes(before), mebibytes(size), ggml_backend_dev_name(dev));
+    LLAMA_LOG_WARN("hypura: %.1f MiB of VRAM no longer hold experts: %.1f MiB of %s are wanted\n", mebibytes(before),
+            mebibytes(size), ggml_backend_dev_name(dev));
     return true;
 }
 
 std::shared_ptr<llama_hypura_vram> llama_hypura_new_vram(const llama_model & model, const backend_list & backends,
         const std::vector<ggml_backend_buffer_type_t> & bufts, std::unique_ptr<llama_moe_cache> & cache) {
     const ggml_tensor * streamed = llama_hypura_find_streamed(model);
-    if (!streamed || is_measured(model, 0) || model.hparams.n_expert == 0 || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+    if (!streamed || is_measured(model, 0) || model.hparams.n_expert == 0
+            || model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
         return nullptr;
     }
     if (llama_hypura_get_loader()->vram_budget(streamed, SIZE_MAX, 0) == 0) {
@@ -446,9 +460,7 @@ llama_hypura_turn::~llama_hypura_turn() {
     }
 }
 
-bool llama_hypura_give_way(llama_hypura_vram * vram) {
-    return vram && vram->give_way();
-}
+bool llama_hypura_give_way(llama_hypura_vram * vram) { return vram && vram->give_way(); }
 
 std::unique_lock<std::mutex> llama_hypura_lock_cache(llama_hypura_vram * vram) {
     return vram ? std::unique_lock<std::mutex>(vram->mutex) : std::unique_lock<std::mutex>();

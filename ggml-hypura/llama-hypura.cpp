@@ -12,7 +12,9 @@
 
 const ggml_backend_hypura_loader * llama_hypura_get_loader() {
     ggml_backend_reg_t reg = ggml_backend_reg_by_name("Hypura");
-    auto * loader = reg ? (const ggml_backend_hypura_loader *) ggml_backend_reg_get_proc_address(reg, GGML_BACKEND_HYPURA_LOADER) : nullptr;
+    auto * loader = reg
+            ? (const ggml_backend_hypura_loader *) ggml_backend_reg_get_proc_address(reg, GGML_BACKEND_HYPURA_LOADER)
+            : nullptr;
     return loader && loader->version == GGML_BACKEND_HYPURA_LOADER_VERSION ? loader : nullptr;
 }
 
@@ -91,12 +93,11 @@ template <typename L> auto offer_tables(L & ml, int) -> decltype((void) ml.lazy.
 template <typename L> void offer_tables(L &, long) {}
 
 // Before it could be asked for, llama.cpp never loaded the layers that predict more tokens.
-template <typename L> auto loads_mtp(const L & ml, int) -> decltype(bool(ml.load_mtp)) {
-    return ml.load_mtp;
-}
+template <typename L> auto loads_mtp(const L & ml, int) -> decltype(bool(ml.load_mtp)) { return ml.load_mtp; }
 template <typename L> bool loads_mtp(const L &, long) { return false; }
 
-void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk, const std::function<ggml_backend_device *(int)> & layer_device) {
+void llama_hypura_plan(llama_model_loader & ml, int n_layer, int n_layer_trunk,
+        const std::function<ggml_backend_device *(int)> & layer_device) {
     const auto * loader = llama_hypura_get_loader();
     if (!loader) {
         return;
@@ -140,13 +141,12 @@ const ggml_tensor * llama_hypura_find_streamed(const llama_model & model) {
     return nullptr;
 }
 
-bool llama_hypura_streams(const llama_model & model) {
-    return llama_hypura_find_streamed(model) != nullptr;
-}
+bool llama_hypura_streams(const llama_model & model) { return llama_hypura_find_streamed(model) != nullptr; }
 
 void llama_hypura_refuse_training(const llama_model & model) {
     if (const ggml_tensor * tensor = llama_hypura_find_streamed(model)) {
-        throw std::runtime_error(std::string("hypura: ") + tensor->name + " is streamed from its file and cannot be trained; run with HYPURA=off");
+        throw std::runtime_error(std::string("hypura: ") + tensor->name
+                + " is streamed from its file and cannot be trained; run with HYPURA=off");
     }
 }
 
@@ -155,7 +155,9 @@ ggml_backend_t llama_hypura_find_backend(const std::vector<ggml_backend_t> & bac
         return nullptr;
     }
     const ggml_backend_reg_t reg = ggml_backend_reg_by_name("Hypura");
-    const auto is_ours = [&](ggml_backend_t backend) { return ggml_backend_dev_backend_reg(ggml_backend_get_device(backend)) == reg; };
+    const auto is_ours = [&](ggml_backend_t backend) {
+        return ggml_backend_dev_backend_reg(ggml_backend_get_device(backend)) == reg;
+    };
     const auto found = std::find_if(backends.begin(), backends.end(), is_ours);
     return found == backends.end() ? nullptr : *found;
 }
@@ -171,7 +173,8 @@ void llama_hypura_expect(const std::vector<ggml_backend_t> & backends, ggml_cgra
     }
 }
 
-void llama_hypura_expect_batch(const llama_model & model, const std::vector<ggml_backend_t> & backends, const llama_batch & batch) {
+void llama_hypura_expect_batch(
+        const llama_model & model, const std::vector<ggml_backend_t> & backends, const llama_batch & batch) {
     ggml_backend_t ours = batch.token ? llama_hypura_find_backend(backends) : nullptr;
     if (!ours) {
         return;
@@ -186,26 +189,31 @@ void llama_hypura_expect_batch(const llama_model & model, const std::vector<ggml
     }
 }
 
-// KV cache and intermediate results in RAM, roughly: logits and some rows of the residual stream for each token of a micro-batch.
-static size_t context_bytes(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_ubatch) {
+// KV cache and intermediate results in RAM, roughly: logits and some rows of the residual stream for each token of a
+// micro-batch.
+static size_t context_bytes(
+        const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_ubatch) {
     const auto & hparams = model.hparams;
     size_t bytes = size_t(n_ubatch) * (model.vocab.n_tokens() + 16 * hparams.n_embd) * sizeof(float);
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        const bool on_gpu = params.offload_kqv && ggml_backend_dev_type(model.dev_layer(il)) == GGML_BACKEND_DEVICE_TYPE_GPU;
+        const bool on_gpu =
+                params.offload_kqv && ggml_backend_dev_type(model.dev_layer(il)) == GGML_BACKEND_DEVICE_TYPE_GPU;
         if (!on_gpu) {
-            bytes += n_ctx * (ggml_row_size(params.type_k, hparams.n_embd_k_gqa(il)) + ggml_row_size(params.type_v, hparams.n_embd_v_gqa(il)));
+            bytes += n_ctx
+                    * (ggml_row_size(params.type_k, hparams.n_embd_k_gqa(il))
+                            + ggml_row_size(params.type_v, hparams.n_embd_v_gqa(il)));
         }
     }
     return bytes;
 }
 
-// Of the matrices that a device multiplies with. The RPC backend takes every operation, whether its server can compute it or not: what is
-// asked of it must be something that llama.cpp asks, too.
+// Of the matrices that a device multiplies with. The RPC backend takes every operation, whether its server can compute
+// it or not: what is asked of it must be something that llama.cpp asks, too.
 static const ggml_tensor * largest_matrix_on(const llama_model & model, ggml_backend_dev_t dev) {
     const ggml_tensor * largest = nullptr;
     for (const auto & [name, t] : model.tensors_by_name) {
         const bool is_matrix = name.rfind("blk.", 0) == 0 && t->ne[0] > 1 && t->ne[1] > 1 && t->ne[2] == 1;
-        const bool is_there  = t->buffer && ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer)) == dev;
+        const bool is_there = t->buffer && ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer)) == dev;
         if (is_matrix && is_there && (!largest || ggml_nbytes(t) > ggml_nbytes(largest))) {
             largest = t;
         }
@@ -213,7 +221,8 @@ static const ggml_tensor * largest_matrix_on(const llama_model & model, ggml_bac
     return largest;
 }
 
-uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch) {
+uint32_t llama_hypura_new_context(const llama_model & model, const llama_context_params & params, uint32_t n_ctx,
+        uint32_t n_batch, uint32_t n_ubatch) {
     const auto * loader = llama_hypura_get_loader();
     if (!loader) {
         return n_ubatch;
@@ -224,12 +233,13 @@ uint32_t llama_hypura_new_context(const llama_model & model, const llama_context
         n_ubatch = loader->micro_batch(streamed, n_batch, n_ubatch);
     }
     const auto is_remote = [](const auto & device) { return llama_hypura_is_remote(device.dev); };
-    const auto local  = std::find_if_not(model.devices.begin(), model.devices.end(), is_remote);
+    const auto local = std::find_if_not(model.devices.begin(), model.devices.end(), is_remote);
     const auto remote = std::find_if(model.devices.begin(), model.devices.end(), is_remote);
     if (streamed && local != model.devices.end()) {
         loader->use_device(streamed, local->dev);
     }
-    if (const ggml_tensor * matrix = streamed && remote != model.devices.end() ? largest_matrix_on(model, remote->dev) : nullptr) {
+    if (const ggml_tensor * matrix =
+                    streamed && remote != model.devices.end() ? largest_matrix_on(model, remote->dev) : nullptr) {
         loader->use_remote(streamed, remote->dev, matrix);
     }
     loader->make_room(context_bytes(model, params, n_ctx, n_ubatch));

@@ -1,6 +1,7 @@
-// What an expert layer is shown to libhypura by, so that it can foresee the next one: what the experts get, which is what most routers
-// got. Where experts work in a space of their own (latent experts), it is what the router got, as long as it is still in memory.
-// Whether that is so no graph tells for certain, since memory is used again; libhypura compares it with what the router chose.
+// What an expert layer is shown to libhypura by, so that it can foresee the next one: what the experts get, which is
+// what most routers got. Where experts work in a space of their own (latent experts), it is what the router got, as
+// long as it is still in memory. Whether that is so no graph tells for certain, since memory is used again; libhypura
+// compares it with what the router chose.
 
 #include "context.h"
 
@@ -8,10 +9,11 @@ namespace hypura {
 
 namespace {
 
-constexpr int64_t MAX_ROWS  = 8;
-constexpr int     MAX_STEPS = 32;
+constexpr int64_t MAX_ROWS = 8;
+constexpr int MAX_STEPS = 32;
 
-// what the router of these choices was applied to; null where the scheduler has cut the graph in between, or where no router chose
+// what the router of these choices was applied to; null where the scheduler has cut the graph in between, or where no
+// router chose
 const ggml_tensor * find_router_input(const ggml_tensor * ids) {
     const ggml_tensor * t = ids;
     for (int step = 0; t && step < MAX_STEPS; ++step) {
@@ -40,7 +42,8 @@ void look_ahead(hypura_fetch_t * fetch, const ggml_tensor * node) {
     const int64_t n_tokens = ids->ne[1];
     const ggml_tensor * input = has_rows(node->src[1], n_tokens) ? node->src[1] : nullptr;
     const ggml_tensor * router_input = find_router_input(ids);
-    if (router_input && has_rows(router_input, n_tokens) && is_readable(router_input) && (!input || input->ne[0] != router_input->ne[0])) {
+    if (router_input && has_rows(router_input, n_tokens) && is_readable(router_input)
+            && (!input || input->ne[0] != router_input->ne[0])) {
         input = router_input;
     }
     if (!input || n_tokens == 0) {
@@ -48,7 +51,7 @@ void look_ahead(hypura_fetch_t * fetch, const ggml_tensor * node) {
     }
     // of a prompt the last row is enough to learn from
     const int64_t n_rows = n_tokens <= MAX_ROWS ? n_tokens : 1;
-    const float * rows = (const float *) input->data + (n_tokens - n_rows)*input->ne[0];
+    const float * rows = (const float *) input->data + (n_tokens - n_rows) * input->ne[0];
     hypura_fetch_look_ahead(fetch, rows, input->ne[0], n_rows);
 }
 

@@ -12,15 +12,16 @@ ggml_hypura_loading & ggml_hypura_current_loading() {
 }
 
 bool ggml_hypura_loading::takes(const char * name, size_t * index) const {
-    return model
-        && hypura_model_find_tensor(model->handle, name, index, nullptr, 0) == HYPURA_STATUS_OK
-        && hypura_model_streams(model->handle, *index);
+    return model && hypura_model_find_tensor(model->handle, name, index, nullptr, 0) == HYPURA_STATUS_OK
+            && hypura_model_streams(model->handle, *index);
 }
 
 int64_t ggml_hypura_expert_count(const ggml_hypura_model & model, size_t index) {
     hypura_tensor_info info = {};
     info.size = sizeof(info);
-    return hypura_model_tensor_info(model.handle, index, &info, nullptr, 0) == HYPURA_STATUS_OK ? (int64_t) info.expert_count : 0;
+    return hypura_model_tensor_info(model.handle, index, &info, nullptr, 0) == HYPURA_STATUS_OK
+            ? (int64_t) info.expert_count
+            : 0;
 }
 
 const ggml_hypura_tensor * ggml_hypura_find_tensor(const ggml_tensor * t) {
@@ -44,15 +45,16 @@ static void loader_begin(const char * const * paths, size_t n_paths) {
 }
 
 static_assert(int(GGML_BACKEND_HYPURA_PLACE_DEVICE) == int(HYPURA_PLACE_DEVICE), "one set of numbers");
-static_assert(int(GGML_BACKEND_HYPURA_PLACE_RAM)    == int(HYPURA_PLACE_RAM),    "one set of numbers");
-static_assert(int(GGML_BACKEND_HYPURA_PLACE_SPARE)  == int(HYPURA_PLACE_SPARE),  "one set of numbers");
+static_assert(int(GGML_BACKEND_HYPURA_PLACE_RAM) == int(HYPURA_PLACE_RAM), "one set of numbers");
+static_assert(int(GGML_BACKEND_HYPURA_PLACE_SPARE) == int(HYPURA_PLACE_SPARE), "one set of numbers");
 static_assert(int(GGML_BACKEND_HYPURA_PLACE_REMOTE) == int(HYPURA_PLACE_REMOTE), "one set of numbers");
 
 static void loader_override_key(const char * key, uint64_t value) {
     ggml_hypura_current_loading().overrides.emplace_back(key, value);
 }
 
-static int32_t open_model(const ggml_hypura_loading & loading, ggml_hypura_model & model, char * error, size_t error_size) {
+static int32_t open_model(
+        const ggml_hypura_loading & loading, ggml_hypura_model & model, char * error, size_t error_size) {
     std::vector<const char *> paths;
     for (const auto & path : loading.paths) {
         paths.push_back(path.c_str());
@@ -66,7 +68,8 @@ static int32_t open_model(const ggml_hypura_loading & loading, ggml_hypura_model
     return status;
 }
 
-static bool loader_plan(ggml_backend_hypura_place (*place)(const char *, void *), void * user_data, bool * streamed, char * error, size_t error_size) {
+static bool loader_plan(ggml_backend_hypura_place (*place)(const char *, void *), void * user_data, bool * streamed,
+        char * error, size_t error_size) {
     ggml_hypura_loading & loading = ggml_hypura_current_loading();
     *streamed = false;
 
@@ -113,7 +116,8 @@ static bool loader_bind(const ggml_tensor * tensor, size_t file, size_t offset, 
         snprintf(error, error_size, "%s is not streamed", tensor->name);
         return false;
     }
-    return hypura_model_bind(t->model->handle, t->index, file, offset, ggml_nbytes(tensor), error, error_size) == HYPURA_STATUS_OK;
+    return hypura_model_bind(t->model->handle, t->index, file, offset, ggml_nbytes(tensor), error, error_size)
+            == HYPURA_STATUS_OK;
 }
 
 static void loader_end() {
@@ -123,24 +127,18 @@ static void loader_end() {
     ggml_hypura_current_loading() = {};
 }
 
-static bool loader_is_streamed(const ggml_tensor * tensor) {
-    return ggml_hypura_find_tensor(tensor) != nullptr;
-}
+static bool loader_is_streamed(const ggml_tensor * tensor) { return ggml_hypura_find_tensor(tensor) != nullptr; }
 
 static std::atomic<bool> micro_batch_is_kept { false };
 
-void ggml_hypura_keep_micro_batch() {
-    micro_batch_is_kept = true;
-}
+void ggml_hypura_keep_micro_batch() { micro_batch_is_kept = true; }
 
 static size_t loader_micro_batch(const ggml_tensor * tensor, size_t n_batch, size_t n_ubatch) {
     const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor);
     return t && !micro_batch_is_kept ? hypura_model_micro_batch(t->model->handle, n_batch, n_ubatch) : n_ubatch;
 }
 
-static void loader_make_room(size_t size) {
-    hypura_make_room(size);
-}
+static void loader_make_room(size_t size) { hypura_make_room(size); }
 
 static void loader_use_remote(const ggml_tensor * tensor, ggml_backend_dev_t dev, const ggml_tensor * matrix) {
     if (const ggml_hypura_tensor * t = ggml_hypura_find_tensor(tensor)) {
@@ -148,9 +146,7 @@ static void loader_use_remote(const ggml_tensor * tensor, ggml_backend_dev_t dev
     }
 }
 
-static bool loader_copy(const ggml_backend_hypura_copy * copy) {
-    return hypura::copy_weight(*copy);
-}
+static bool loader_copy(const ggml_backend_hypura_copy * copy) { return hypura::copy_weight(*copy); }
 
 static double loader_worth(const ggml_tensor * weight, int32_t expert) {
     const ggml_hypura_tensor * t = ggml_hypura_find_tensor(weight);

@@ -17,25 +17,26 @@ ggml_tensor * rows_of(backend_context & ctx, const ggml_tensor * t, size_t row_b
     ggml_tensor * c = ctx.graph.copy(t);
     c->ne[1] = n;
     c->nb[1] = row_bytes;
-    c->nb[2] = c->nb[3] = n*row_bytes;
-    c->data      = data;
-    c->extra     = nullptr;
-    c->view_src  = nullptr;
+    c->nb[2] = c->nb[3] = n * row_bytes;
+    c->data = data;
+    c->extra = nullptr;
+    c->view_src = nullptr;
     c->view_offs = 0;
     return c;
 }
 
-ggml_status compute_some_rows(backend_context & ctx, const ggml_tensor * node, size_t row_bytes, int64_t first, int64_t n) {
+ggml_status compute_some_rows(
+        backend_context & ctx, const ggml_tensor * node, size_t row_bytes, int64_t first, int64_t n) {
     std::iota(ctx.positions.begin(), ctx.positions.begin() + n, 0);
     ggml_tensor * ids = ctx.graph.copy(node->src[1]);
     ids->ne[0] = n;
     ids->nb[0] = sizeof(int32_t);
-    ids->nb[1] = ids->nb[2] = ids->nb[3] = n*sizeof(int32_t);
-    ids->data  = ctx.positions.data();
+    ids->nb[1] = ids->nb[2] = ids->nb[3] = n * sizeof(int32_t);
+    ids->data = ctx.positions.data();
 
     ggml_tensor * result = ctx.graph.copy(node);
-    result->ne[1]  = n;
-    result->data   = (char *) node->data + first*node->nb[1];
+    result->ne[1] = n;
+    result->data = (char *) node->data + first * node->nb[1];
     result->src[0] = rows_of(ctx, node->src[0], row_bytes, n, ctx.gathered.data());
     result->src[1] = ids;
     ctx.graph.add(result);
@@ -57,14 +58,15 @@ ggml_status compute_get_rows(backend_context & ctx, const ggml_tensor * node, co
     }
 
     const int64_t n_ids = ctx.ids.size();
-    const int64_t n_at_once = std::min<int64_t>(n_ids, std::max<size_t>(1, MAX_BYTES/row_bytes));
-    ctx.gathered.resize(std::max(ctx.gathered.size(), n_at_once*row_bytes));
+    const int64_t n_at_once = std::min<int64_t>(n_ids, std::max<size_t>(1, MAX_BYTES / row_bytes));
+    ctx.gathered.resize(std::max(ctx.gathered.size(), n_at_once * row_bytes));
     ctx.positions.resize(std::max<size_t>(ctx.positions.size(), n_at_once));
     ggml_status status = GGML_STATUS_SUCCESS;
     for (int64_t first = 0; first < n_ids && status == GGML_STATUS_SUCCESS; first += n_at_once) {
         const int64_t n = std::min(n_at_once, n_ids - first);
-        if (hypura_fetch_rows(fetch, table->index, ctx.ids.data() + first, n, (uint8_t *) ctx.gathered.data(), n*row_bytes,
-                ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
+        if (hypura_fetch_rows(fetch, table->index, ctx.ids.data() + first, n, (uint8_t *) ctx.gathered.data(),
+                    n * row_bytes, ctx.error, sizeof(ctx.error))
+                != HYPURA_STATUS_OK) {
             return ctx.failed(node);
         }
         status = compute_some_rows(ctx, node, row_bytes, first, n);
@@ -77,11 +79,12 @@ ggml_status compute_copy_of_table(backend_context & ctx, const ggml_tensor * nod
     const size_t size = ggml_nbytes(part);
     ctx.gathered.resize(std::max(ctx.gathered.size(), size));
     if (hypura_model_read(table->model->handle, table->index, part->view_offs, size, (uint8_t *) ctx.gathered.data(),
-            ctx.error, sizeof(ctx.error)) != HYPURA_STATUS_OK) {
+                ctx.error, sizeof(ctx.error))
+            != HYPURA_STATUS_OK) {
         return ctx.failed(node);
     }
     ggml_tensor * source = ctx.graph.copy(part);
-    source->data  = ctx.gathered.data();
+    source->data = ctx.gathered.data();
     source->extra = nullptr;
     ggml_tensor * result = ctx.graph.copy(node);
     result->src[0] = source;

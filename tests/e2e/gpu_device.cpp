@@ -1,8 +1,9 @@
 // A device of type GPU for machines without one: preloaded into a program, it registers itself with ggml.
 //
-// Its memory is not the host's, as far as anyone can tell: buffers say so, and nothing may be read through their tensors' addresses. It
-// computes with the CPU's kernels, so results are those of the CPU bit for bit. Copies are made as late as they may be, when someone
-// waits for them: a source that is given back too early shows. What some backends lack (memset_tensor), it lacks, too.
+// Its memory is not the host's, as far as anyone can tell: buffers say so, and nothing may be read through their
+// tensors' addresses. It computes with the CPU's kernels, so results are those of the CPU bit for bit. Copies are made
+// as late as they may be, when someone waits for them: a source that is given back too early shows. What some backends
+// lack (memset_tensor), it lacks, too.
 //
 //   HYPURA_TEST_GPU_COUNT        how many of them there are, 1 or 2
 //   HYPURA_TEST_GPU_BYTES        how much memory each has (default 4 GiB)
@@ -59,7 +60,7 @@ void cut_file() {
     const char * path = getenv("HYPURA_TEST_GPU_CUTS");
     if (path && !is_done) {
         const auto size = std::filesystem::file_size(path);
-        std::filesystem::resize_file(path, size/2);
+        std::filesystem::resize_file(path, size / 2);
     }
     is_done = true;
 }
@@ -83,9 +84,15 @@ ggml_backend_buffer_i make_buffer_interface() {
         delete ctx;
     };
     iface.get_base = [](ggml_backend_buffer_t b) { return (void *) ((buffer_context *) b->context)->base; };
-    iface.set_tensor = [](ggml_backend_buffer_t, ggml_tensor * t, const void * data, size_t offset, size_t size) { memcpy(at(t, offset), data, size); };
-    iface.get_tensor = [](ggml_backend_buffer_t, const ggml_tensor * t, void * data, size_t offset, size_t size) { memcpy(data, at(t, offset), size); };
-    iface.clear = [](ggml_backend_buffer_t b, uint8_t value) { memset(((buffer_context *) b->context)->base, value, b->size); };
+    iface.set_tensor = [](ggml_backend_buffer_t, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+        memcpy(at(t, offset), data, size);
+    };
+    iface.get_tensor = [](ggml_backend_buffer_t, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+        memcpy(data, at(t, offset), size);
+    };
+    iface.clear = [](ggml_backend_buffer_t b, uint8_t value) {
+        memset(((buffer_context *) b->context)->base, value, b->size);
+    };
     return iface;
 }
 
@@ -104,7 +111,8 @@ ggml_backend_buffer_type make_buffer_type(device_state & state) {
         }
         memset(base, 0xff, size); // NaN in every type of number
         state.used_bytes += size;
-        return ggml_backend_buffer_init(buft, make_buffer_interface(), new buffer_context { state, (char *) base, size }, size);
+        return ggml_backend_buffer_init(
+                buft, make_buffer_interface(), new buffer_context { state, (char *) base, size }, size);
     };
     type.iface.get_alloc_size = [](ggml_backend_buffer_type_t, const ggml_tensor * t) {
         return ggml_nbytes(t) + (t->op == GGML_OP_MUL_MAT ? file_bytes("HYPURA_TEST_GPU_PADDING") : 0);
@@ -166,7 +174,8 @@ ggml_backend_i make_backend_interface() {
 }
 
 ggml_guid_t guid() {
-    static ggml_guid guid = { 0x74, 0x65, 0x73, 0x74, 0x67, 0x70, 0x75, 0x21, 0x9b, 0x10, 0x42, 0xc7, 0x5e, 0x33, 0x08, 0xd1 };
+    static ggml_guid guid = { 0x74, 0x65, 0x73, 0x74, 0x67, 0x70, 0x75, 0x21, 0x9b, 0x10, 0x42, 0xc7, 0x5e, 0x33, 0x08,
+        0xd1 };
     return &guid;
 }
 
@@ -174,37 +183,42 @@ ggml_guid_t guid() {
 
 int64_t batch_size(const ggml_tensor * op) {
     switch (op->op) {
-        case GGML_OP_GET_ROWS:   return 0;
-        case GGML_OP_MUL_MAT:    return op->ne[1];
+        case GGML_OP_GET_ROWS: return 0;
+        case GGML_OP_MUL_MAT: return op->ne[1];
         case GGML_OP_MUL_MAT_ID: return op->ne[2];
-        default:                 return ggml_nrows(op);
+        default: return ggml_nrows(op);
     }
 }
 
 ggml_backend_device_i make_device_interface() {
     ggml_backend_device_i iface = {};
-    iface.get_name        = [](ggml_backend_dev_t dev) { return state_of(dev).name; };
+    iface.get_name = [](ggml_backend_dev_t dev) { return state_of(dev).name; };
     iface.get_description = [](ggml_backend_dev_t) { return "the CPU in the guise of a GPU"; };
-    iface.get_memory      = [](ggml_backend_dev_t dev, size_t * free, size_t * total) { *free = free_bytes(state_of(dev)); *total = total_bytes(); };
-    iface.get_type        = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
-    iface.get_props       = [](ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
+    iface.get_memory = [](ggml_backend_dev_t dev, size_t * free, size_t * total) {
+        *free = free_bytes(state_of(dev));
+        *total = total_bytes();
+    };
+    iface.get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
+    iface.get_props = [](ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
         *props = {};
-        props->name        = dev->iface.get_name(dev);
+        props->name = dev->iface.get_name(dev);
         props->description = dev->iface.get_description(dev);
-        props->type        = dev->iface.get_type(dev);
+        props->type = dev->iface.get_type(dev);
         dev->iface.get_memory(dev, &props->memory_free, &props->memory_total);
         props->caps.async = true;
     };
-    iface.init_backend    = [](ggml_backend_dev_t dev, const char *) {
+    iface.init_backend = [](ggml_backend_dev_t dev, const char *) {
         ggml_backend_t cpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
         return new ggml_backend { guid(), make_backend_interface(), dev, new backend_context { cpu, {} } };
     };
     iface.get_buffer_type = [](ggml_backend_dev_t dev) { return &state_of(dev).buffer_type; };
-    iface.supports_op     = [](ggml_backend_dev_t, const ggml_tensor * op) {
+    iface.supports_op = [](ggml_backend_dev_t, const ggml_tensor * op) {
         return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), op);
     };
-    iface.supports_buft   = [](ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) { return buft == &state_of(dev).buffer_type; };
-    iface.offload_op      = [](ggml_backend_dev_t, const ggml_tensor * op) { return batch_size(op) >= 32; };
+    iface.supports_buft = [](ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
+        return buft == &state_of(dev).buffer_type;
+    };
+    iface.offload_op = [](ggml_backend_dev_t, const ggml_tensor * op) { return batch_size(op) >= 32; };
     iface.get_host_buffer_type = [](ggml_backend_dev_t) -> ggml_backend_buffer_type_t {
         return getenv("HYPURA_TEST_GPU_PINS") ? ggml_backend_cpu_buffer_type() : nullptr;
     };
@@ -214,7 +228,8 @@ ggml_backend_device_i make_device_interface() {
 void set_n_threads(ggml_backend_t backend, int n_threads) {
     ggml_backend_t cpu = context(backend).cpu;
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu));
-    ((ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"))(cpu, n_threads);
+    ((ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"))(
+            cpu, n_threads);
 }
 
 ggml_backend_dev_t device(size_t index);
@@ -222,10 +237,10 @@ ggml_backend_dev_t device(size_t index);
 ggml_backend_reg_t registry() {
     static ggml_backend_reg reg = [] {
         ggml_backend_reg reg = {};
-        reg.api_version            = GGML_BACKEND_API_VERSION;
-        reg.iface.get_name         = [](ggml_backend_reg_t) { return "TestGPU"; };
+        reg.api_version = GGML_BACKEND_API_VERSION;
+        reg.iface.get_name = [](ggml_backend_reg_t) { return "TestGPU"; };
         reg.iface.get_device_count = [](ggml_backend_reg_t) { return setting("HYPURA_TEST_GPU_COUNT", 1); };
-        reg.iface.get_device       = [](ggml_backend_reg_t, size_t index) { return device(index); };
+        reg.iface.get_device = [](ggml_backend_reg_t, size_t index) { return device(index); };
         reg.iface.get_proc_address = [](ggml_backend_reg_t, const char * name) {
             return strcmp(name, "ggml_backend_set_n_threads") == 0 ? (void *) set_n_threads : nullptr;
         };
@@ -238,7 +253,7 @@ ggml_backend_dev_t device(size_t index) {
     static device_state * states = [] {
         static device_state states[] = { { "TestGPU" }, { "TestGPU1" } };
         for (device_state & state : states) {
-            state.device      = { make_device_interface(), registry(), &state };
+            state.device = { make_device_interface(), registry(), &state };
             state.buffer_type = make_buffer_type(state);
         }
         return states;

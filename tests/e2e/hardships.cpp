@@ -19,7 +19,8 @@
 
 // The last streamed weight of a pass: it lies in the second half of the file.
 static bool note_weight(ggml_tensor * t, bool, void * weight) {
-    const bool is_streamed = t->op == GGML_OP_MUL_MAT && t->src[0]->buffer && std::string(ggml_backend_buffer_name(t->src[0]->buffer)) == "Hypura";
+    const bool is_streamed = t->op == GGML_OP_MUL_MAT && t->src[0]->buffer
+            && std::string(ggml_backend_buffer_name(t->src[0]->buffer)) == "Hypura";
     if (is_streamed) {
         *(ggml_tensor **) weight = t->src[0];
     }
@@ -32,24 +33,24 @@ static std::vector<char> read_file(const char * path) {
 }
 
 struct host {
-    const char *      path;
+    const char * path;
     std::vector<char> content = read_file(path);
-    ggml_tensor *     weight  = nullptr;
-    llama_model *     model   = nullptr;
-    llama_context *   ctx     = nullptr;
+    ggml_tensor * weight = nullptr;
+    llama_model * model = nullptr;
+    llama_context * ctx = nullptr;
 
     bool load() {
         llama_model_params model_params = llama_model_default_params();
         model_params.use_extra_bufts = false;
         llama_context_params params = llama_context_default_params();
-        params.cb_eval           = note_weight;
+        params.cb_eval = note_weight;
         params.cb_eval_user_data = &weight;
         model = llama_model_load_from_file(path, model_params);
-        ctx   = model ? llama_init_from_model(model, params) : nullptr;
+        ctx = model ? llama_init_from_model(model, params) : nullptr;
         return ctx != nullptr;
     }
 
-    void cut() { truncate(path, content.size()/2); }
+    void cut() { truncate(path, content.size() / 2); }
 
     void restore() { std::ofstream(path, std::ios::binary).write(content.data(), content.size()); }
 
@@ -65,9 +66,7 @@ struct host {
     }
 };
 
-static void print(const char * what, bool yes) {
-    printf("%s: %s\n", what, yes ? "yes" : "no");
-}
+static void print(const char * what, bool yes) { printf("%s: %s\n", what, yes ? "yes" : "no"); }
 
 int main(int argc, char ** argv) {
     ggml_backend_load_all();
@@ -90,7 +89,7 @@ int main(int argc, char ** argv) {
     print("what follows the copy is computed", !host.decode().empty());
     print("then all is well", host.decode() == right);
 
-    std::vector<char> memory(ggml_tensor_overhead()*8);
+    std::vector<char> memory(ggml_tensor_overhead() * 8);
     ggml_context * ggml = ggml_init({ memory.size(), memory.data(), true });
     ggml_tensor * rows = ggml_get_rows(ggml, weight, ggml_new_tensor_1d(ggml, GGML_TYPE_I32, 2));
     ggml_backend_dev_t device = ggml_backend_dev_by_name("Hypura");

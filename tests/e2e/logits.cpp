@@ -2,19 +2,20 @@
 //
 //   logits MODEL MODE POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU [SERVER]]]
 //
-// A plain llama.h program: it knows nothing of libhypura. What is fixed here decides which kernels run (batches, threads,
-// flash attention, no weight repacking); the environment decides where the weights are. MODE is how the positions are
-// grouped into batches:
+// A plain llama.h program: it knows nothing of libhypura. What is fixed here decides which kernels run (batches,
+// threads, flash attention, no weight repacking); the environment decides where the weights are. MODE is how the
+// positions are grouped into batches:
 //
 //   single      one token at a time
 //   ubatch      prompt micro-batches of 512
 //   parallel    four sequences, one token of each at a time
 //   embeddings  one micro-batch, of a model that computes an embedding of every token instead of logits
 //
-// A model with an encoder and a decoder reads the text with the one before it computes the logits of the same text with the other.
+// A model with an encoder and a decoder reads the text with the one before it computes the logits of the same text with
+// the other.
 //
-// GPU_LAYERS is llama.cpp's -ngl; weights whose names match the regular expression ON_CPU stay in RAM. The devices of SERVER, HOST:PORT,
-// take part (--rpc).
+// GPU_LAYERS is llama.cpp's -ngl; weights whose names match the regular expression ON_CPU stay in RAM. The devices of
+// SERVER, HOST:PORT, take part (--rpc).
 
 #include "llama.h"
 
@@ -28,10 +29,10 @@
 #include <string>
 #include <vector>
 
-constexpr int N_THREADS   = 2;
-constexpr int N_UBATCH    = 512;
+constexpr int N_THREADS = 2;
+constexpr int N_UBATCH = 512;
 constexpr int N_SEQUENCES = 4;
-constexpr int N_ENCODED   = 32;
+constexpr int N_ENCODED = 32;
 
 static std::vector<llama_token> tokenize(const llama_vocab * vocab, const char * path, size_t n_tokens) {
     std::ifstream file(path, std::ios::binary);
@@ -50,11 +51,11 @@ static std::vector<llama_token> tokenize(const llama_vocab * vocab, const char *
 
 // the positions of one llama_decode, and which of the text's tokens stand there
 static void add(llama_batch & batch, llama_token token, llama_pos pos, llama_seq_id sequence) {
-    batch.token   [batch.n_tokens]    = token;
-    batch.pos     [batch.n_tokens]    = pos;
-    batch.n_seq_id[batch.n_tokens]    = 1;
-    batch.seq_id  [batch.n_tokens][0] = sequence;
-    batch.logits  [batch.n_tokens]    = true;
+    batch.token[batch.n_tokens] = token;
+    batch.pos[batch.n_tokens] = pos;
+    batch.n_seq_id[batch.n_tokens] = 1;
+    batch.seq_id[batch.n_tokens][0] = sequence;
+    batch.logits[batch.n_tokens] = true;
     batch.n_tokens++;
 }
 
@@ -88,15 +89,18 @@ static bool add_server(const char * endpoint) {
 
 int main(int argc, char ** argv) {
     if (argc < 6 || argc > 9) {
-        fprintf(stderr, "usage: logits MODEL single|ubatch|parallel|embeddings POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU [SERVER]]]\n");
+        fprintf(stderr,
+                "usage: logits MODEL single|ubatch|parallel|embeddings POSITIONS TEXT OUTPUT [GPU_LAYERS [ON_CPU "
+                "[SERVER]]]\n");
         return 2;
     }
     const std::string mode = argv[2];
-    const int n_positions  = atoi(argv[3]);
-    const int n_sequences  = mode == "parallel" ? N_SEQUENCES : 1;
-    const bool embeddings  = mode == "embeddings";
-    const int n_step       = mode == "ubatch" || embeddings ? n_positions : n_sequences;
-    if ((mode != "single" && mode != "ubatch" && mode != "parallel" && !embeddings) || n_positions <= 0 || n_positions % n_step != 0) {
+    const int n_positions = atoi(argv[3]);
+    const int n_sequences = mode == "parallel" ? N_SEQUENCES : 1;
+    const bool embeddings = mode == "embeddings";
+    const int n_step = mode == "ubatch" || embeddings ? n_positions : n_sequences;
+    if ((mode != "single" && mode != "ubatch" && mode != "parallel" && !embeddings) || n_positions <= 0
+            || n_positions % n_step != 0) {
         fprintf(stderr, "logits: bad mode or number of positions\n");
         return 2;
     }
@@ -109,27 +113,30 @@ int main(int argc, char ** argv) {
 
     llama_model_params model_params = llama_model_default_params();
     model_params.use_extra_bufts = false;
-    const llama_model_tensor_buft_override on_cpu[] = { { argc > 7 ? argv[7] : nullptr, ggml_backend_cpu_buffer_type() }, { nullptr, nullptr } };
+    const llama_model_tensor_buft_override on_cpu[] = {
+        { argc > 7 ? argv[7] : nullptr, ggml_backend_cpu_buffer_type() }, { nullptr, nullptr }
+    };
     if (argc > 6) {
         model_params.n_gpu_layers = atoi(argv[6]);
         model_params.tensor_buft_overrides = argc > 7 ? on_cpu : nullptr;
     }
-    std::unique_ptr<llama_model, decltype(&llama_model_free)> model(llama_model_load_from_file(argv[1], model_params), llama_model_free);
+    std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
+            llama_model_load_from_file(argv[1], model_params), llama_model_free);
     if (!model) {
         fprintf(stderr, "logits: cannot load the model\n");
         return 1;
     }
 
     llama_context_params params = llama_context_default_params();
-    params.n_ctx           = n_positions + 64*n_sequences;
-    params.n_batch         = llama_model_has_encoder(model.get()) ? std::max(n_step, N_ENCODED) : n_step;
-    params.n_ubatch        = N_UBATCH;
-    params.n_seq_max       = n_sequences;
-    params.n_threads       = N_THREADS;
+    params.n_ctx = n_positions + 64 * n_sequences;
+    params.n_batch = llama_model_has_encoder(model.get()) ? std::max(n_step, N_ENCODED) : n_step;
+    params.n_ubatch = N_UBATCH;
+    params.n_seq_max = n_sequences;
+    params.n_threads = N_THREADS;
     params.n_threads_batch = N_THREADS;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    params.embeddings      = embeddings;
-    params.pooling_type    = embeddings ? LLAMA_POOLING_TYPE_NONE : LLAMA_POOLING_TYPE_UNSPECIFIED;
+    params.embeddings = embeddings;
+    params.pooling_type = embeddings ? LLAMA_POOLING_TYPE_NONE : LLAMA_POOLING_TYPE_UNSPECIFIED;
     std::unique_ptr<llama_context, decltype(&llama_free)> ctx(llama_init_from_model(model.get(), params), llama_free);
     if (!ctx) {
         fprintf(stderr, "logits: cannot make a context\n");
@@ -149,10 +156,11 @@ int main(int argc, char ** argv) {
     }
 
     llama_batch batch = llama_batch_init(n_step, 0, 1);
-    const int n_positions_per_sequence = n_positions/n_sequences;
-    const int n_tokens_per_sequence = n_step/n_sequences;
+    const int n_positions_per_sequence = n_positions / n_sequences;
+    const int n_tokens_per_sequence = n_step / n_sequences;
     int result = 0;
-    if (llama_model_has_encoder(model.get()) && llama_encode(ctx.get(), llama_batch_get_one(tokens.data(), N_ENCODED)) != 0) {
+    if (llama_model_has_encoder(model.get())
+            && llama_encode(ctx.get(), llama_batch_get_one(tokens.data(), N_ENCODED)) != 0) {
         fprintf(stderr, "logits: llama_encode failed\n");
         result = 3;
     }
@@ -160,7 +168,7 @@ int main(int argc, char ** argv) {
         batch.n_tokens = 0;
         for (int sequence = 0; sequence < n_sequences; ++sequence) {
             for (int i = pos; i < pos + n_tokens_per_sequence; ++i) {
-                add(batch, tokens[sequence*n_positions_per_sequence + i], i, sequence);
+                add(batch, tokens[sequence * n_positions_per_sequence + i], i, sequence);
             }
         }
         result = decode_and_write(ctx.get(), batch, embeddings, output);

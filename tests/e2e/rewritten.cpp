@@ -1,5 +1,5 @@
-// Loads a model of which a byte near the end is changed after the header was read and before the weights are, and prints the logits
-// of a few tokens, as bits.
+// Loads a model of which a byte near the end is changed after the header was read and before the weights are, and
+// prints the logits of a few tokens, as bits.
 //
 //     rewritten MODEL
 
@@ -16,10 +16,10 @@
 
 // Changes the lowest bit of the last four bytes: another weight, but not by much.
 static bool change_byte(const char * path) {
-    const int   file   = open(path, O_RDWR);
+    const int file = open(path, O_RDWR);
     struct stat status = {};
-    uint8_t     byte   = 0;
-    bool        done   = file >= 0 && fstat(file, &status) == 0 && pread(file, &byte, 1, status.st_size - 4) == 1;
+    uint8_t byte = 0;
+    bool done = file >= 0 && fstat(file, &status) == 0 && pread(file, &byte, 1, status.st_size - 4) == 1;
     byte ^= 1;
     done = done && pwrite(file, &byte, 1, status.st_size - 4) == 1;
     if (!done) {
@@ -42,8 +42,8 @@ int main(int argc, char ** argv) {
     ggml_backend_load_all();
 
     llama_model_params model_params = llama_model_default_params();
-    model_params.use_extra_bufts             = false;
-    model_params.progress_callback           = change_once;
+    model_params.use_extra_bufts = false;
+    model_params.progress_callback = change_once;
     model_params.progress_callback_user_data = argv[1];
     llama_model * model = llama_model_load_from_file(argv[1], model_params);
     if (!model) {

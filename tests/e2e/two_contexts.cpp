@@ -2,8 +2,8 @@
 //
 //   two_contexts MODEL PROMPT_TOKENS SECOND_CONTEXT
 //
-// A plain llama.h program: a long prompt and some tokens, then a second context of SECOND_CONTEXT tokens beside the first; from
-// then on a token of each in turn, with a line on stdout for every pair, until stdin ends.
+// A plain llama.h program: a long prompt and some tokens, then a second context of SECOND_CONTEXT tokens beside the
+// first; from then on a token of each in turn, with a line on stdout for every pair, until stdin ends.
 
 #include "llama.h"
 
@@ -20,8 +20,8 @@ using context_ptr = std::unique_ptr<llama_context, decltype(&llama_free)>;
 
 static context_ptr new_context(llama_model * model, uint32_t n_ctx) {
     llama_context_params params = llama_context_default_params();
-    params.n_ctx           = n_ctx;
-    params.n_threads       = 2;
+    params.n_ctx = n_ctx;
+    params.n_threads = 2;
     params.n_threads_batch = 2;
     return context_ptr(llama_init_from_model(model, params), llama_free);
 }
@@ -56,7 +56,7 @@ int main(int argc, char ** argv) {
 
     ggml_backend_load_all();
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
-        llama_model_load_from_file(argv[1], llama_model_default_params()), llama_model_free);
+            llama_model_load_from_file(argv[1], llama_model_default_params()), llama_model_free);
     if (!model) {
         fprintf(stderr, "two_contexts: cannot load the model\n");
         return 1;
@@ -65,7 +65,7 @@ int main(int argc, char ** argv) {
     // unlike each other, so that all experts are used
     std::vector<llama_token> prompt;
     for (int i = 0; i < n_prompt; ++i) {
-        prompt.push_back(1000 + i*37%20000);
+        prompt.push_back(1000 + i * 37 % 20000);
     }
     context_ptr first = new_context(model.get(), n_prompt + 1024);
     llama_token token = first ? decode(first.get(), prompt) : -1;

@@ -1,10 +1,11 @@
-// Computes the logits of a text, a token at a time, while the memory of a GPU becomes short, and prints what it leaves free.
+// Computes the logits of a text, a token at a time, while the memory of a GPU becomes short, and prints what it leaves
+// free.
 //
 //     vram_hardships MODEL TEXT OUTPUT HARDSHIP [CONTEXT]
 //
-// A plain llama.h program: it knows nothing of libhypura. All layers are on the GPU, their experts in RAM. Others' memory, and what results
-// want behind themselves, are files that the test device looks at (gpu_device.cpp). OUTPUT-1, and OUTPUT-2 of a second context, are the
-// logits. HARDSHIP is what happens between tokens:
+// A plain llama.h program: it knows nothing of libhypura. All layers are on the GPU, their experts in RAM. Others'
+// memory, and what results want behind themselves, are files that the test device looks at (gpu_device.cpp). OUTPUT-1,
+// and OUTPUT-2 of a second context, are the logits. HARDSHIP is what happens between tokens:
 //
 //   none     nothing
 //   process  another process takes what is free, and gives it back later
@@ -36,7 +37,7 @@ constexpr size_t MIB = 1 << 20;
 // more than lies between two looks at what is free
 constexpr std::chrono::milliseconds PAUSE(250);
 
-using model_ptr   = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
+using model_ptr = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 using context_ptr = std::unique_ptr<llama_context, decltype(&llama_free)>;
 
 static void set_bytes(const char * variable, size_t bytes) {
@@ -47,7 +48,7 @@ static void set_bytes(const char * variable, size_t bytes) {
 }
 
 static size_t free_bytes() {
-    size_t free  = 0;
+    size_t free = 0;
     size_t total = 0;
     ggml_backend_dev_memory(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU), &free, &total);
     return free;
@@ -61,15 +62,16 @@ static size_t take_all(size_t more) {
 }
 
 static void print_free(const char * when, size_t taken = 0) {
-    printf("%s: %zu MiB free but for others\n", when, (free_bytes() + taken)/MIB);
+    printf("%s: %zu MiB free but for others\n", when, (free_bytes() + taken) / MIB);
     fflush(stdout);
 }
 
 static model_ptr load(const char * path) {
-    const llama_model_tensor_buft_override on_cpu[] = { { "ffn_.*_exps", ggml_backend_cpu_buffer_type() }, { nullptr, nullptr } };
+    const llama_model_tensor_buft_override on_cpu[] = { { "ffn_.*_exps", ggml_backend_cpu_buffer_type() },
+        { nullptr, nullptr } };
     llama_model_params params = llama_model_default_params();
-    params.use_extra_bufts       = false;
-    params.n_gpu_layers          = 99;
+    params.use_extra_bufts = false;
+    params.n_gpu_layers = 99;
     params.tensor_buft_overrides = on_cpu;
     return model_ptr(llama_model_load_from_file(path, params), llama_model_free);
 }
@@ -80,14 +82,15 @@ struct host {
     std::vector<float> logits;
     size_t n_done = 0;
 
-    host(llama_model * model, const std::vector<llama_token> & text, uint32_t n_ctx) : ctx(make(model, n_ctx), llama_free), text(text) {}
+    host(llama_model * model, const std::vector<llama_token> & text, uint32_t n_ctx)
+        : ctx(make(model, n_ctx), llama_free), text(text) {}
 
     static llama_context * make(llama_model * model, uint32_t n_ctx) {
         llama_context_params params = llama_context_default_params();
-        params.n_ctx           = n_ctx;
-        params.n_batch         = 64;
-        params.n_ubatch        = 64;
-        params.n_threads       = 2;
+        params.n_ctx = n_ctx;
+        params.n_batch = 64;
+        params.n_ubatch = 64;
+        params.n_threads = 2;
         params.n_threads_batch = 2;
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
         return llama_init_from_model(model, params);
@@ -108,7 +111,8 @@ struct host {
         return true;
     }
 
-    // computes the next token, but not its logits, and forgets it: a graph is made for that, and another one for what follows
+    // computes the next token, but not its logits, and forgets it: a graph is made for that, and another one for what
+    // follows
     bool try_next() {
         llama_token token = text[n_done];
         int8_t no_logits = 0;
@@ -119,15 +123,17 @@ struct host {
 
     bool write(const std::string & path) const {
         std::ofstream file(path, std::ios::binary);
-        file.write((const char *) logits.data(), logits.size()*sizeof(float));
+        file.write((const char *) logits.data(), logits.size() * sizeof(float));
         return bool(file.flush());
     }
 
     // every layer is shifted by nothing; llama.cpp reserves again for it
     bool set_control_vector() {
         const llama_model * model = llama_get_model(ctx.get());
-        const std::vector<float> zeros(llama_model_n_embd(model)*(llama_model_n_layer(model) - 1), 0.0f);
-        return llama_set_adapter_cvec(ctx.get(), zeros.data(), zeros.size(), llama_model_n_embd(model), 1, llama_model_n_layer(model)) == 0;
+        const std::vector<float> zeros(llama_model_n_embd(model) * (llama_model_n_layer(model) - 1), 0.0f);
+        return llama_set_adapter_cvec(
+                       ctx.get(), zeros.data(), zeros.size(), llama_model_n_embd(model), 1, llama_model_n_layer(model))
+                == 0;
     }
 };
 
@@ -146,7 +152,7 @@ static bool given_back(host & h) {
 
 static bool beside_a_process(host & h) {
     print_free("before");
-    const size_t taken = take_all(0) - 8*MIB;
+    const size_t taken = take_all(0) - 8 * MIB;
     set_bytes("HYPURA_TEST_GPU_TAKEN", taken);
     std::this_thread::sleep_for(PAUSE);
     const bool goes_on = h.decode(8);
@@ -180,7 +186,7 @@ static bool with_a_larger_graph(host & h) {
     if (!h.decode(1)) {
         return false;
     }
-    set_bytes("HYPURA_TEST_GPU_PADDING", 16*MIB);
+    set_bytes("HYPURA_TEST_GPU_PADDING", 16 * MIB);
     take_all(0);
     const bool goes_on = h.try_next() && h.decode(8);
     set_bytes("HYPURA_TEST_GPU_PADDING", 0);
@@ -197,7 +203,8 @@ static std::vector<llama_token> tokenize(const llama_model * model, const char *
 
 int main(int argc, char ** argv) {
     if (argc < 5) {
-        fprintf(stderr, "usage: vram_hardships MODEL TEXT OUTPUT none|process|context|thread|buffers|graph|full [CONTEXT]\n");
+        fprintf(stderr,
+                "usage: vram_hardships MODEL TEXT OUTPUT none|process|context|thread|buffers|graph|full [CONTEXT]\n");
         return 2;
     }
     ggml_backend_load_all();
@@ -209,7 +216,7 @@ int main(int argc, char ** argv) {
     const auto tokens = tokenize(model.get(), argv[2]);
     size_t taken = 0;
     if (hardship == "full") {
-        taken = take_all(0) - 64*MIB;
+        taken = take_all(0) - 64 * MIB;
         set_bytes("HYPURA_TEST_GPU_TAKEN", taken);
     }
     host first(model.get(), tokens, 256);

@@ -3,9 +3,9 @@
 //     races ROUNDS MODEL MODEL MODEL
 //     races canary
 //
-// Contexts of the first two models decode all the time. Meanwhile, ROUNDS times each, others make contexts and free them, cancel prompts in the
-// middle, copy a streamed weight, and load the third model and unload it. All of them must get the same logits every time. The canary is a
-// race, which must be found.
+// Contexts of the first two models decode all the time. Meanwhile, ROUNDS times each, others make contexts and free
+// them, cancel prompts in the middle, copy a streamed weight, and load the third model and unload it. All of them must
+// get the same logits every time. The canary is a race, which must be found.
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -23,7 +23,7 @@
 #include <thread>
 #include <vector>
 
-using model_ptr   = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
+using model_ptr = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 using context_ptr = std::unique_ptr<llama_context, decltype(&llama_free)>;
 
 static const int N_PROMPT = 48;
@@ -37,8 +37,8 @@ struct text {
     bool operator==(const text & other) const { return tokens == other.tokens && hash == other.hash; }
 
     void add(const float * logits, int32_t n) {
-        for (size_t i = 0; i < n*sizeof(float); ++i) {
-            hash = (hash ^ ((const uint8_t *) logits)[i])*1099511628211u;
+        for (size_t i = 0; i < n * sizeof(float); ++i) {
+            hash = (hash ^ ((const uint8_t *) logits)[i]) * 1099511628211u;
         }
         tokens.push_back(std::max_element(logits, logits + n) - logits);
     }
@@ -46,7 +46,7 @@ struct text {
 
 // cancels a prompt after so many questions whether to go on; never if negative
 struct patience {
-    std::atomic<int> left{-1};
+    std::atomic<int> left { -1 };
 };
 
 static bool is_over(void * data) {
@@ -65,16 +65,17 @@ static model_ptr load(const char * path) {
     return model;
 }
 
-static context_ptr new_context(const model_ptr & model, int n_threads, patience * patience = nullptr, const ggml_tensor ** weight = nullptr) {
+static context_ptr new_context(
+        const model_ptr & model, int n_threads, patience * patience = nullptr, const ggml_tensor ** weight = nullptr) {
     llama_context_params params = llama_context_default_params();
-    params.n_ctx               = 128;
-    params.n_threads           = n_threads;
-    params.n_threads_batch     = n_threads;
-    params.abort_callback      = patience ? is_over : nullptr;
+    params.n_ctx = 128;
+    params.n_threads = n_threads;
+    params.n_threads_batch = n_threads;
+    params.abort_callback = patience ? is_over : nullptr;
     params.abort_callback_data = patience;
     if (weight) { // the last streamed one of a pass
         params.cb_eval_user_data = weight;
-        params.cb_eval           = [](ggml_tensor * t, bool, void * weight) {
+        params.cb_eval = [](ggml_tensor * t, bool, void * weight) {
             const bool is_product = t->op == GGML_OP_MUL_MAT || t->op == GGML_OP_MUL_MAT_ID;
             if (is_product && t->src[0]->buffer && strcmp(ggml_backend_buffer_name(t->src[0]->buffer), "Hypura") == 0) {
                 *(const ggml_tensor **) weight = t->src[0];
@@ -96,7 +97,7 @@ static int32_t vocab_size(const context_ptr & ctx) {
 static std::vector<llama_token> prompt(const context_ptr & ctx) {
     std::vector<llama_token> result;
     for (int i = 0; i < N_PROMPT; ++i) {
-        result.push_back(i*37%vocab_size(ctx));
+        result.push_back(i * 37 % vocab_size(ctx));
     }
     return result;
 }
@@ -116,27 +117,27 @@ static text generate(const context_ptr & ctx) {
 // a model, and what it has to say
 struct known_model {
     const char * path;
-    model_ptr    model { load(path) };
-    text         right { generate(new_context(model, 2)) };
+    model_ptr model { load(path) };
+    text right { generate(new_context(model, 2)) };
 
     bool is_right(const text & said) const { return said.tokens.size() == (size_t) N_TOKENS && said == right; }
 };
 
 // what went wrong, and what was to happen at least once
 struct outcome {
-    std::atomic<bool> is_wrong{false};
-    std::atomic<int>  n_cancelled{0}, n_copied{0};
+    std::atomic<bool> is_wrong { false };
+    std::atomic<int> n_cancelled { 0 }, n_copied { 0 };
 };
 
 static void come_and_go(const known_model & known, int round, outcome & outcome) {
-    outcome.is_wrong = outcome.is_wrong || !known.is_right(generate(new_context(known.model, 1 + round%2)));
+    outcome.is_wrong = outcome.is_wrong || !known.is_right(generate(new_context(known.model, 1 + round % 2)));
 }
 
 // a prompt that is cancelled in the middle, and whether the next one is right
 static void cancel(const known_model & known, int round, outcome & outcome) {
     patience patience;
     context_ptr ctx = new_context(known.model, 1, &patience);
-    patience.left = 10 + 30*(round%8);
+    patience.left = 10 + 30 * (round % 8);
     outcome.n_cancelled += decode(ctx, prompt(ctx)) == 2;
     patience.left = -1;
     outcome.is_wrong = outcome.is_wrong || !known.is_right(generate(ctx));
@@ -181,21 +182,21 @@ int main(int argc, char ** argv) {
     const text third = known_model { argv[4] }.right;
 
     outcome outcome;
-    std::atomic<bool> ends{false};
+    std::atomic<bool> ends { false };
     std::vector<std::thread> steady, visitors;
     for (const known_model * known : { &first, &first, &second }) {
-        steady.emplace_back([&, known, n_threads = 1 + (int) steady.size()%2] {
+        steady.emplace_back([&, known, n_threads = 1 + (int) steady.size() % 2] {
             const context_ptr ctx = new_context(known->model, n_threads);
             while (!ends) {
                 outcome.is_wrong = outcome.is_wrong || !known->is_right(generate(ctx));
             }
         });
     }
-    const std::function<void (int)> visits[] = {
-        [&](int round) { come_and_go(round%2 ? first : second, round, outcome); },
-        [&](int round) { cancel(round%2 ? second : first, round, outcome); },
-        [&](int round) { copy_weight(round%2 ? first : second, outcome); },
-        [&](int)       { load_and_unload(argv[4], third, outcome); },
+    const std::function<void(int)> visits[] = {
+        [&](int round) { come_and_go(round % 2 ? first : second, round, outcome); },
+        [&](int round) { cancel(round % 2 ? second : first, round, outcome); },
+        [&](int round) { copy_weight(round % 2 ? first : second, outcome); },
+        [&](int) { load_and_unload(argv[4], third, outcome); },
     };
     for (const auto & visit : visits) {
         visitors.emplace_back([&] {
