@@ -292,7 +292,7 @@ bench-moe: llama models ## experts of 8 and 28 GB under 25%, 40% and 60%: mmap, 
 	$(USE_TOOLS) python3 scripts/bench/moe.py $(BENCH_ARGS)
 
 bench-peers: llama models ## the trained mixture of experts by other programs as well, which PEERS=FILE names: see scripts/bench/peers.toml
-	$(USE_TOOLS) python3 scripts/bench/peers.py $(BENCH_ARGS) $(PEERS)
+	$(USE_TOOLS) python3 scripts/bench/peers.py $(PEERS) $(BENCH_ARGS)
 
 bench-prompts: llama ## seconds to the first token of prompts of 6 to 2048 tokens, beside their limit
 	$(USE_TOOLS) python3 scripts/bench/prompt_speed.py $(BENCH_ARGS)

@@ -125,7 +125,8 @@ def print_rows(ours: dict[str, list[Run]], others: dict[str, list[PeerRun]]) -> 
     rows = [row(name, speed(runs), runs[0].failure, median(map(run_hits, runs)), "equal") for name, runs in ours.items()]
     longest = max((run.written[0] for runs in ours.values() for run in runs if run.written), key=len)
     for name, runs in others.items():
-        rows.append(row(name, median(run.speed for run in runs), runs[0].failure, None, agreement(runs[0].output, longest)))
+        text = "" if runs[0].failure else agreement(runs[0].output, longest)
+        rows.append(row(name, median(run.speed for run in runs), runs[0].failure, None, text))
     print_table(["", "tokens per second", "times mmap", "of the roofline", "hits", "text"], rows)
 
 

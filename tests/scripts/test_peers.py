@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from peers import EXAMPLE, Peer, agreement, read_peers, run_peer
-from moe import Subject
+from drive import DriveSpeed
+from moe import MMAP, NO_PREFETCH, OURS, RESIDENT, Subject
+from peers import EXAMPLE, Peer, PeerRun, agreement, print_rows, read_peers, run_peer
+from runs import Run
 
 SUBJECT = Subject(Path("a model.gguf"), ["Once upon a time"], 8, [], 0)
 PRINTS = "import sys; print('prompt eval time 9.0 tokens per second'); print(sys.argv[1:]); print('eval time = 2 ms, 1.25 tokens per second')"
@@ -56,3 +58,19 @@ def test_a_file_that_names_no_programs_is_refused(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(SystemExit, match="peers.toml"):
             read_peers(path)
+
+
+def test_each_program_has_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    stock = Run(decode_tokens=8, decode_seconds=16, written=["there was"])
+    resident = Run(decode_tokens=31, decode_seconds=3.1, written=["there was a fox"])
+    stats = {"tokens": 31, "read_bytes": 31 * 4e8, "expert_hits": 3, "expert_misses": 1}
+    drives = [DriveSpeed(2e9, None)]
+    streamed = Run(decode_tokens=31, decode_seconds=7.75, written=["there was a fox"], decode_stats=stats, drives=drives)
+    ours = {MMAP: [stock], NO_PREFETCH: [streamed], OURS: [streamed], RESIDENT: [resident]}
+    others = {"a program": [PeerRun(1.0, "Once there was a fox")], "a slow one": [PeerRun(failure="took more than 1 s")]}
+    print_rows(ours, others)
+    cells = {row[0]: row[1:] for line in capsys.readouterr().out.splitlines() if (row := [cell.strip() for cell in line.strip("|").split("|")])}
+    assert cells[OURS] == ["4.00", "8.0", "80%", "75%", "equal"], "0.2 s of reading a token, of the 0.25 that it takes"
+    assert cells[RESIDENT] == ["10.00", "20.0", "", "", "equal"]
+    assert cells["a program"] == ["1.00", "2.0", "20%", "", "equal"]
+    assert cells["a slow one"] == ["took more than 1 s", "", "", "", ""]
