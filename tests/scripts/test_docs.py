@@ -8,7 +8,7 @@ REPO = Path(__file__).resolve().parents[2]
 SOURCE = re.compile(r"`([\w./-]+\.(?:rs|cpp|h|c|py|cmake))`")
 
 # llama.cpp's own, and what whoever adds something is to write
-OTHERS = {"llama.h", "vendor/llama.cpp", "src/llama-model.cpp", "clip.cpp"}
+OTHERS = {"llama.h", "vendor/llama.cpp", "src/llama-model.cpp", "src/llama-moe-cache.cpp", "clip.cpp"}
 PLACEHOLDER = "NAME"
 
 
