@@ -291,6 +291,8 @@ void llama_hypura_cache::group::rescue() {
     if (!ours) {
         return;
     }
+    // the last graph's copies of slot maps may still be under way
+    ggml_backend_synchronize(backend);
     for (auto slot = by_use.rbegin(); slot != by_use.rend(); ++slot) {
         if (key_of[*slot] >= 0) {
             drop(ours, key_of[*slot], *slot);

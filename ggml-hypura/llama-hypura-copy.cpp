@@ -28,6 +28,21 @@ static void copy(ggml_backend_hypura_copy & what) {
     }
 }
 
+// of experts of a weight to their slots in its copy, wanted for these ids
+static ggml_backend_hypura_copy copy_of_experts(ggml_backend_t ours, ggml_backend_t backend, const ggml_tensor * weight,
+        ggml_tensor * copy, const std::vector<int32_t> & ids, size_t n_tokens, const std::vector<int32_t> & slots) {
+    ggml_backend_hypura_copy what = {};
+    what.ours = ours;
+    what.to = backend;
+    what.weight = weight;
+    what.copy = copy;
+    what.ids = ids.data();
+    what.n_ids = ids.size();
+    what.n_tokens = n_tokens;
+    what.slots = slots.data();
+    return what;
+}
+
 size_t llama_hypura_count_tokens(const ggml_tensor * weight, ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
@@ -42,15 +57,16 @@ size_t llama_hypura_count_tokens(const ggml_tensor * weight, ggml_cgraph * graph
 
 bool llama_hypura_copy(const backend_list & backends, ggml_backend_t backend, const ggml_tensor * src,
         ggml_tensor * dst, ggml_cgraph * graph) {
-    ggml_backend_hypura_copy what = {};
-    what.ours = find_backend(backends, src);
-    what.to = backend;
-    what.weight = src;
-    what.copy = dst;
-    if (!what.ours) {
+    const ggml_backend_t ours = find_backend(backends, src);
+    if (!ours) {
         return false;
     }
     if (src->ne[2] == 1) {
+        ggml_backend_hypura_copy what = {};
+        what.ours = ours;
+        what.to = backend;
+        what.weight = src;
+        what.copy = dst;
         what.n_tokens = llama_hypura_count_tokens(dst, graph);
         copy(what);
         return true;
@@ -61,9 +77,7 @@ bool llama_hypura_copy(const backend_list & backends, ggml_backend_t backend, co
         all[e] = (int32_t) e;
     }
     const std::vector<char> used(all.size(), true);
-    what.ids = what.slots = all.data();
-    what.n_ids = all.size();
-    what.n_tokens = 1;
+    ggml_backend_hypura_copy what = copy_of_experts(ours, backend, src, dst, all, 1, all);
     what.is_used = used.data();
     copy(what);
     return true;
@@ -114,15 +128,7 @@ bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * 
         }
         e += std::max<int64_t>(n_cached, 1);
     }
-    ggml_backend_hypura_copy what = {};
-    what.ours = ours;
-    what.to = backend;
-    what.weight = src;
-    what.copy = dst;
-    what.ids = routing.data();
-    what.n_ids = routing.size();
-    what.n_tokens = ids->ne[1];
-    what.slots = slots.data();
+    ggml_backend_hypura_copy what = copy_of_experts(ours, backend, src, dst, routing, ids->ne[1], slots);
     what.is_used = is_used.data();
     copy(what);
     if (cache && !copy_failed) {
@@ -133,15 +139,7 @@ bool llama_hypura_copy_experts(const backend_list & backends, llama_moe_cache * 
 
 bool llama_hypura_fill_bank(ggml_backend_t ours, ggml_backend_t backend, const ggml_tensor * weight, ggml_tensor * bank,
         const std::vector<int32_t> & ids, size_t n_tokens, const std::vector<int32_t> & slots) {
-    ggml_backend_hypura_copy what = {};
-    what.ours = ours;
-    what.to = backend;
-    what.weight = weight;
-    what.copy = bank;
-    what.ids = ids.data();
-    what.n_ids = ids.size();
-    what.n_tokens = n_tokens;
-    what.slots = slots.data();
+    ggml_backend_hypura_copy what = copy_of_experts(ours, backend, weight, bank, ids, n_tokens, slots);
     what.is_cache = true;
     copy(what);
     return !copy_failed;

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 import workplace
 
 from memory import limited
-from models import SMOLLM2_MOE  # noqa: E402
-from server import Server  # noqa: E402
+from models import SMOLLM2_MOE
+from server import Server
 from table import print_table, write_json
 
 ALONE, OURS, MMAP = "alone", "llama.cpp with libhypura", "llama.cpp, mmap"
