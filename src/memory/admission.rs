@@ -67,7 +67,7 @@ pub fn make_room_to_load(bytes: u64) {
         return;
     }
     models.hold();
-    let (memory, _) = models.memory();
+    let (memory, _) = models.memory_to_take();
     let missing = bytes.saturating_add(margin_bytes(&memory)).saturating_sub(memory.available_bytes);
     if missing > 0 {
         models.divide(pool_bytes(&cores).saturating_sub(missing));
@@ -141,9 +141,7 @@ fn try_admit(newcomer: Claim, may_wait: bool) -> Option<Result<Admission>> {
         return None; // another process is at it
     }
     let cores = models.cores(true);
-    let (memory, others) = models.memory();
-    // What models have is promised to them already.
-    let memory = hw::within_promises(memory);
+    let (memory, others) = models.memory_to_take();
     let margin = margin_bytes(&memory);
     let claims: Vec<Claim> = std::iter::once(newcomer).chain(cores.iter().map(|core| core.claim())).collect();
     let mut own = models.claim();
@@ -167,18 +165,22 @@ fn try_admit(newcomer: Claim, may_wait: bool) -> Option<Result<Admission>> {
         return Some(Err(too_little(&memory, newcomer)));
     }
     let mut shares = share(total_bytes, &claims);
-    if hw::charges_reservations() {
-        // What other models give back stays promised to them.
-        shares[0] = shares[0].min(memory.available_bytes.saturating_sub(margin));
+    models.hold();
+    for (core, &bytes) in cores.iter().zip(&shares[1..]) {
+        core.resize(bytes.min(core.pool_bytes()));
+    }
+    let (memory, _) = models.memory_to_take();
+    if memory.available_bytes < shares[0] && hw::charges_reservations() {
+        // A slot that was in use, or being read into, stays promised until the next time that it is to close.
+        if may_wait {
+            return None;
+        }
+        shares[0] = memory.available_bytes.saturating_sub(margin);
         if shares[0] < newcomer.least {
             models.publish();
             return Some(Err(too_little(&memory, newcomer)));
         }
     }
-    for (core, &bytes) in cores.iter().zip(&shares[1..]) {
-        core.resize(bytes.min(core.pool_bytes()));
-    }
-    models.hold();
     models.admitted.least += newcomer.least;
     models.admitted.most += newcomer.most;
     models.admitted_bytes += shares[0];

@@ -114,7 +114,7 @@ struct Reported {
 fn look(elapsed: Duration, reported: &mut Reported) {
     let mut models = MODELS.lock();
     let cores = models.cores(true);
-    let (memory, others) = models.memory();
+    let (memory, others) = models.memory_to_take();
     let reading = Reading {
         free_bytes: memory.available_bytes,
         margin_bytes: margin_bytes(&memory),

@@ -5,6 +5,7 @@
 //! What other processes of this user hold is known from the records that they keep (`neighbours.rs`), so that each gets the same.
 
 mod admission;
+mod arena;
 mod backing;
 mod control;
 mod crowding;
@@ -17,7 +18,8 @@ mod slabs;
 mod taken;
 
 pub use admission::{Admission, Refusal, admit, check_load, make_room, make_room_to_load, memory_for_another};
-pub use backing::{Arena, Backing};
+pub use arena::Arena;
+pub use backing::Backing;
 pub use control::{Change, Control, Reading};
 pub use governor::{Membership, join};
 pub use margin::margin_bytes;

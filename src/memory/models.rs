@@ -113,6 +113,14 @@ impl Models {
         (memory, others)
     }
 
+    /// The memory that may be taken: the same, less what the system would not promise.
+    pub(super) fn memory_to_take(&mut self) -> (MemoryReport, Vec<Neighbour>) {
+        let (memory, others) = self.memory();
+        // What models have is promised to them already.
+        let promised = hw::within_promises(memory, self.admitted_bytes);
+        (promised.memory, if promised.is_own { Vec::new() } else { others })
+    }
+
     /// What was announced and has not been taken yet.
     fn announced_bytes(&mut self) -> u64 {
         self.announced.retain(|announced| announced.made.elapsed() < ANNOUNCED);

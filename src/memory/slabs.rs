@@ -113,6 +113,15 @@ impl Slabs {
             std::thread::Builder::new().name("hypura-slabs".to_owned()).spawn(move || takes.take_wanted()).ok();
         Self { shared, length: most * slot_bytes, thread }
     }
+
+    /// Does something with a slab at an offset if it is our own, and an offset within it.
+    fn with_own<R>(&self, offset: usize, run: impl FnOnce(&mut Arena, usize) -> R) -> Option<R> {
+        let (index, offset) = (offset / self.shared.slab_bytes, offset % self.shared.slab_bytes);
+        match &mut self.shared.state.lock().slabs[index] {
+            Slab::Own(arena) => Some(run(arena, offset)),
+            _ => None,
+        }
+    }
 }
 
 impl Backing for Slabs {
@@ -141,11 +150,16 @@ impl Backing for Slabs {
         }
     }
 
+    fn open(&mut self, offset: usize, length: usize) -> bool {
+        self.with_own(offset, |arena, offset| arena.open(offset, length)).unwrap_or(true)
+    }
+
     fn release(&mut self, offset: usize, length: usize) {
-        let index = offset / self.shared.slab_bytes;
-        if let Slab::Own(arena) = &mut self.shared.state.lock().slabs[index] {
-            arena.release(offset % self.shared.slab_bytes, length);
-        }
+        self.with_own(offset, |arena, offset| arena.release(offset, length));
+    }
+
+    fn release_unwritten(&mut self, offset: usize, length: usize) {
+        self.with_own(offset, |arena, offset| arena.release_unwritten(offset, length));
     }
 
     fn hand_back(&mut self, from: usize, is_used: &dyn Fn(usize) -> bool) {

@@ -262,13 +262,18 @@ impl Tenant for Core {
             slots.iter().zip(&state.slots.pools).map(|(&slots, pool)| slots.min(pool.largest_slot_count())).collect();
         let order = self.dense_order(&state).unwrap_or_else(|| self.streamed.dense_in_likely_order());
         let Slots { pins, pools, location, .. } = &mut state.slots;
-        pins.fit(&self.streamed, &slots, &order, pools, location);
         for (pool, &slots) in pools.iter_mut().zip(&slots) {
             pool.resize(slots, |block| location[block] = None);
         }
+        let opened: TiVec<PoolId, usize> = pools.iter().map(Pool::slot_count).collect();
+        pins.fit(&self.streamed, &opened, &order, pools, location);
         let waiting = std::mem::take(&mut state.want_room);
         drop(state);
         self.wake(waiting);
+        if opened != slots {
+            let (opened, wanted): (usize, usize) = (opened.iter().sum(), slots.iter().sum());
+            tracing::info!("the system refuses memory: {opened} slots for weights instead of {wanted}");
+        }
     }
 }
 

@@ -64,6 +64,16 @@ fn experts_stay_right_while_their_memory_changes() {
     within(300, || resize_under_load(&expert_model(TestDirectory::new(), 5, 2), 50));
 }
 
+/// The tests of this file again, where closed slots are inaccessible: a read, a copy or a comparison that touched one would end them.
+#[test]
+fn weights_stay_right_where_what_may_be_written_to_counts() {
+    const LIMITED: &str = "ulimit -d 100000000 && exec \"$0\" while_their_memory_changes";
+    let program = std::env::current_exe().unwrap();
+    let output = std::process::Command::new("sh").arg("-c").arg(LIMITED).arg(program).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("2 passed"), "{output:?}");
+}
+
 #[test]
 fn dense_weights_stay_right_while_their_memory_changes() {
     within(300, || resize_under_load(&dense_model(TestDirectory::new(), 6, 1), 60));

@@ -79,6 +79,9 @@ impl Session {
             true => None,
             false => Some(Arc::new(Rows::start(&self.files, &self.tuning, rows_bytes, &core)?)),
         };
+        // At once: from here on what was admitted is in pools, and counts as such.
+        let membership = memory::join(&(core.clone() as Arc<dyn Tenant>), is_flexible)?;
+        drop(admission);
         // Not under the lock: an engine that starts may log.
         let token_count = core.state.lock().slots.token_count();
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), token_count, core.clone())?.into();
@@ -89,8 +92,6 @@ impl Session {
             false => None,
         };
         let trace = self.config.trace.as_deref().map(|path| Trace::create(path, &self.name())).transpose()?;
-        let membership = memory::join(&(core.clone() as Arc<dyn Tenant>), is_flexible)?;
-        drop(admission);
         let placement = Arc::new(RunningPlacement::new(&self.gguf, placement, &self.machine, &core));
         let learner = Learner::start(Arc::clone(&placement))?;
         let mut running = Running {
@@ -191,9 +192,8 @@ fn slot_counts(
     classes: &TiSlice<PoolId, SlotClass>,
     is_flexible: bool,
 ) -> TiVec<PoolId, SlotCount> {
-    // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few, or what is reserved
-    // counts as if it were used.
-    let may_reserve = is_flexible && hw::address_space_limit().is_none() && !hw::charges_reservations();
+    // A flexible model reserves addresses for all that it could ever hold, unless the host's own may become too few.
+    let may_reserve = is_flexible && hw::address_space_limit().is_none();
     let most = |now: usize, class: &SlotClass| if may_reserve { class.block_count } else { now };
     slots.iter().zip(classes).map(|(&now, class)| SlotCount { now, most: most(now, class) }).collect()
 }

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from logits import build_host
 from memory_cgroup import changing_memory_limit, memory_limit
 from models import SMOLLM2, SMOLLM2_MOE
-from programs import OFF, TIMEOUT_SECONDS, complete
+from programs import BIN, OFF, TIMEOUT_SECONDS, complete, run
 from server import Server
 
 # Words to put before a command that gets no huge pages (PR_SET_THP_DISABLE).
@@ -111,6 +112,20 @@ def test_memory_that_is_promised_before_it_is_touched_changes_no_text(tensors: s
     settings = {"HYPURA": "stream", "HYPURA_TENSORS": tensors, "HYPURA_STATS": str(stats)}
     assert complete(SMOLLM2_MOE.path, settings, tmp_path, tokens=4, through=through).succeeded().output == free.output
     assert 0 < budget_bytes(stats) < streamable_bytes
+
+
+def test_what_one_model_gives_up_is_promised_to_the_next(tmp_path) -> None:
+    """The first one takes all that is promised. What it closes for the second one, and for what the host needs for that, counts no more."""
+    host, models = build_host("two_models", BIN, tmp_path), [SMOLLM2_MOE.path, SMOLLM2.path]
+    free = run(host, models, OFF, tmp_path).succeeded()
+    limit_bytes = SMOLLM2_MOE.streamable_bytes + SMOLLM2.other_bytes + (150 << 20)
+    stats = tmp_path / "stats.json"
+    settings = {"HYPURA": "stream", "HYPURA_STATS": str(stats)}
+    limited_run = run(host, models, settings, tmp_path, limited(f"-d {limit_bytes >> 10}")).succeeded()
+    assert limited_run.output == free.output
+    first, second = budget_bytes(stats), budget_bytes(tmp_path / "stats.json.2")
+    assert 0 < first < announced_bytes(limited_run.log), "the first model has kept what it had"
+    assert second > 0
 
 
 def test_too_few_addresses_end_in_words(tmp_path) -> None:

@@ -27,6 +27,8 @@ impl Pool {
         assert_eq!(self.untouched_count, open(&|slot| !self.slots[slot].touched), "untouched slots");
         for (index, slot) in self.slots.iter_enumerated() {
             let has_users = slot.users > 0;
+            let is_idle = slot.state == SlotState::Empty && !slot.touched && !self.is_open(index);
+            assert!(is_idle || !slot.returned, "{index}: its memory is gone: {slot:?}");
             assert!(has_users || slot.waiters == WaiterSet::default(), "{index}: waiters without users");
             match slot.state {
                 SlotState::Empty | SlotState::Draining => assert!(!has_users, "{index}: {slot:?}"),

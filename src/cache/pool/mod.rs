@@ -48,7 +48,7 @@ impl Pool {
     /// # Errors
     /// `Resource` when the system refuses the memory.
     pub fn new(slot_bytes: usize, slots: SlotCount, policy: Box<dyn Policy>, unit_count: usize) -> Result<Self> {
-        let (arena, most) = match Arena::new(slot_bytes * slots.most) {
+        let (arena, most) = match Arena::reserve(slot_bytes * slots.most, slot_bytes * slots.now) {
             Ok(arena) => (arena, slots.most),
             Err(_) => (Arena::new(slot_bytes * slots.now)?, slots.now),
         };
@@ -66,10 +66,11 @@ impl Pool {
         assert!(slot_bytes * slots.most <= memory.length(), "the slots do not fit into their memory");
         let (mut links, mut empty) = (Links::new(slots.most), List::new());
         (0..slots.now).map(SlotNumber).for_each(|slot| empty.push_back(&mut links, slot));
+        let slot = |number: usize| Slot { returned: number >= slots.now, ..Slot::new() };
         Self {
             memory,
             slot_bytes,
-            slots: vec![Slot::new(); slots.most].into(),
+            slots: (0..slots.most).map(slot).collect(),
             slot_count: slots.now,
             links,
             empty,

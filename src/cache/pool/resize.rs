@@ -6,8 +6,10 @@ use crate::index::{BlockId, SlotNumber};
 
 impl Pool {
     /// Opens or closes slots until `slot_count` may be used, and calls `evicted` with each block that lost its slot. What is closed
-    /// goes back to the system. A slot that is in use or being read into stays until a later call; nothing new comes into it.
+    /// goes back to the system. A slot that is in use or being read into stays until a later call; nothing new comes into it. Fewer are
+    /// opened where the system refuses the memory.
     pub fn resize(&mut self, slot_count: usize, mut evicted: impl FnMut(BlockId)) {
+        let slot_count = self.open_memory(slot_count);
         let slots = |from: usize, to: usize| (from..to).map(SlotNumber);
         let is_untouched = |slot: &SlotNumber| !self.slots[*slot].touched;
         self.untouched_count += slots(self.slot_count, slot_count).filter(is_untouched).count();
@@ -24,12 +26,7 @@ impl Pool {
         }
         for slot in slots(slot_count, self.slot_count) {
             match self.slots[slot].state {
-                SlotState::Empty => {
-                    self.remove_empty(slot);
-                    if !self.slots[slot].touched {
-                        self.memory.release_unwritten(self.offset_of(slot), self.slot_bytes);
-                    }
-                }
+                SlotState::Empty => self.remove_empty(slot),
                 _ => self.unlist(slot),
             }
         }
@@ -37,12 +34,16 @@ impl Pool {
         for (slot, entry) in self.slots.iter_mut_enumerated().skip(slot_count) {
             match entry.state {
                 SlotState::Ready if entry.users == 0 => evicted(entry.block),
-                SlotState::Empty if entry.touched => {}
+                SlotState::Empty if !entry.returned => {}
                 _ => continue,
             }
             entry.state = SlotState::Empty;
-            entry.touched = false;
-            self.memory.release(slot.0 * self.slot_bytes, self.slot_bytes);
+            entry.returned = true;
+            let (offset, was_touched) = (slot.0 * self.slot_bytes, std::mem::take(&mut entry.touched));
+            match was_touched {
+                true => self.memory.release(offset, self.slot_bytes),
+                false => self.memory.release_unwritten(offset, self.slot_bytes),
+            }
         }
         if let Some(slab_bytes) = self.memory.slab_bytes() {
             let (slots, slot_bytes) = (&self.slots, self.slot_bytes);
@@ -52,6 +53,17 @@ impl Pool {
             };
             self.memory.hand_back(slot_count * slot_bytes, &is_used);
         }
+    }
+
+    /// Gives memory to those of the closed slots before `slot_count` that have none. Returns before which one all have.
+    fn open_memory(&mut self, slot_count: usize) -> usize {
+        for slot in (self.slot_count..slot_count).map(SlotNumber) {
+            if self.slots[slot].returned && !self.memory.open(self.offset_of(slot), self.slot_bytes) {
+                return slot.0;
+            }
+            self.slots[slot].returned = false;
+        }
+        slot_count
     }
 
     /// Bytes of slots that no read was ever completed into: reserved, but not yet taken from the system. What is being read for

@@ -68,6 +68,8 @@ pub(super) struct Slot {
     pub(super) generation: u64,
     /// Whether a read has written here, so that the system has given the memory.
     pub(super) touched: bool,
+    /// Closed, and without memory: it went back to the system, or was never asked for.
+    pub(super) returned: bool,
     /// What a read ahead of need took the slot from. Its bytes stay until that read begins.
     pub(super) before: Option<Before>,
 }
@@ -95,6 +97,7 @@ impl Slot {
             head_padding: 0,
             generation: 0,
             touched: false,
+            returned: false,
             before: None,
         }
     }

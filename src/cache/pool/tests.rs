@@ -195,6 +195,57 @@ fn closed_slots_lose_their_blocks_and_are_empty_when_they_open_again() {
     assert_eq!(take(&mut pool, 6, 1, TakeFor::Demand), Some((SlotNumber(1), None)));
 }
 
+/// Memory of which the system allows so many slots to be opened.
+#[derive(Debug)]
+struct Sparing(Arena, Arc<Mutex<usize>>);
+
+impl Backing for Sparing {
+    fn length(&self) -> usize {
+        self.0.length()
+    }
+
+    fn address(&self, offset: usize) -> *mut u8 {
+        self.0.address(offset)
+    }
+
+    fn open(&mut self, _offset: usize, _length: usize) -> bool {
+        let mut left = self.1.lock();
+        let is_allowed = *left > 0;
+        *left -= usize::from(is_allowed);
+        is_allowed
+    }
+
+    fn release(&mut self, _offset: usize, _length: usize) {
+        *self.1.lock() += 1;
+    }
+
+    fn release_unwritten(&mut self, offset: usize, length: usize) {
+        self.release(offset, length);
+    }
+}
+
+#[test]
+fn slots_that_the_system_refuses_memory_for_stay_closed() {
+    let shape = Shape { layer_count: 1, expert_count: 16 };
+    let left = Arc::new(Mutex::new(1));
+    let memory = Box::new(Sparing(Arena::new(4 * 64).unwrap(), Arc::clone(&left)));
+    let slots = SlotCount { now: 1, most: 4 };
+    let mut pool = Pool::over(memory, 64, slots, PolicyKind::Lru.build(shape), shape.unit_count());
+    assert_eq!(resize(&mut pool, 4), [0; 0]);
+    assert_eq!((pool.slot_count(), pool.untouched_bytes()), (2, 128));
+    pool.check();
+    load(&mut pool, 0, TakeFor::Demand).unwrap();
+    load(&mut pool, 1, TakeFor::Demand).unwrap();
+    assert_eq!(take(&mut pool, 2, 2, TakeFor::Demand), Some((SlotNumber(0), Some(BlockId(0)))), "2 is closed");
+    pool.loaded(SlotNumber(0));
+    *left.lock() = 0;
+    assert_eq!(resize(&mut pool, 0), [2, 1]);
+    assert_eq!(*left.lock(), 2, "what is closed can be had again");
+    assert_eq!(resize(&mut pool, 4), [0; 0]);
+    assert_eq!(pool.slot_count(), 2);
+    pool.check();
+}
+
 /// Memory that notes the offsets of what is given back.
 #[derive(Debug)]
 struct Noted(Arena, Arc<Mutex<Vec<usize>>>);
