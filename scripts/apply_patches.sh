@@ -31,7 +31,6 @@ LC_ALL=C
 export LC_ALL
 set -- "$repo"/patches/*.patch
 [ -e "$1" ] || shift
-count=$#
 
 tab=$(printf '\t')
 touched() {
@@ -56,32 +55,15 @@ stage() {
     done <"$scratch/files"
 }
 
-# apply_all PATCH...: in order; on failure $failed names the patch.
-apply_all() {
-    for failed; do
-        patch_one "$failed" >"$log" 2>&1 || return 1
-    done
-}
-
-# reverse_first N PATCH...: takes out the Nth patch, then the one before it, down to the first.
-reverse_first() {
-    remaining=$1
-    shift
-    while [ "$remaining" -gt 0 ]; do
-        eval "failed=\${$remaining}"
-        patch_one "$failed" reverse >"$log" 2>&1 || return 1
-        remaining=$((remaining - 1))
-    done
-}
-
+# Makes TREE's files those in $1.
 publish() {
     while read -r file; do
-        if [ ! -e "$work/$file" ]; then
+        if [ ! -e "$1/$file" ]; then
             rm -f "$tree/$file"
             (cd "$tree" && rmdir -p "$(dirname "$file")" 2>/dev/null) || true
-        elif ! cmp -s "$work/$file" "$tree/$file"; then
+        elif ! cmp -s "$1/$file" "$tree/$file"; then
             mkdir -p "$tree/$(dirname "$file")"
-            cp "$work/$file" "$tree/$file"
+            cp "$1/$file" "$tree/$file"
         fi
     done <"$scratch/files"
 }
@@ -89,35 +71,51 @@ publish() {
 # Whether the tree may go without a patch: its description says what is missed then.
 is_optional() { grep -q '^Optional: ' "$1"; }
 
-# How many patches of the series are in TREE? That many come out cleanly, and then all go in. An optional patch that does not is left out.
-applied=$count
-while :; do
-    stage
-    if reverse_first "$applied" "$@"; then
-        if apply_all "$@"; then break; fi
-        if is_optional "$failed"; then
-            echo "apply_patches.sh: left out, it does not fit this tree: $(basename "$failed") ($(sed -n 's/^Optional: //p' "$failed"))" >&2
-            for patch; do
-                shift
-                [ "$patch" = "$failed" ] || set -- "$@" "$patch"
-            done
-            count=$#
-            applied=$count
-            continue
-        fi
-    fi
-    if [ "$applied" -eq 0 ]; then
-        {
-            echo "apply_patches.sh: $(basename "$failed") does not apply to $tree:"
-            sed 's/^/    /' "$log"
+# refuse PATCH: it does not go in.
+refuse() {
+    {
+        echo "apply_patches.sh: $(basename "$1") does not apply to $tree:"
+        sed 's/^/    /' "$log"
+        if [ -n "$left" ]; then
+            echo "${left#./} has lines of the series that do not come out: they are an earlier version's, or were changed since. Take them"
+            echo "out with the scripts/apply_patches.sh --reverse of the libhypura that put them in, or get the tree anew."
+        else
             echo "The series is made for the version in patches/UPSTREAM. Is the tree that version, without local changes?"
             echo "To make the patch anew: put its changes into a copy of build/llama-pristine by hand, then"
             echo "    diff -ruN --exclude=ggml-hypura llama-pristine COPY    (in build/)"
             echo "and keep the description at the head of the patch."
-        } >&2
-        exit 1
+        fi
+    } >&2
+    exit 1
+}
+
+# What is in TREE comes out, the last first. Any may be missing: an earlier series did not have it, or left it out.
+stage
+present=' '
+position=$#
+while [ "$position" -gt 0 ]; do
+    eval "patch=\${$position}"
+    if patch_one "$patch" reverse >/dev/null 2>&1; then present="$present$(basename "$patch") "; fi
+    position=$((position - 1))
+done
+bare=$scratch/bare
+cp -Rp "$work" "$bare"
+# llama.cpp has no such word: a file of what is left of another series.
+left=$(cd "$bare" && grep -rli hypura . | sort | sed 1q)
+
+# Then all go in. An optional one that does not is left out.
+count=0
+applied=0
+for patch; do
+    name=$(basename "$patch")
+    if patch_one "$patch" >"$log" 2>&1; then
+        count=$((count + 1))
+        case $present in *" $name "*) applied=$((applied + 1)) ;; esac
+    elif [ -z "$left" ] && is_optional "$patch"; then
+        echo "apply_patches.sh: left out, it does not fit this tree: $name ($(sed -n 's/^Optional: //p' "$patch"))" >&2
+    else
+        refuse "$patch"
     fi
-    applied=$((applied - 1))
 done
 
 if [ -e "$link" ] && [ ! -L "$link" ]; then die "$link is in the way: it should be a link"; fi
@@ -125,7 +123,7 @@ if [ -e "$link" ] && [ ! -L "$link" ]; then die "$link is in the way: it should 
 case $verb in
     check) echo "$applied of $count patches are applied; the series fits" ;;
     apply)
-        publish # $work holds the tree's files with the whole series
+        publish "$work" # which holds the tree's files with the whole series
         [ "$(readlink "$link" 2>/dev/null || true)" = "$repo/ggml-hypura" ] || {
             rm -f "$link"
             ln -s "$repo/ggml-hypura" "$link"
@@ -133,9 +131,7 @@ case $verb in
         echo "applied $((count - applied)) of $count patches, $applied were applied already"
         ;;
     reverse)
-        stage
-        reverse_first "$applied" "$@"
-        publish
+        publish "$bare"
         rm -f "$link"
         echo "took out $applied of $count patches"
         ;;

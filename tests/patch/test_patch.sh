@@ -67,12 +67,17 @@ refused() {
 
 # On the pinned version, and on the newest, none is left out, optional or not.
 whole() { [ "$(apply --check "$tree" 2>&1)" = "$count of $count patches are applied; the series fits" ]; }
+# A copy of ours, whose series may be changed.
+make_other() {
+    other=$scratch/other
+    rm -rf "$other"
+    mkdir -p "$other/patches"
+    cp -R "$repo/scripts" "$repo/ggml-hypura" "$other"
+    cp "$repo"/patches/*.patch "$other/patches"
+}
 # An optional patch that does not fit is left out of whatever is done, and told.
 leaves_out() {
-    other=$scratch/other
-    mkdir -p "$other/patches"
-    cp -R "$repo/scripts" "$other/scripts"
-    cp "$repo"/patches/*.patch "$other/patches"
+    make_other
     printf 'Optional: nothing is missed\n\n--- a/CMakeLists.txt\n+++ b/CMakeLists.txt\n@@ -1 +1 @@\n-no such line\n+another\n' \
         >"$other/patches/0009-does-not-fit.patch"
     for verb in '' --check '' --reverse; do
@@ -84,10 +89,41 @@ leaves_out() {
     done
     same_tree "$pristine" "$tree"
 }
+# An earlier series lacked a patch, which goes in between the others; nothing is said to be left out.
+completes() {
+    for missing in "$repo"/patches/*.patch; do
+        grep -q '^Optional:' "$missing" || continue
+        make_other
+        rm "$other/patches/$(basename "$missing")"
+        sh "$other/scripts/apply_patches.sh" "$tree" || return 1
+        [ "$(apply "$tree" 2>&1)" = "applied 1 of $count patches, $((count - 1)) were applied already" ] || return 1
+        whole && apply --reverse "$tree" && same_tree "$pristine" "$tree" || return 1
+    done
+}
+# One that an earlier series had in other words is neither taken for one that is there nor for one that does not fit: the tree stays as it is.
+names_what_is_left() {
+    for changed in "$repo"/patches/*.patch; do
+        grep -q '^+.*hypura' "$changed" || continue
+        make_other
+        sed '/^+.*hypura/s/$/ \/\/ earlier/' "$changed" >"$other/patches/$(basename "$changed")"
+        sh "$other/scripts/apply_patches.sh" "$tree" || return 1
+        rm -rf "$scratch/before"
+        cp -R "$tree" "$scratch/before"
+        for verb in '' --check --reverse; do
+            # shellcheck disable=SC2086
+            if apply $verb "$tree" >"$scratch/said" 2>&1; then echo "$verb did not fail"; return 1; fi
+            grep -q "has lines of the series that do not come out" "$scratch/said" || { cat "$scratch/said"; return 1; }
+            same_tree "$scratch/before" "$tree" || return 1
+        done
+        sh "$other/scripts/apply_patches.sh" --reverse "$tree" && same_tree "$pristine" "$tree" || return 1
+    done
+}
 
 count=$(cat /dev/null "$repo"/patches/*.patch | grep -c '^Description:' || true)
 cp -R "$pristine" "$tree"
 check 'leaves out an optional patch that does not fit' leaves_out
+check 'completes an earlier series that lacked a patch' completes
+check 'names what is left of an earlier series' names_what_is_left
 check 'applies' apply "$tree"
 check 'applies whole' whole
 check 'links ggml-hypura' linked
