@@ -16,6 +16,7 @@ mod neighbours;
 mod share;
 mod slabs;
 mod taken;
+mod touch;
 
 pub use admission::{Admission, Refusal, admit, check_load, make_room, make_room_to_load, memory_for_another};
 pub use arena::Arena;
@@ -26,3 +27,4 @@ pub use margin::margin_bytes;
 pub use models::{MappedWeights, Tenant};
 pub use share::{Claim, share};
 pub use slabs::{HostMemory, Slabs};
+pub use touch::{touch, yield_to_others};

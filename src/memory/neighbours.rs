@@ -27,7 +27,7 @@ pub(super) struct Neighbour {
     pub(super) claim: Claim,
     /// Bytes of their slots.
     pub(super) pool_bytes: u64,
-    /// Those that no read has been made into: the system counts them as available.
+    /// Of slots that are not touched: the system counts them as available.
     pub(super) untouched_bytes: u64,
 }
 

@@ -14,6 +14,7 @@ mod demand;
 mod dense;
 mod device;
 mod fetch;
+mod first_touch;
 #[cfg(test)]
 mod invariants;
 mod learner;

@@ -17,6 +17,7 @@ use crate::stats::{Statistics, StatsWriter};
 
 use super::core::Core;
 use super::device::HeldVram;
+use super::first_touch::FirstTouch;
 use super::learner::Learner;
 use super::rows::Rows;
 use super::running_placement::RunningPlacement;
@@ -33,6 +34,7 @@ pub(super) struct Running {
     // In this order they are dropped: who gives the engine work, the engine, and then nothing writes to the slots any more.
     pub(super) predictor: Option<Predictor>,
     _keeper: Option<ProfileKeeper>,
+    _first_touch: Option<FirstTouch>,
     pub(super) engine: Arc<dyn Engine>,
     _stats: Option<StatsWriter>,
     pub(super) learner: Learner,
@@ -87,6 +89,8 @@ impl Session {
         let engine: Arc<dyn Engine> = make_engine(Arc::clone(&self.files), token_count, core.clone())?.into();
         let predictor = self.predictor(&core, &engine, placement.looks_ahead)?;
         let keeper = self.keeper(&core, &engine)?;
+        // Memory that the host hands out is touched by then.
+        let first_touch = host_memory.is_none().then(|| FirstTouch::start(&core)).transpose()?;
         let verifier = match self.config.verify {
             true => Some(Verifier::open(self.files.iter().map(DirectFile::path))?),
             false => None,
@@ -98,6 +102,7 @@ impl Session {
             _membership: membership,
             predictor,
             _keeper: keeper,
+            _first_touch: first_touch,
             engine,
             _stats: None,
             learner,

@@ -83,6 +83,11 @@ impl Pool {
         }
     }
 
+    /// Bytes of a slot.
+    pub fn slot_bytes(&self) -> usize {
+        self.slot_bytes
+    }
+
     /// How many slots may be used.
     pub fn slot_count(&self) -> usize {
         self.slot_count

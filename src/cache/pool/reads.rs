@@ -39,7 +39,8 @@ impl Pool {
         waiters
     }
 
-    fn touch(&mut self, slot: SlotNumber) {
+    /// The system has given a slot's memory.
+    pub(super) fn touch(&mut self, slot: SlotNumber) {
         if std::mem::replace(&mut self.slots[slot].touched, true) {
             return;
         }

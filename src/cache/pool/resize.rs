@@ -1,5 +1,7 @@
 //! Slots are opened and closed as there is more memory or less.
 
+use std::ops::Range;
+
 use super::Pool;
 use super::slot::SlotState;
 use crate::index::{BlockId, SlotNumber};
@@ -66,7 +68,27 @@ impl Pool {
         slot_count
     }
 
-    /// Bytes of slots that no read was ever completed into: reserved, but not yet taken from the system. What is being read for
+    /// The first untouched slots that may be used, at `from` or behind it: so many as lie side by side in `most_bytes`, or a single one.
+    pub fn untouched_from(&self, from: SlotNumber, most_bytes: usize) -> Option<Range<SlotNumber>> {
+        let is_untouched = |slot: &SlotNumber| !self.slots[*slot].touched;
+        let mut open = (from.0..self.slot_count).map(SlotNumber).skip_while(|slot| !is_untouched(slot));
+        let first = open.next()?;
+        let more = open.take((most_bytes / self.slot_bytes).max(1) - 1).take_while(is_untouched).count();
+        Some(first..SlotNumber(first.0 + 1 + more))
+    }
+
+    /// The system has given these slots' memory. Of those that were closed meanwhile it goes back.
+    pub fn touched(&mut self, slots: Range<SlotNumber>) {
+        for slot in (slots.start.0..slots.end.0).map(SlotNumber) {
+            if self.is_open(slot) {
+                self.touch(slot);
+            } else if self.slots[slot].state == SlotState::Empty {
+                self.memory.release_unwritten(self.offset_of(slot), self.slot_bytes);
+            }
+        }
+    }
+
+    /// Bytes of slots that nobody has touched: reserved, but not yet taken from the system. What is being read for
     /// the first time counts in full, since many reads may be waiting for the drive.
     pub fn untouched_bytes(&self) -> u64 {
         let open_bytes = self.slot_count * self.slot_bytes;

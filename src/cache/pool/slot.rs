@@ -66,7 +66,7 @@ pub(super) struct Slot {
     pub(super) head_padding: usize,
     /// How often it was taken: tells a read into it from those before.
     pub(super) generation: u64,
-    /// Whether a read has written here, so that the system has given the memory.
+    /// Whether the system has given the memory: a read has written here, or it was asked for ahead of that.
     pub(super) touched: bool,
     /// Closed, and without memory: it went back to the system, or was never asked for.
     pub(super) returned: bool,

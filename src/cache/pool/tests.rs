@@ -268,20 +268,46 @@ impl Backing for Noted {
     }
 }
 
-/// A huge page that came with the slot beside it would stay taken.
-#[test]
-fn what_is_closed_goes_back_also_where_nothing_was_read() {
+/// Four slots of 64 bytes, and the offsets of what they give back.
+fn noted_pool() -> (Pool, Arc<Mutex<Vec<usize>>>) {
     let shape = Shape { layer_count: 1, expert_count: 16 };
     let returned = Arc::new(Mutex::new(Vec::new()));
     let memory = Box::new(Noted(Arena::new(4 * 64).unwrap(), Arc::clone(&returned)));
     let slots = SlotCount { now: 4, most: 4 };
-    let mut pool = Pool::over(memory, 64, slots, PolicyKind::Lru.build(shape), shape.unit_count());
+    (Pool::over(memory, 64, slots, PolicyKind::Lru.build(shape), shape.unit_count()), returned)
+}
+
+/// A huge page that came with the slot beside it would stay taken.
+#[test]
+fn what_is_closed_goes_back_also_where_nothing_was_read() {
+    let (mut pool, returned) = noted_pool();
     load(&mut pool, 2, TakeFor::Demand).unwrap();
     assert_eq!(resize(&mut pool, 1), [2]);
     returned.lock().sort_unstable();
     assert_eq!(*returned.lock(), [64, 128, 192]);
     assert_eq!(resize(&mut pool, 0), [0; 0]);
     assert_eq!(returned.lock().split_off(3), [0], "and no more than once");
+}
+
+#[test]
+fn slots_are_touched_ahead_of_reads_unless_they_are_closed() {
+    let (mut pool, returned) = noted_pool();
+    load(&mut pool, 1, TakeFor::Demand).unwrap();
+    let slots = |first: usize, end: usize| Some(SlotNumber(first)..SlotNumber(end));
+    assert_eq!(pool.untouched_from(SlotNumber(0), 1 << 20), slots(0, 1), "beside one that a read has touched");
+    assert_eq!(pool.untouched_from(SlotNumber(1), 1 << 20), slots(2, 4));
+    assert_eq!(pool.untouched_from(SlotNumber(1), 65), slots(2, 3));
+    assert_eq!(pool.untouched_from(SlotNumber(1), 1), slots(2, 3), "one slot at least");
+    pool.touched(SlotNumber(2)..SlotNumber(3));
+    assert_eq!((pool.untouched_bytes(), pool.untouched_from(SlotNumber(1), 1)), (128, slots(3, 4)));
+    resize(&mut pool, 2);
+    assert_eq!(pool.untouched_from(SlotNumber(1), 1), None, "what is closed stays as it is");
+    returned.lock().clear();
+    pool.touched(SlotNumber(0)..SlotNumber(4));
+    assert_eq!(*returned.lock(), [128, 192], "what was closed meanwhile goes back");
+    pool.check();
+    resize(&mut pool, 4);
+    assert_eq!(pool.untouched_bytes(), 128);
 }
 
 #[test]
