@@ -171,7 +171,7 @@ impl Backing for Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `new` with this address and length and is unmapped only here.
+        // SAFETY: the mapping was made by `reserve_where` with this address and length and is unmapped only here.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }

@@ -106,7 +106,8 @@ impl Drop for Watch {
 /// What the log has been told.
 #[derive(Default)]
 struct Reported {
-    pools_bytes: Option<u64>,
+    pools_bytes: u64,
+    model_count: usize,
     crowding: Crowding,
 }
 
@@ -136,25 +137,32 @@ fn look(elapsed: Duration, reported: &mut Reported) {
     let rest_bytes = || hw::held_bytes().saturating_sub(models.touched_bytes());
     let crowded = reported.crowding.look(pool_bytes(&cores), rest_bytes);
     drop(models);
-    report(before, pool_bytes(&cores), others.is_empty(), reported);
+    if let Some(told) = reported.notable_change(before, pool_bytes(&cores), cores.len(), others.is_empty()) {
+        tracing::warn!("{told}");
+    }
     if let Some(crowded) = crowded {
         tell_crowded(crowded);
     }
 }
 
-/// Tells of a notable change.
-fn report(before: u64, now: u64, is_alone: bool, reported: &mut Reported) {
-    let reported = reported.pools_bytes.get_or_insert(before);
-    if now.abs_diff(*reported) <= *reported / NOTABLE_SHARE {
-        return;
+impl Reported {
+    /// What to tell of what the models have now; models that come and go are no change.
+    fn notable_change(&mut self, before: u64, now: u64, model_count: usize, is_alone: bool) -> Option<String> {
+        if self.model_count != model_count {
+            (self.model_count, self.pools_bytes) = (model_count, before);
+        }
+        let told = self.pools_bytes;
+        if now.abs_diff(told) <= told / NOTABLE_SHARE {
+            return None;
+        }
+        self.pools_bytes = now;
+        let what = match (now < told, is_alone) {
+            (false, _) => "there is more memory again",
+            (true, true) => "memory runs short",
+            (true, false) => "memory is shared with other processes that stream",
+        };
+        Some(format!("{what}: {} for weights now, {} before", in_gigabytes(now), in_gigabytes(told)))
     }
-    *reported = now;
-    let what = match (now < before, is_alone) {
-        (false, _) => "there is more memory again",
-        (true, true) => "memory runs short",
-        (true, false) => "memory is shared with other processes that stream",
-    };
-    tracing::warn!("{what}: {} for weights now, {} before", in_gigabytes(now), in_gigabytes(before));
 }
 
 /// Says what to do when the host takes the memory that weights had. Nothing here could keep it from doing so.
@@ -249,6 +257,21 @@ mod tests {
         let stuck = [other(900)];
         assert_eq!(target_bytes(Change::Shrink(50), 100, 450, &stuck, false), 100);
         assert_eq!(target_bytes(Change::Shrink(50), 100, 450, &stuck, true), 50);
+    }
+
+    #[test]
+    fn what_is_told_is_a_change_of_the_same_models() {
+        const MIB: u64 = 1 << 20;
+        let mut reported = Reported::default();
+        let mut told = |before: u64, now: u64, count| reported.notable_change(before * MIB, now * MIB, count, true);
+        assert_eq!(told(800, 800, 1), None);
+        assert_eq!(told(800, 720, 1), None);
+        let short = "memory runs short: 640.0 MiB for weights now, 800.0 MiB before";
+        assert_eq!(told(720, 640, 1).as_deref(), Some(short));
+        assert_eq!(told(900, 900, 2), None, "another one came");
+        assert_eq!(told(260, 260, 1), None, "the first one went");
+        let more = "there is more memory again: 300.0 MiB for weights now, 260.0 MiB before";
+        assert_eq!(told(260, 300, 1).as_deref(), Some(more));
     }
 
     #[test]

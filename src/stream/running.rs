@@ -59,9 +59,12 @@ impl Session {
     ) -> Result<Running> {
         let is_flexible = self.config.ram_bytes.is_none();
         let streamed = self.taking_part();
-        // Counts until the model is known to the governor itself.
+        // Counts until the model is known to the governor itself. What the user has fixed is taken, and others make room for it.
         let admission = match self.config.ram_bytes {
-            Some(_) => None,
+            Some(ram_bytes) => {
+                memory::make_room_to_load(ram_bytes.min(claim(&streamed).most));
+                None
+            }
             None => Some(memory::admit(claim(&streamed))?),
         };
         let fixed_bytes = self.config.ram_bytes.unwrap_or(0);
