@@ -130,8 +130,9 @@ fn look(elapsed: Duration, reported: &mut Reported) {
     let fair_bytes = fair_part(&memory, before + models.admitted_bytes, own, &others);
     let is_late = models.short_for >= OTHERS_TIME;
     let target = target_bytes(change, before, fair_bytes, &others, is_late);
-    if target != before {
-        models.divide(target);
+    match target == before {
+        true => cores.iter().for_each(|core| core.finish_closing()),
+        false => models.divide(target),
     }
     models.publish();
     let rest_bytes = || hw::held_bytes().saturating_sub(models.touched_bytes());

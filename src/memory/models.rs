@@ -21,8 +21,11 @@ pub trait Tenant: Send + Sync {
     /// Bytes of slots that were never used: the system counts them as available, but they are spoken for.
     fn untouched_bytes(&self) -> u64;
 
-    /// Changes how many slots it may use. What is in use now goes with a later call.
+    /// Changes how many slots it may use. What is in use now goes with a later call of this or the next.
     fn resize(&self, budget_bytes: u64);
+
+    /// Closes what was in use when it should have been closed.
+    fn finish_closing(&self);
 }
 
 /// The models that run, and what is remembered between looks.

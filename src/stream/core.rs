@@ -275,6 +275,14 @@ impl Tenant for Core {
             tracing::info!("the system refuses memory: {opened} slots for weights instead of {wanted}");
         }
     }
+
+    fn finish_closing(&self) {
+        let mut state = self.state.lock();
+        let Slots { pools, location, .. } = &mut state.slots;
+        for pool in pools.iter_mut() {
+            pool.finish_closing(|block| location[block] = None);
+        }
+    }
 }
 
 impl Sink for Core {

@@ -60,6 +60,27 @@ fn resize_under_load(model: &Model, seed: u64) {
 }
 
 #[test]
+fn what_was_in_use_closes_once_it_is_given_back() {
+    let model = dense_model(TestDirectory::new(), 6, 1);
+    let session = model.session_with_ram(1 << 30, &[]).unwrap();
+    model.sweep(&session).unwrap();
+    let core = &session.running().unwrap().core;
+    let resident = || core.state.lock().slots.location.iter().flatten().count();
+    let (mut fetch, all) = (session.new_fetch(), resident());
+    let tensor = *model.streamed(&session).last().unwrap();
+    fetch.begin(tensor, &[], 1).unwrap();
+    core.resize(0);
+    let open: usize = core.state.lock().slots.pools.iter().map(crate::cache::Pool::slot_count).sum();
+    core.finish_closing();
+    assert_eq!(resident(), open + 1, "of {all}");
+    session.check();
+    fetch.end();
+    core.finish_closing();
+    assert_eq!(resident(), open);
+    session.check();
+}
+
+#[test]
 fn experts_stay_right_while_their_memory_changes() {
     within(300, || resize_under_load(&expert_model(TestDirectory::new(), 5, 2), 50));
 }

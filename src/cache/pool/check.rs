@@ -25,6 +25,8 @@ impl Pool {
         assert_eq!(self.copied.iter(&self.links).count(), copied, "copies");
         assert_eq!(self.policy.evictable_count(), evictable, "what the policy may give up");
         assert_eq!(self.untouched_count, open(&|slot| !self.slots[slot].touched), "untouched slots");
+        let closed = self.slots.iter().skip(self.slot_count);
+        assert_eq!(self.closing_count, closed.filter(|slot| !slot.returned).count(), "closed slots with memory");
         for (index, slot) in self.slots.iter_enumerated() {
             let has_users = slot.users > 0;
             let is_idle = slot.state == SlotState::Empty && !slot.touched && !self.is_open(index);

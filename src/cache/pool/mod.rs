@@ -32,6 +32,8 @@ pub struct Pool {
     empty_count: usize,
     /// Open slots that are not touched.
     untouched_count: usize,
+    /// Closed slots that still have their memory, since they were in use or being read into.
+    closing_count: usize,
     prefetched: List<SlotNumber>,
     /// In the order in which they were let go of.
     copied: List<SlotNumber>,
@@ -76,6 +78,7 @@ impl Pool {
             empty,
             empty_count: slots.now,
             untouched_count: slots.now,
+            closing_count: 0,
             prefetched: List::new(),
             copied: List::new(),
             policy,

@@ -8,9 +8,9 @@ use crate::index::{BlockId, SlotNumber};
 
 impl Pool {
     /// Opens or closes slots until `slot_count` may be used, and calls `evicted` with each block that lost its slot. What is closed
-    /// goes back to the system. A slot that is in use or being read into stays until a later call; nothing new comes into it. Fewer are
-    /// opened where the system refuses the memory.
-    pub fn resize(&mut self, slot_count: usize, mut evicted: impl FnMut(BlockId)) {
+    /// goes back to the system. A slot that is in use or being read into stays until [`Self::finish_closing`]; nothing new comes into it.
+    /// Fewer are opened where the system refuses the memory.
+    pub fn resize(&mut self, slot_count: usize, evicted: impl FnMut(BlockId)) {
         let slot_count = self.open_memory(slot_count);
         let slots = |from: usize, to: usize| (from..to).map(SlotNumber);
         let is_untouched = |slot: &SlotNumber| !self.slots[*slot].touched;
@@ -33,11 +33,29 @@ impl Pool {
             }
         }
         self.slot_count = slot_count;
+        self.close(evicted);
+    }
+
+    /// Closes what was in use, or being read into, when it should have been closed, and is not any more.
+    pub fn finish_closing(&mut self, evicted: impl FnMut(BlockId)) {
+        if self.closing_count > 0 {
+            self.close(evicted);
+        }
+    }
+
+    /// Gives back the memory of all closed slots that nobody needs.
+    fn close(&mut self, mut evicted: impl FnMut(BlockId)) {
+        let slot_count = self.slot_count;
+        self.closing_count = 0;
         for (slot, entry) in self.slots.iter_mut_enumerated().skip(slot_count) {
             match entry.state {
+                _ if entry.returned => continue,
                 SlotState::Ready if entry.users == 0 => evicted(entry.block),
-                SlotState::Empty if !entry.returned => {}
-                _ => continue,
+                SlotState::Empty => {}
+                _ => {
+                    self.closing_count += 1;
+                    continue;
+                }
             }
             entry.state = SlotState::Empty;
             entry.returned = true;

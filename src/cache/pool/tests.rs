@@ -321,7 +321,11 @@ fn a_slot_in_use_closes_once_it_is_given_back() {
     pool.loaded(loading);
     assert_eq!(take(&mut pool, 3, 0, TakeFor::Demand), Some((SlotNumber(0), None)));
     assert_eq!(take(&mut pool, 4, 0, TakeFor::Demand), None, "neither of the two may be taken");
-    assert_eq!(resize(&mut pool, 1), [1, 2]);
+    let mut evicted = Vec::new();
+    pool.finish_closing(|block| evicted.push(block.0));
+    assert_eq!(evicted, [1, 2]);
+    pool.finish_closing(|block| panic!("{block:?} had lost its slot"));
+    pool.check();
     // A read that is taken back leaves a closed slot closed.
     assert_eq!(resize(&mut pool, 2), [0; 0]);
     let (queued, _) = take(&mut pool, 5, 1, TakeFor::Prefetch).unwrap();
