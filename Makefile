@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: FORCE help check check-msrv setup source pristine llama llama-off llama-dist llama-stock backend cli install dist deb wheel docs models arch-models demo \
-	test soak fuzz test-schedules test-miri test-tsan test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-install test-variants test-ollama test-hosts test-python test-llama versions stress-ollama \
+	test soak fuzz test-schedules test-miri test-tsan test-rust test-scripts test-cli test-patch test-e2e test-archs test-identity test-gpu test-install test-variants test-ollama test-hosts test-python test-llama versions stress-ollama \
 	bench bench-dense bench-moe bench-peers bench-prompts bench-rows bench-container bench-predicted bench-speculation bench-resident bench-sharing bench-neighbour bench-io replay check-solver header clean
 
 JOBS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -221,6 +221,9 @@ test-archs: llama arch-models ## a tiny model of every mixture architecture: str
 
 test-identity: llama llama-off llama-stock backend models ## streaming changes no bit, over twice as many tokens of the real models as in test-e2e: about 20 minutes
 	$(USE_TOOLS) HYPURA_TEST_POSITIONS=256 python3 -m pytest -ra tests/e2e/test_identity.py
+
+test-gpu: llama models ## streaming changes no bit on a GPU: 3 to 15 minutes, of llama.cpp built with make llama CMAKE_ARGS=-DGGML_CUDA=ON
+	$(USE_TOOLS) python3 -m pytest -ra tests/gpu
 
 soak: llama llama-off llama-stock backend models ## an hour of mixed load (SOAK_SECONDS), then 1,000 seeded faults of drive and file: another
 	$(USE_TOOLS) python3 -m pytest -ra -s tests/soak && HYPURA_TEST_FAULT_CASES=1000 python3 -m pytest -ra tests/e2e/test_recovery.py

@@ -66,13 +66,13 @@ void finish_rescues(backend_context & ctx, ggml_backend_t from) {
     }
 }
 
-// zeros behind experts that are followed by one that is not there
+// Zeros behind experts that are followed by one that is not there, wherever they came from: some came from the cache.
 void pad(const ggml_backend_hypura_copy & copy) {
     static const char zeros[PADDING_BYTES] = {};
     const size_t bytes = copy.weight->nb[2];
     const int64_t n_experts = copy.weight->ne[2];
     for (int64_t e = 0; e + 1 < n_experts; ++e) {
-        if (copy.slots[e] == e && copy.is_used[e] && !copy.is_used[e + 1]) {
+        if (copy.is_used[e] && !copy.is_used[e + 1]) {
             ggml_backend_tensor_set_async(copy.to, copy.copy, zeros, (e + 1) * bytes, std::min(bytes, PADDING_BYTES));
         }
     }

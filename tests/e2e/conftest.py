@@ -71,7 +71,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("device") / "libtestgpu.so"
     ggml = SOURCE / "ggml"
     command = ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", path, Path(__file__).with_name("gpu_device.cpp")]
-    command += ["-I", ggml / "include", "-I", ggml / "src", "-L", BIN, "-lggml", "-lggml-base", f"-Wl,-rpath,{BIN}"]
+    command += ["-I", ggml / "include", "-isystem", ggml / "src", "-L", BIN, "-lggml", "-lggml-base", f"-Wl,-rpath,{BIN}"]
     subprocess.run(list(map(str, command)), check=True)
     return path
 
