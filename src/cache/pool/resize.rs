@@ -95,13 +95,12 @@ impl Pool {
         Some(first..SlotNumber(first.0 + 1 + more))
     }
 
-    /// The system has given these slots' memory. Of those that were closed meanwhile it goes back.
+    /// The system has given these slots' memory. Of those that had given theirs back meanwhile it goes back.
     pub fn touched(&mut self, slots: Range<SlotNumber>) {
         for slot in (slots.start.0..slots.end.0).map(SlotNumber) {
-            if self.is_open(slot) {
-                self.touch(slot);
-            } else if self.slots[slot].state == SlotState::Empty {
-                self.memory.release_unwritten(self.offset_of(slot), self.slot_bytes);
+            match self.slots[slot].returned {
+                true => self.memory.release_unwritten(self.offset_of(slot), self.slot_bytes),
+                false => self.touch(slot),
             }
         }
     }

@@ -310,6 +310,22 @@ fn slots_are_touched_ahead_of_reads_unless_they_are_closed() {
     assert_eq!(pool.untouched_bytes(), 128);
 }
 
+/// It would be open without memory afterwards, where closed memory is inaccessible.
+#[test]
+fn touching_does_not_give_back_what_is_still_to_close() {
+    let (mut pool, returned) = noted_pool();
+    let (queued, _) = take(&mut pool, 3, 3, TakeFor::Prefetch).unwrap();
+    assert_eq!(resize(&mut pool, 1), [0; 0]);
+    pool.give_back(queued, |_| false);
+    returned.lock().clear();
+    pool.touched(queued..SlotNumber(queued.0 + 1));
+    pool.check();
+    assert_eq!(*returned.lock(), [0; 0]);
+    pool.finish_closing(|block| panic!("{block:?}"));
+    assert_eq!(*returned.lock(), [192]);
+    pool.check();
+}
+
 #[test]
 fn a_slot_in_use_closes_once_it_is_given_back() {
     let mut pool = pool(3);
