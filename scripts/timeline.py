@@ -3,7 +3,7 @@
 
 The input is what libhypura records with HYPURA_TIMELINE=FILE, lines `seconds,event,tensor,bytes`. Events come in pairs: `read_begin` and
 `read_end` (a block is read; an expert's is called `tensor#expert`), `wait_begin` and `wait_end` (computing waits for it), `compute_begin` and
-`compute_end` (a multiplication with it). A token begins where the tensor that was computed first of all is computed again.
+`compute_end` (a multiplication with it). A token begins where the tensor that was computed first of all is computed again after another layer.
 
 The picture has the reads in flight over time, computing and waiting, and a row for each layer with its reads, waits and multiplications.
 """
@@ -77,18 +77,20 @@ def intervals(events: list[tuple[float, str, str, int]]) -> list[Interval]:
 
 
 def token_starts(found: list[Interval]) -> list[float]:
-    """When the tensor that was computed first begins to be computed, but for repetitions of it in a row (experts come in waves)."""
-    starts: list[float] = []
-    first = previous = None
-    for interval in found:
-        if interval.kind != "compute":
-            continue
-        name = interval.tensor.partition("#")[0]
-        first = first or name
-        if name == first and previous != first:
-            starts.append(interval.begin)
-        previous = name
-    return starts
+    """When the tensor that was computed first begins to be computed after another layer was.
+
+    Within its layer it may come several times: experts come in waves, and while one waits, other matrices are computed early. Of a single
+    layer, it begins after another tensor was.
+    """
+    computed = [interval for interval in found if interval.kind == "compute"]
+    names = [interval.tensor.partition("#")[0] for interval in computed]
+    layers = [interval.layer for interval in computed]
+    places = layers if len(set(layers)) > 1 else names
+    return [
+        interval.begin
+        for index, interval in enumerate(computed)
+        if names[index] == names[0] and (index == 0 or places[index - 1] != places[index])
+    ]
 
 
 def clipped(found: list[Interval], begin: float, end: float) -> list[Interval]:

@@ -59,6 +59,12 @@ def test_waves_of_the_first_tensor_are_one_token() -> None:
     assert token_starts(waves + others + again) == [0, 4]
 
 
+def test_what_is_computed_early_in_its_layer_begins_no_token() -> None:
+    """The second matrix is computed with experts that are there while the first one waits for others."""
+    order = ["blk.0.up#0", "blk.0.down#0", "blk.0.up#1", "blk.0.down#1", "blk.1.up#0", "blk.0.up#0", "blk.0.down#0", "blk.0.up#1"]
+    assert token_starts([Interval("compute", name, moment, moment + 1) for moment, name in enumerate(order)]) == [0, 5]
+
+
 def test_a_token_holds_what_happened_in_it(csv) -> None:
     shown = picture(intervals(read_events(csv)), 1)
     assert shown.seconds == 10
