@@ -39,6 +39,8 @@ class Run:
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
+    # From the program's start until it served.
+    load_seconds: float = 0.0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
     drafted: int = 0
@@ -90,6 +92,7 @@ def run_once(kind: Kind) -> Run:
         bring_in(kind.model, kind.cached_share)
     try:
         with Serving(kind.model, kind.settings, kind.through, kind.flags) as server:
+            run.load_seconds = server.load_seconds
             time = ProcessorTime()
             for prompt in kind.prompts:
                 left = answer_prompt(server, kind, prompt, run, left)

@@ -68,13 +68,15 @@ class Serving:
             self.process = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
-        end = time.monotonic() + LOAD_SECONDS
+        started = time.monotonic()
+        end = started + LOAD_SECONDS
         while not self._is_healthy():
             if self.process.poll() is not None or time.monotonic() > end:
                 message = self._how_it_ended("did not load the model")
                 self.__exit__()
                 raise ServerDied(message)
             time.sleep(0.05)
+        self.load_seconds = time.monotonic() - started
         return self
 
     def __exit__(self, *_) -> None:
