@@ -75,3 +75,23 @@ fn touch_all(core: &Core, is_stopped: &AtomicBool) {
         core.state.lock().slots.pools[pool].touched(slots);
     }
 }
+
+#[cfg(all(test, target_os = "linux", not(miri)))]
+mod tests {
+    use crate::common::{TestDirectory, expert_model, within};
+    use crate::memory::Tenant;
+
+    #[test]
+    fn all_slots_are_touched_without_a_demand() {
+        within(60, || {
+            let model = expert_model(TestDirectory::new(), 3, 2);
+            let session = model.session_with_ram(1 << 30, &[]).unwrap();
+            let core = &session.running().unwrap().core;
+            while core.untouched_bytes() > 0 {
+                std::thread::yield_now();
+            }
+            session.check();
+            model.sweep(&session).unwrap();
+        });
+    }
+}
