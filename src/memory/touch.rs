@@ -16,13 +16,14 @@ pub fn touch(_start: *mut u8, _length: usize) -> bool {
     false
 }
 
-/// Lets the calling thread run only when a processor has nothing else to do. Only a wish: where it is refused, nothing changes.
+/// Makes the calling thread let others go first. It still gets a tenth of a processor that others want: they may wait for a lock that it
+/// holds, of ours or the system's. Only a wish: where it is refused, nothing changes.
 pub fn yield_to_others() {
     #[cfg(all(target_os = "linux", not(miri)))]
     // Niceness is a thread's own on Linux, and the whole process's elsewhere.
     // SAFETY: the call takes plain numbers; 0 is the calling thread.
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
     }
 }
 

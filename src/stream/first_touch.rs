@@ -2,7 +2,7 @@
 //!
 //! The system zeroes memory when it is first written to, and the host of a virtual machine may have to find it first: 0.1 to 1.8 s for a
 //! gigabyte. A read into such a slot does that before it is the drive's turn, on the one thread that keeps the drive busy, and so the
-//! drive idles. A thread of its own touches all open slots once, with what processor time nobody else wants. What is read into before it
+//! drive idles. A thread of its own touches all open slots once, and lets others go first. What is read into before it
 //! gets there is touched by the read, and slots that are opened later by theirs.
 
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::memory;
 
 use super::core::Core;
 
-/// How much is touched at once, or one slot that is larger. The session ends, and slots are closed, in between.
-const CHUNK_BYTES: usize = 8 << 20;
+/// How much is touched at once, or one slot that is larger: a huge page. The session ends, slots are closed and mappings are made in between.
+const CHUNK_BYTES: usize = 2 << 20;
 
 /// The thread, until dropped.
 pub(super) struct FirstTouch {
