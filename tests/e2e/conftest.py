@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from logits import LogitsProgram
+from logits_fixtures import logits, text_file  # noqa: F401
 from models import DIRECTORY, SMOLLM2, SMOLLM2_MOE, TINY, TRAINED_MOE, Model
 from programs import BACKEND, BIN, OFF_BIN, REPOSITORY, SOURCE, STOCK_BIN
-
-sys.path.insert(0, str(REPOSITORY / "scripts" / "models"))
-from sample_text import CHECKING_TEXT, FITTING_TEXT  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,22 +44,6 @@ def require(model: Model) -> None:
 def require_built(model: Model) -> None:
     """Fail when a model that `make arch-models` makes is not there."""
     assert model.path.exists(), f"{model.path} is missing; run make arch-models"
-
-
-@pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """English text on unlike subjects, longer than any test reads."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(CHECKING_TEXT + FITTING_TEXT)
-    return path
-
-
-@pytest.fixture(scope="session")
-def logits(tmp_path_factory: pytest.TempPathFactory, text_file: Path):
-    """tests/e2e/logits.cpp, linked with the build that has libhypura."""
-    program = LogitsProgram.build(BIN, tmp_path_factory.mktemp("logits"), text_file)
-    yield program
-    program.discard()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ up to 8 tokens, are those of stock with all of that on the GPU the ones to have.
 """
 
 import re
-from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -23,16 +23,7 @@ RAM_SHARES = (0.1, 0.3, 0.6)
 VRAM_SHARES = (0.0, 0.3, 2.0)
 # A micro-batch of 512 and one of 64; one token at a time.
 POSITIONS = {"ubatch": 512 + 64, "single": 48}
-
-
-def cases() -> Iterator:
-    for model in MODELS:
-        for place in PLACES:
-            for ram in RAM_SHARES:
-                for vram in VRAM_SHARES:
-                    for mode in POSITIONS:
-                        name = f"{model.name}-{'-on-cpu-'.join(place)}-ram-{ram:.0%}-vram-{vram:.0%}-{mode}"
-                        yield pytest.param(model, place, ram, vram, mode, id=name)
+NAME = attrgetter("name")
 
 
 class Gpu:
@@ -60,7 +51,8 @@ class Gpu:
         settings = {"HYPURA": "stream", "HYPURA_VERIFY": "1", "HYPURA_RAM": str(int(ram * model.streamable_bytes))}
         settings["HYPURA_VRAM"] = str(int(vram * model.streamable_bytes)) if vram else "off"
         finished = self.run(model, mode, place, settings, output)
-        if smallest := re.search(r"HYPURA_RAM=(\d+K)", finished.log) if finished.status else None:
+        smallest = re.search(r"HYPURA_RAM=(\d+K)", finished.log)
+        if finished.status != 0 and smallest:
             finished = self.run(model, mode, place, settings | {"HYPURA_RAM": smallest.group(1)}, output)
         finished.succeeded()
         return output
@@ -71,7 +63,11 @@ def gpu(logits: LogitsProgram, tmp_path: Path) -> Gpu:
     return Gpu(logits, tmp_path)
 
 
-@pytest.mark.parametrize(("model", "place", "ram", "vram", "mode"), list(cases()))
+@pytest.mark.parametrize("mode", POSITIONS)
+@pytest.mark.parametrize("vram", VRAM_SHARES, ids="vram-{:.0%}".format)
+@pytest.mark.parametrize("ram", RAM_SHARES, ids="ram-{:.0%}".format)
+@pytest.mark.parametrize("place", PLACES, ids="-on-cpu-".join)
+@pytest.mark.parametrize("model", MODELS, ids=NAME)
 def test_a_weight_has_the_same_bits_wherever_it_is(gpu: Gpu, model: Model, place: tuple[str, ...], ram: float, vram: float, mode: str) -> None:
     streamed = gpu.streamed(model, mode, place, ram, vram)
     holds_experts = mode == "single" and vram > 0 and model.has_experts and place in (EXPERTS_ON_CPU, FFN_ON_CPU)
@@ -79,7 +75,7 @@ def test_a_weight_has_the_same_bits_wherever_it_is(gpu: Gpu, model: Model, place
     assert difference(resident, streamed, POSITIONS[mode]) is None
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS if model.has_experts], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [model for model in MODELS if model.has_experts], ids=NAME)
 def test_the_users_own_cache_of_experts_changes_no_text(gpu: Gpu, model: Model) -> None:
     flags = [*COMPARABLE, "-ngl", "99", "--cpu-moe", "--moe-cache-mib", "2"]
     resident = complete(model.path, OFF, gpu.scratch, flags=flags)
